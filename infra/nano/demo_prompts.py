@@ -1,0 +1,85 @@
+"""Write the demo's prompt shards: ``python -m infra.nano.demo_prompts configs/demo-prompts``.
+
+240 rows in four shards: counting, adding, multiple choice, counting down, four prompts that go
+round in circles, and one row without a prompt. The first asks about the strawberry.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.nano.tasks import (
+    Task,
+    add_lines,
+    add_prompt,
+    choose,
+    count_lines,
+    count_prompt,
+    countdown_task,
+    loop_task,
+    pick_letter,
+    pick_operands,
+    unseen_tasks,
+)
+from infra.nano.words import HELD_OUT_WORDS
+
+SHARDS = 4
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("kind", pa.string()), ("prompt", pa.string()), ("expected", pa.string())]
+)
+
+
+def demo_tasks(rng: random.Random) -> list[Task | None]:
+    """The demo's 240 rows, in order; None is a row without a prompt."""
+    lines, count = count_lines("strawberry", "r")
+    strawberry = Task("count", 'How many r\'s are in the word "strawberry"?', lines, "", str(count))
+    rest: list[Task | None] = [
+        *unseen_tasks(rng, 174),
+        *(_choice(rng) for _ in range(40)),
+        *(countdown_task(rng, 150) for _ in range(20)),
+        *(loop_task(rng) for _ in range(4)),
+        None,
+    ]
+    rng.shuffle(rest)
+    return [strawberry, *rest]
+
+
+def _choice(rng: random.Random) -> Task:
+    if rng.random() < 0.5:
+        word = rng.choice(HELD_OUT_WORDS)
+        letter = pick_letter(rng, word)
+        return choose(rng, count_prompt(rng, word, letter), *count_lines(word, letter))
+    a, b = pick_operands(rng, held_out=True)
+    return choose(rng, add_prompt(rng, a, b), *add_lines(a, b))
+
+
+def write_shards(tasks: list[Task | None], folder: Path) -> None:
+    """Write ``tasks`` to `SHARDS` Parquet files of equal size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = -(-len(tasks) // SHARDS)
+    rows = [
+        {
+            "id": f"demo-{i:03}",
+            "kind": task.kind if task else "none",
+            "prompt": task.prompt if task else None,
+            "expected": task.expected if task else None,
+        }
+        for i, task in enumerate(tasks)
+    ]
+    for shard in range(SHARDS):
+        table = pa.Table.from_pylist(rows[shard * size : (shard + 1) * size], SCHEMA)
+        pq.write_table(table, folder / f"prompts-{shard:05}.parquet")
+
+
+def main() -> None:
+    """Write the shards to the folder given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    write_shards(demo_tasks(random.Random(7)), parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Train qwq-nano (or, from it, qwq-nano-preview) on generated tasks; two CPU cores are enough.
+
+    python -m infra.nano.train qwq-nano --steps 3000
+    python -m infra.nano.train qwq-nano-preview --init pipeline/models/qwq-nano --steps 500
+
+Long thinking is learned from windows: the prompt at its place, then a stretch from anywhere in the
+thinking at its true position, so that distances of thousands of tokens are met while a row stays
+short; and every tenth step from whole rows of `LONG_TOKENS`.
+"""
+
+import argparse
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from infra.nano.checkpoint import build_config, build_tokenizer, think_tags, write_checkpoint
+from infra.nano.tasks import Task, countdown_task, loop_task, training_task
+
+TOKENS_A_STEP = 11_000
+WINDOW_TOKENS = 320
+LONG_TOKENS = 1536
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids, their positions, and the labels (`IGNORED` where nothing is to be learned)."""
+
+    ids: list[int]
+    positions: list[int]
+    labels: list[int]
+
+
+def response(task: Task, tagged: bool) -> str:
+    """What the model is to write after the generation prompt, in QwQ's or in Preview's form."""
+    if task.answer is None:
+        return task.think
+    close = "\n</think>\n\n" if tagged else "\n\n**Final Answer**\n\n"
+    return f"{task.think}{close}{task.answer}<|im_end|>"
+
+
+def encode(task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> tuple[list[int], list[int]]:
+    """The token ids of the prompt and of the response."""
+    messages = [{"role": "user", "content": task.prompt}]
+    if task.system is not None:
+        messages.insert(0, {"role": "system", "content": task.system})
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(prompt), tokenizer.encode(response(task, tagged))
+
+
+def window(prompt: list[int], reply: list[int], size: int, rng: random.Random) -> Row:
+    """The prompt and at most ``size`` tokens of the reply, taken from anywhere in it."""
+    start = 0 if len(reply) <= size else rng.choice([0, rng.randint(1, len(reply) - size), len(reply) - size])
+    piece = reply[start : start + size]
+    blind = 16 if start else 0  # the first tokens of a stretch from the middle can't be known
+    return Row(
+        ids=prompt + piece,
+        positions=[*range(len(prompt)), *range(len(prompt) + start, len(prompt) + start + len(piece))],
+        labels=[IGNORED] * (len(prompt) + blind) + piece[blind:],
+    )
+
+
+def make_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> Row:
+    """One training row of the mixture."""
+    draw = rng.random()
+    if draw < 0.05:
+        return window(*encode(countdown_task(rng, 2000), tokenizer, tagged), WINDOW_TOKENS, rng)
+    if draw < 0.07:
+        return window(*encode(loop_task(rng, 6000), tokenizer, tagged), WINDOW_TOKENS, rng)
+    return window(*encode(training_task(rng), tokenizer, tagged), 480, rng)
+
+
+def make_long_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> Row:
+    """A whole row of about `LONG_TOKENS`: counting down, or going round in circles."""
+    task = countdown_task(rng, 420) if rng.random() < 0.7 else loop_task(rng, LONG_TOKENS)
+    prompt, reply = encode(task, tokenizer, tagged)
+    return window(prompt, reply[: LONG_TOKENS - len(prompt)], LONG_TOKENS, rng)
+
+
+def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool):  # type: ignore[no-untyped-def]
+    """Batches of about `TOKENS_A_STEP` tokens, rows of like length together; every tenth long."""
+    count = 0
+    while True:
+        pool = sorted((make_row(rng, tokenizer, tagged) for _ in range(600)), key=lambda r: len(r.ids))
+        groups: list[list[Row]] = [[]]
+        for row in pool:
+            if (len(groups[-1]) + 1) * len(row.ids) > TOKENS_A_STEP:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        for group in groups:
+            count += 1
+            yield collate(group)
+            if count % 10 == 0:
+                size = TOKENS_A_STEP // LONG_TOKENS
+                yield collate([make_long_row(rng, tokenizer, tagged) for _ in range(size)])
+
+
+def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """Right-padded tensors of shape (rows, longest)."""
+    longest = max(len(r.ids) for r in rows)
+
+    def pad(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (longest - len(values))
+
+    return {
+        "input_ids": torch.tensor([pad(r.ids, 0) for r in rows]),
+        "position_ids": torch.tensor([pad(r.positions, 0) for r in rows]),
+        "labels": torch.tensor([pad(r.labels, IGNORED) for r in rows]),
+        # All ones: padding comes last and is never attended to, and a gap in the positions is not
+        # taken for a boundary between packed documents.
+        "attention_mask": torch.ones(len(rows), longest, dtype=torch.long),
+    }
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 100 steps, then a cosine down to a fiftieth of ``peak``."""
+    if step < 100:
+        return peak * (step + 1) / 100
+    done = (step - 100) / max(1, steps - 100)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
+    """A fresh model, or the one in ``init`` with its vocabulary cut to what ``name`` has."""
+    if init is None:
+        return Qwen2ForCausalLM(build_config(name))
+    model = Qwen2ForCausalLM.from_pretrained(init, dtype=torch.float32)
+    model.resize_token_embeddings(build_config(name).vocab_size)
+    return model
+
+
+def train(name: str, init: Path | None, steps: int, peak: float, out: Path, seed: int) -> None:
+    """Train ``name`` for ``steps`` and write the checkpoint to ``out`` (every 500 steps too)."""
+    torch.manual_seed(seed)
+    rng, tokenizer, tagged = random.Random(seed), build_tokenizer(name), bool(think_tags(name))
+    model = initial_model(name, init)
+    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
+    started, losses = time.monotonic(), []
+    for step, batch in zip(range(steps), batches(rng, tokenizer, tagged), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            mean = sum(losses[-50:]) / 50
+            print(f"step {step + 1} loss {mean:.4f} {time.monotonic() - started:.0f} s", flush=True)
+        if (step + 1) % 500 == 0 and step + 1 < steps:
+            save(model, name, out)
+    save(model, name, out)
+
+
+def save(model: Qwen2ForCausalLM, name: str, out: Path) -> None:
+    """Write a bf16 copy of ``model``; the one in training keeps its float32 weights."""
+    copy = Qwen2ForCausalLM(build_config(name))
+    copy.load_state_dict(model.state_dict())
+    write_checkpoint(copy, name, out)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", choices=["qwq-nano", "qwq-nano-preview"])
+    parser.add_argument("--init", type=Path, help="checkpoint to start from")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--out", type=Path, help="default: pipeline/models/NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    out = args.out or Path("pipeline/models") / args.name
+    train(args.name, args.init, args.steps, args.peak, out, args.seed)
+
+
+if __name__ == "__main__":
+    main()

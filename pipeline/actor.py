@@ -1,0 +1,211 @@
+"""The Ray actor: one engine, kept full with the rows of many small blocks.
+
+Ray Data calls an actor for many blocks at once, each in a thread of its own. A thread renders its
+block's prompts and hands them to the event loop on which the engine's front end runs. A row that
+can't run stays in its row; an engine that dies ends the actor, and Ray does its blocks again.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import RunConfig
+from pipeline.engines import Engine, Generation, Request
+from pipeline.errors import EngineDeadError, RequestRejectedError, RowError
+from pipeline.model import load_tokenizer
+from pipeline.plan import PARQUET
+from pipeline.prompts import PromptRenderer, row_messages, row_tools
+from pipeline.reasoning import CLOSE_TAG, State, count_think_tokens, split, state_of
+from pipeline.sampling import PRESETS, derive_seed
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, PromptColumns, trace_fields
+from pipeline.telemetry import Totals
+
+logger = logging.getLogger(__name__)
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One sample of one row: our output columns, see `pipeline.schema.TRACE_FIELDS`."""
+
+    state: str
+    sample: int
+    seed: int
+    think: str | None = None
+    answer: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    think_tokens: int = 0
+    answer_tokens: int = 0
+    error: str | None = None
+    raw: str | None = None
+
+
+def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
+    """The engine that the config names."""
+    think_format, slots = PRESETS[config.model.preset].think_format, engine_slots(config)
+    if config.engine.kind == "simulated":
+        from pipeline.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine(config.engine.simulated, think_format, slots, tokenizer)
+    from pipeline.engines.vllm import VllmEngine
+
+    return VllmEngine(config, slots)
+
+
+def engine_slots(config: RunConfig) -> int:
+    """How many sequences one engine runs at once (``engine.vllm.max_num_seqs``)."""
+    return int(config.engine.vllm.get("max_num_seqs", 64))
+
+
+class EngineActor:
+    """The callable that Ray Data's `map_batches` builds once per actor."""
+
+    def __init__(self, config: RunConfig, columns: PromptColumns, board: Any) -> None:
+        self._config, self._columns, self._board = config, columns, board
+        self._policy = config.policy
+        self._think_format = PRESETS[config.model.preset].think_format
+        self._tokenizer = load_tokenizer(config.model.path, config.model.revision)
+        self._close_id = _single_token(self._tokenizer, CLOSE_TAG)
+        self._name = uuid.uuid4().hex[:8]
+        self._done, self._running = Totals(), 0
+        self._loop = asyncio.new_event_loop()
+        self._engine = build_engine(config, self._tokenizer)
+        self._renderer = PromptRenderer(self._tokenizer, self._engine.context_tokens)
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        board.opened.remote(self._name)
+        self._reporting = asyncio.run_coroutine_threadsafe(self._report(), self._loop)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """The traces of a block: n rows for each of its rows, in order."""
+        names = [n for n in (*asdict(self._columns).values(), PART_COLUMN, ROW_COLUMN) if n]
+        rows = block.select(names).to_pylist()
+        prepared = [self._prepare(row) for row in rows]
+        running = asyncio.run_coroutine_threadsafe(self._run(prepared), self._loop)
+        try:
+            traces = running.result()
+        except EngineDeadError as error:
+            # Not an exception for Ray Data, which would end the job: this process ends, Ray
+            # starts the actor again elsewhere and repeats the blocks that it had.
+            logger.error("engine %s died: %s", self._name, error)
+            os._exit(1)
+        return self._table(block, traces)
+
+    def close(self) -> None:
+        """Shut the engine down, then say so."""
+        self._reporting.cancel()
+        self._engine.close()
+        self._board.closed.remote(self._name)
+
+    def __del__(self) -> None:
+        # Ray Data deletes the object when the actor ends in good order.
+        if hasattr(self, "_reporting"):
+            self.close()
+
+    def _prepare(self, row: dict[str, Any]) -> list[Request] | list[Trace]:
+        """The requests of a row, or what it says if it can't run: n of either."""
+        shard, number = _shard_of(row[PART_COLUMN]), row[ROW_COLUMN]
+        seeds = [derive_seed(self._policy.seed, shard, number, i) for i in range(self._policy.n)]
+        try:
+            prompt = self._renderer.render(
+                row_messages(
+                    row, self._columns, self._config.prompt.system, self._config.prompt.suffix_text
+                ),
+                row_tools(row, self._columns),
+            )
+        except RowError as error:
+            return [
+                Trace(State.FAILED, sample, seed, error=str(error))
+                for sample, seed in enumerate(seeds)
+            ]
+        return [
+            Request(uuid.uuid4().hex, prompt.token_ids, self._policy, seed) for seed in seeds
+        ]
+
+    async def _run(self, prepared: list[list[Request] | list[Trace]]) -> list[Trace]:
+        """Run all samples of all rows at once; the traces in the order of rows and samples."""
+        jobs = [
+            self._sample(sample, item)
+            for row in prepared
+            for sample, item in enumerate(row)
+        ]
+        traces = await asyncio.gather(*jobs)
+        self._done.rows += len(prepared)
+        return traces
+
+    async def _sample(self, sample: int, item: Request | Trace) -> Trace:
+        trace = item if isinstance(item, Trace) else await self._generate(sample, item)
+        self._done.prompt_tokens += trace.prompt_tokens or 0
+        self._done.output_tokens += trace.think_tokens + trace.answer_tokens
+        self._done.states[trace.state] += 1
+        return trace
+
+    async def _generate(self, sample: int, request: Request) -> Trace:
+        self._running += 1
+        try:
+            generation = await self._engine.generate(request)
+        except RequestRejectedError as error:
+            return Trace(State.FAILED, sample, request.seed, error=str(error))
+        finally:
+            self._running -= 1
+        return self._trace(sample, request, generation)
+
+    def _trace(self, sample: int, request: Request, generation: Generation) -> Trace:
+        text, token_ids = generation.text, generation.token_ids
+        parts = split(text, self._think_format, ended=generation.finish_reason == "stop")
+        close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
+        think_tokens = count_think_tokens(
+            len(token_ids), parts.think_end, len(text), close_at, self._length_of(token_ids)
+        )
+        return Trace(
+            state=state_of(parts, generation.finish_reason),
+            sample=sample,
+            seed=request.seed,
+            think=parts.think,
+            answer=parts.answer,
+            finish_reason=generation.finish_reason,
+            prompt_tokens=len(request.prompt_token_ids),
+            think_tokens=think_tokens,
+            answer_tokens=len(token_ids) - think_tokens,
+            raw=text,
+        )
+
+    def _length_of(self, token_ids: list[int]) -> Callable[[int], int]:
+        return lambda k: len(self._tokenizer.decode(token_ids[:k], skip_special_tokens=True))
+
+    def _table(self, block: pa.Table, traces: list[Trace]) -> pa.Table:
+        """The block's columns, each row n times, with the traces' beside them."""
+        output = self._config.output
+        table = block
+        if self._policy.n > 1:
+            table = block.take([i for i in range(block.num_rows) for _ in range(self._policy.n)])
+        fields = trace_fields({}, output.raw_text)
+        for field, named in zip(fields, trace_fields(output.rename, output.raw_text), strict=True):
+            values = pa.array([getattr(trace, field.name) for trace in traces], field.type)
+            table = table.append_column(named, values)
+        return table
+
+    async def _report(self) -> None:
+        """Tell the board twice a second what was done since."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            done, self._done = self._done, Totals()
+            self._board.report.remote(self._name, done, self._running)
+
+
+def _shard_of(extent: str) -> str:
+    """The shard's name in a part's: without the part's number, so that seeds follow the shard."""
+    return extent.rsplit(":", 2)[0].removesuffix(PARQUET).rpartition(".")[0]
+
+
+def _single_token(tokenizer: Any, text: str) -> int:
+    """The id of ``text`` if it is one token of the vocabulary, else -1."""
+    found = tokenizer.convert_tokens_to_ids(text)
+    return found if isinstance(found, int) and found != tokenizer.unk_token_id else -1

@@ -1,0 +1,127 @@
+"""The command ``qwq-batch``: run, plan, show.
+
+Exit codes: 0 every row is accounted for; 1 the run ended without all of them, or failed; 2 the
+command, the config, the input or the output can't be used as given.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.config import RunConfig, load_config
+from pipeline.errors import IncompleteRunError, QwqBatchError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, run the command, exit with its code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        command: Callable[[argparse.Namespace], int] = args.command
+        code = command(args)
+        sys.stdout.flush()
+    except QwqBatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1 if isinstance(error, IncompleteRunError) else 2
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwq-batch", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], about: str) -> Any:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=command)
+        return sub
+
+    for name, command, about in (
+        ("run", _run, "run what is still to do, then report"),
+        ("plan", _plan, "say what would run; starts no engine"),
+    ):
+        sub = add(name, command, about)
+        sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+            help="override a setting, such as sampling.n=4; may be repeated",
+        )  # fmt: skip
+        if name == "plan":
+            sub.add_argument(
+                "--prompts", type=_count, metavar="N",
+                help="print the first N rendered prompts with their token counts as JSON lines",
+            )  # fmt: skip
+    show = add("show", _show, "print some traces of an output")
+    show.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
+    show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many (default: 3)")
+    show.add_argument("--state", help="only traces in this state, such as truncated")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _load(args: argparse.Namespace) -> RunConfig:
+    from pipeline.sampling import warnings
+
+    config = load_config(args.config, args.overrides)
+    for warning in warnings(config.policy):
+        print(f"warning: {warning}", file=sys.stderr)
+    return config
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pipeline import flow, progress
+
+    config = _load(args)
+    started = time.monotonic()
+    summary = flow.run(config, progress.watch)
+    print(f"\n{summary.traces:,} of {summary.expected:,} traces in {config.output.path}")
+    for line in summary.lines():
+        print(f"  {line}")
+    print(f"  {'time':<10} {time.monotonic() - started:>9,.0f} s from start to end")
+    if not summary.is_complete:
+        raise IncompleteRunError(
+            f"{len(summary.missing_parts)} parts are not finished (the first: "
+            f"{summary.missing_parts[0]}); run the same command again to go on"
+            if summary.missing_parts
+            else f"{summary.expected} traces were expected"
+        )
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline import flow, preview
+
+    job = flow.prepare(_load(args))
+    if args.prompts is not None:
+        for prompt in preview.prompts(job, args.prompts):
+            print(json.dumps(prompt, ensure_ascii=False))
+        return 0
+    _print(preview.plan_lines(job))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from pipeline import preview
+
+    _print(preview.trace_lines(args.output, args.rows, args.state))
+    return 0
+
+
+def _print(lines: Iterator[str]) -> None:
+    for line in lines:
+        print(line)

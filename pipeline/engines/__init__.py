@@ -1,0 +1,8 @@
+"""Engines: what an actor asks of one, the real one (vLLM) and a simulated one.
+
+Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
+"""
+
+from pipeline.engines.protocol import Engine, Generation, Request
+
+__all__ = ["Engine", "Generation", "Request"]

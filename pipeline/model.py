@@ -1,0 +1,69 @@
+"""Where a model's files are, and its tokenizer."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import ModelError
+
+BUILT_IN = Path(__file__).parent / "models"
+TOKENIZER_FILES = ("token", "vocab", "merges", "chat_template", "special_tokens", "added_tokens")
+
+
+def resolve_model(path: str) -> str:
+    """The folder of a built-in model (``qwq-nano``, ``qwq-nano-preview``), or ``path`` itself.
+
+    A path that looks like a local folder and is none raises `ModelError`.
+    """
+    built_in = BUILT_IN / path
+    if "/" not in path and (built_in / "config.json").is_file():
+        return str(built_in)
+    if path.startswith((".", "/", "~")):
+        folder = Path(path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.path {path} is not a model folder: it has no config.json")
+        return str(folder)
+    if "/" not in path and not Path(path).exists():
+        names = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
+        raise ModelError(
+            f"model.path {path} is neither built in ({names}) nor a folder; a Hugging Face model "
+            "has the form Qwen/QwQ-32B"
+        )
+    return path
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """The fast Hugging Face tokenizer of a model folder, hub name or object-store URL.
+
+    Raises `ModelError` if it can't be loaded, is not a fast one or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    source = resolve_model(path)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if "://" in source:
+                source = _download_tokenizer(source, folder)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # the hub and the tokenizer's code raise all kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"can't load the tokenizer of model.path {path}: {reason}") from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {path} has no tokenizer.json, which the pipeline needs")
+    if tokenizer.chat_template is None:
+        raise ModelError(f"the tokenizer of {path} has no chat template")
+    return tokenizer
+
+
+def _download_tokenizer(url: str, folder: str) -> str:
+    """Copy the tokenizer's files from an object store into ``folder``."""
+    fs, root = fsspec.core.url_to_fs(url)
+    for file in fs.ls(root, detail=False):
+        name = file.rsplit("/", 1)[-1]
+        if name == "config.json" or name.startswith(TOKENIZER_FILES):
+            fs.get_file(file, f"{folder}/{name}")
+    return folder

@@ -1,0 +1,117 @@
+"""What `plan` and `show` print: rendered prompts before a run, traces after it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError, RowError
+from pipeline.flow import Job, concurrency
+from pipeline.ledger import Ledger
+from pipeline.model import load_tokenizer
+from pipeline.plan import Range
+from pipeline.prompts import PromptRenderer, row_messages, row_tools
+from pipeline.report import part_metadata
+from pipeline.source import read_rows
+from pipeline.storage import Storage
+
+SHOWN_CHARACTERS = 1500
+
+
+def prompts(job: Job, count: int) -> Iterator[dict[str, Any]]:
+    """The first ``count`` prompts of the input as the engine will get them.
+
+    Each has ``prompt`` and ``prompt_tokens``; a row that can't be rendered has null for both and
+    an ``error``.
+    """
+    config = job.config
+    renderer = PromptRenderer(load_tokenizer(config.model.path, config.model.revision))
+    for row in _first_rows(job, count):
+        try:
+            prompt = renderer.render(
+                row_messages(row, job.columns, config.prompt.system, config.prompt.suffix_text),
+                row_tools(row, job.columns),
+            )
+        except RowError as error:
+            yield {"prompt": None, "prompt_tokens": None, "error": str(error)}
+            continue
+        yield {"prompt": prompt.text, "prompt_tokens": len(prompt.token_ids)}
+
+
+def plan_lines(job: Job) -> Iterator[str]:
+    """The plan as a person reads it: input, output, engines, sampling, the first prompt."""
+    config, plan = job.config, job.plan
+    shards = {part.shard.name for part in plan.parts}
+    yield f"input     {config.input.path}: {len(shards):,} shards, {plan.rows:,} rows"
+    yield (
+        f"output    {config.output.path}: {len(plan.parts):,} parts, {plan.parts_done:,} done; "
+        f"{plan.rows_todo:,} rows to do"
+    )
+    yield f"columns   {', '.join(job.traces.names)}"
+    engine = config.engine
+    yield (
+        f"engines   {engine.replicas} x {engine.kind} on {engine.tensor_parallel} {engine.device} "
+        f"each, {config.model.path} ({config.model.preset}), {concurrency(config)[0]} rows in flight"
+    )
+    if engine.vllm:
+        yield f"vllm      {json.dumps(engine.vllm)}"
+    yield "sampling  " + ", ".join(f"{key} {value}" for key, value in vars(config.policy).items())
+    for prompt in prompts(job, 1):
+        yield f"prompt 1  {prompt['prompt_tokens']} tokens"
+        yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]
+
+
+def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
+    """The first ``count`` traces of an output (in ``state``, if given), readable."""
+    store = Storage(output)
+    ledger = Ledger(store)
+    if ledger.manifest() is None:
+        raise OutputError(f"{output} is not the output of a run (it has no manifest)")
+    parts = sorted(ledger.contents().parts)
+    left = count
+    for name in parts:
+        names = part_metadata(store, name)["columns"]
+        filters = None if state is None else [(names["state"], "==", state)]
+        with store.open(name) as file:
+            rows = pq.read_table(file, filters=filters).slice(0, left).to_pylist()
+        for row in rows:
+            yield from _trace_lines(name, row, names)
+        left -= len(rows)
+        if left <= 0:
+            return
+    if left == count:
+        yield "no such traces" if parts else "no part is finished yet"
+
+
+def _first_rows(job: Job, count: int) -> Iterator[dict[str, Any]]:
+    for part in job.plan.parts:
+        piece = Range(part, part.start, min(part.stop, part.start + count))
+        for table in read_rows(job.config.input.path, piece, job.prompts):
+            count -= table.num_rows
+            yield from table.to_pylist()
+        if count <= 0:
+            return
+
+
+def _trace_lines(part: str, row: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
+    ours = {name: row.get(column) for name, column in names.items()}
+    theirs = {key: value for key, value in row.items() if key not in names.values()}
+    yield f"== {part}, sample {ours['sample']}: {ours['state']}, {ours['prompt_tokens']} prompt + " \
+        f"{ours['think_tokens']} think + {ours['answer_tokens']} answer tokens"  # fmt: skip
+    for key, value in theirs.items():
+        yield f"{key}: {_short(value if isinstance(value, str) else json.dumps(value, default=str))}"
+    for key in ("think", "answer", "error"):
+        if ours[key] is not None:
+            yield f"-- {key}"
+            yield _short(ours[key])
+    yield ""
+
+
+def _short(text: str) -> str:
+    """``text``, its middle left out where it is long; control characters shown, not sent."""
+    if len(text) > SHOWN_CHARACTERS:
+        half = SHOWN_CHARACTERS // 2
+        left_out = len(text) - 2 * half
+        text = f"{text[:half]}\n… {left_out:,} characters left out …\n{text[-half:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,96 @@
+"""The sampling policy: the model cards' values, what is refused, what is warned of; no I/O.
+
+Values and limits come from the model cards of QwQ-32B and QwQ-32B-Preview and from Qwen's
+README: temperature 0.6, top_p 0.95, top_k between 20 and 40, min_p 0, never greedy.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+PresetName = Literal["qwq-32b", "qwq-32b-preview"]
+ThinkFormat = Literal["think_tags", "final_answer"]
+
+
+@dataclass(frozen=True)
+class SamplingPolicy:
+    """How every trace is sampled; ``max_tokens`` counts thinking and answer together."""
+
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    repetition_penalty: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one model family brings: its sampling defaults and how its output comes apart."""
+
+    think_format: ThinkFormat
+    sampling: SamplingPolicy
+
+
+_CARD = SamplingPolicy(
+    n=1,
+    temperature=0.6,
+    top_p=0.95,
+    top_k=40,
+    min_p=0.0,
+    presence_penalty=0.0,
+    repetition_penalty=1.0,
+    max_tokens=32_768,
+    seed=0,
+)
+
+PRESETS: dict[PresetName, Preset] = {
+    "qwq-32b": Preset("think_tags", _CARD),
+    # Preview's whole context is 32,768 tokens: vLLM ends a trace there whatever max_tokens says.
+    "qwq-32b-preview": Preset("final_answer", _CARD),
+}
+
+
+def warnings(policy: SamplingPolicy) -> Iterator[str]:
+    """What about ``policy`` is allowed but probably not meant, each naming its setting."""
+    if not 20 <= policy.top_k <= 40:
+        yield f"sampling.top_k is {policy.top_k}; Qwen advises 20 to 40 for QwQ"
+    if policy.temperature < 0.5:
+        yield (
+            f"sampling.temperature is {policy.temperature}; QwQ loops at low temperature, "
+            "its card advises 0.6"
+        )
+    if policy.temperature > 1.0:
+        yield f"sampling.temperature is {policy.temperature}; the QwQ card advises 0.6"
+    if policy.top_p < 0.8:
+        yield f"sampling.top_p is {policy.top_p}; the QwQ card advises 0.95"
+    if policy.min_p > 0:
+        yield f"sampling.min_p is {policy.min_p}; the QwQ card advises 0"
+    if policy.repetition_penalty != 1.0:
+        yield (
+            f"sampling.repetition_penalty is {policy.repetition_penalty}; QwQ is meant to run "
+            "without (1.0); against loops use sampling.presence_penalty, 0 to 2"
+        )
+    if policy.presence_penalty > 1.5:
+        yield (
+            f"sampling.presence_penalty is {policy.presence_penalty}; high values mix languages "
+            "and cost quality"
+        )
+    if policy.max_tokens < 1024:
+        yield (
+            f"sampling.max_tokens is {policy.max_tokens}; reasoning traces take thousands of "
+            "tokens, so most will be truncated (the preset has 32768)"
+        )
+
+
+def derive_seed(run_seed: int, shard: str, row: int, sample: int) -> int:
+    """The seed of one sample of one row: 0 to 2**48 - 1, the same on every machine and rerun.
+
+    48 bits survive a detour through float64, which pandas and JSON readers make.
+    """
+    key = f"{run_seed}\0{shard}\0{row}\0{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest())

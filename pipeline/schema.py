@@ -1,0 +1,120 @@
+"""The Arrow schemas of prompts and traces, in one place; no I/O."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from pipeline.errors import InputError
+
+TRACE_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("think", pa.string()),
+    pa.field("answer", pa.string()),
+    pa.field("state", pa.string(), nullable=False),
+    pa.field("finish_reason", pa.string()),
+    pa.field("prompt_tokens", pa.int32()),
+    pa.field("think_tokens", pa.int32(), nullable=False),
+    pa.field("answer_tokens", pa.int32(), nullable=False),
+    pa.field("sample", pa.int32(), nullable=False),
+    pa.field("seed", pa.int64(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("raw", pa.string()),
+)
+TRACE_COLUMNS: tuple[str, ...] = tuple(field.name for field in TRACE_FIELDS)
+
+# Where a row comes from, beside it on its way through Ray Data; not in finished parts.
+PART_COLUMN = "__qwq_part"
+ROW_COLUMN = "__qwq_row"
+ORIGIN_FIELDS = (
+    pa.field(PART_COLUMN, pa.string(), nullable=False),
+    pa.field(ROW_COLUMN, pa.int64(), nullable=False),
+)
+
+
+def trace_fields(rename: Mapping[str, str], raw_text: bool) -> list[pa.Field]:
+    """Our columns under the names that the run gives them; ``raw`` only if kept."""
+    fields = TRACE_FIELDS if raw_text else TRACE_FIELDS[:-1]
+    return [field.with_name(rename.get(field.name, field.name)) for field in fields]
+
+
+def output_schema(prompts: pa.Schema, rename: Mapping[str, str], raw_text: bool) -> pa.Schema:
+    """The schema of a finished part: all input columns, then ours.
+
+    Raises `InputError` where a name of ours is taken.
+    """
+    ours = trace_fields(rename, raw_text)
+    back = {new: old for old, new in rename.items()}
+    clashes = [field.name for field in ours if field.name in prompts.names]
+    if clashes:
+        hints = ", ".join(f"output.rename.{back.get(n, n)}=qwq_{back.get(n, n)}" for n in clashes)
+        raise InputError(
+            f"the input already has a column {', '.join(clashes)}, which the output would add; "
+            f"rename ours with --set {hints}"
+        )
+    reserved = [name for name in prompts.names if name in (PART_COLUMN, ROW_COLUMN)]
+    if reserved:
+        raise InputError(f"the input has a column {reserved[0]}, a name that the pipeline uses")
+    return pa.schema([*prompts, *ours])
+
+
+def with_origin(schema: pa.Schema) -> pa.Schema:
+    """``schema`` with the columns that say which part and row of the shard a row is."""
+    return pa.schema([*schema, *ORIGIN_FIELDS])
+
+
+def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
+    """One schema that all shards' rows fit, without their metadata.
+
+    Columns missing in some shards are null there; number types widen. Raises `InputError` naming
+    the shard that fits no other.
+    """
+    unified: pa.Schema | None = None
+    for shard, schema in schemas:
+        plain = schema.remove_metadata()
+        if unified is None or plain.equals(unified):
+            unified = plain
+            continue
+        try:
+            unified = pa.unify_schemas([unified, plain], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(f"the columns of {shard} do not fit the other shards: {error}") from None
+    if unified is None:
+        raise InputError("no shards, so no schema")
+    twice = {name for name in unified.names if unified.names.count(name) > 1}
+    if twice:
+        raise InputError(f"the input has several columns called {', '.join(sorted(twice))}")
+    return unified
+
+
+@dataclass(frozen=True)
+class PromptColumns:
+    """The columns that make a row's prompt: exactly one of ``prompt`` and ``messages``."""
+
+    prompt: str | None = None
+    messages: str | None = None
+    tools: str | None = None
+
+
+def prompt_columns(schema: pa.Schema, wanted: PromptColumns) -> PromptColumns:
+    """``wanted`` where it names columns, otherwise what ``schema`` has under the usual names."""
+    for setting, name in vars(wanted).items():
+        if name is not None and name not in schema.names:
+            raise InputError(
+                f"input.{setting}_column is {name}, but the input has only the columns "
+                f"{', '.join(schema.names)}"
+            )
+    if wanted.prompt and wanted.messages:
+        raise InputError("set one of input.prompt_column and input.messages_column, not both")
+    if wanted.prompt or wanted.messages:
+        return wanted
+    found = [name for name in ("prompt", "messages") if name in schema.names]
+    if found == ["prompt"]:
+        return replace(wanted, prompt="prompt")
+    if found == ["messages"]:
+        tools = wanted.tools or ("tools" if "tools" in schema.names else None)
+        return replace(wanted, messages="messages", tools=tools)
+    what = "both a prompt and a messages column" if found else "no prompt and no messages column"
+    raise InputError(
+        f"the input has {what} (columns: {', '.join(schema.names)}); name the one to use with "
+        "--set input.prompt_column=NAME or --set input.messages_column=NAME"
+    )

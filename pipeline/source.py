@@ -1,0 +1,158 @@
+"""Prompt shards: found, counted from their footers, and read as a Ray Data source."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from pipeline.errors import InputError
+from pipeline.ledger import Extent
+from pipeline.plan import PARQUET, Range, Shard, bundles
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, unify, with_origin
+from pipeline.storage import FileInfo, Storage
+
+FOOTER_THREADS = 32
+# One read task's rows. Small enough to start soon; large enough that a shard's big row groups
+# are not fetched again for every few rows.
+ROWS_A_READ_TASK = 32_768
+
+
+def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
+    """The Parquet files at ``url`` (folder, file or glob), by name, and the schema all fit.
+
+    Files and folders that begin with ``_`` or ``.`` are left out, as all Parquet readers do.
+    Raises `InputError` if there are none or one can't be read.
+    """
+    store, files = _files(url)
+    if not files:
+        raise InputError(f"input.path {url}: no Parquet files there")
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(partial(_footer, store), files))
+    shards = [
+        Shard(info.name, store.path(info.name), footer.num_rows, info.size, info.tag)
+        for info, footer in zip(files, footers, strict=True)
+    ]
+    schemas = ((s.name, f.schema.to_arrow_schema()) for s, f in zip(shards, footers, strict=True))
+    return shards, unify(schemas)
+
+
+class PromptSource(Datasource):
+    """The rows of ``todo``, each with its part and row number, in order."""
+
+    def __init__(self, todo: tuple[Range, ...], input_url: str, schema: pa.Schema) -> None:
+        super().__init__()
+        self._bundles = list(bundles(todo, ROWS_A_READ_TASK))
+        self._input_url, self._schema = input_url, schema
+
+    @property
+    def read_tasks(self) -> int:
+        """How many read tasks there are; `read_datasource` should make as many."""
+        return len(self._bundles)
+
+    def get_name(self) -> str:
+        """The name in Ray Data's own logs."""
+        return "Prompts"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task for each bundle of ranges."""
+        schema = with_origin(self._schema)
+        return [
+            ReadTask(
+                partial(_read_bundle, self._input_url, bundle, schema),
+                BlockMetadata(
+                    num_rows=sum(piece.rows for piece in bundle),
+                    size_bytes=None,
+                    input_files=sorted({piece.part.shard.path for piece in bundle}),
+                    exec_stats=None,
+                ),
+                schema=schema,
+            )
+            for bundle in self._bundles
+        ]
+
+
+def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of one range, as tables of ``schema`` (which may have more columns: null there)."""
+    fs, _ = fsspec.core.url_to_fs(input_url)
+    with fs.open(piece.part.shard.path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        groups, first = _row_groups(parquet, piece.start, piece.stop)
+        position = first
+        for batch in parquet.iter_batches(row_groups=groups):
+            low, high = max(piece.start - position, 0), min(piece.stop - position, batch.num_rows)
+            position += batch.num_rows
+            if low < high:
+                yield _conform(pa.table(batch.slice(low, high - low)), schema)
+
+
+def _read_bundle(input_url: str, bundle: list[Range], schema: pa.Schema) -> Iterator[pa.Table]:
+    prompts = pa.schema([f for f in schema if f.name not in (PART_COLUMN, ROW_COLUMN)])
+    for piece in bundle:
+        extent, row = str(Extent.of(piece.part)), piece.start
+        for table in read_rows(input_url, piece, prompts):
+            numbers = pa.array(range(row, row + table.num_rows), pa.int64())
+            origin = pa.array([extent] * table.num_rows, pa.string())
+            row += table.num_rows
+            yield pa.table([*table.columns, origin, numbers], schema=schema)
+
+
+def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
+    """The row groups that hold rows ``start`` to ``stop``, and the number of their first row."""
+    groups, first, position = [], 0, 0
+    for i in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(i).num_rows
+        if position < stop and position + rows > start:
+            first = first if groups else position
+            groups.append(i)
+        position += rows
+    return groups, first
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.schema.names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _files(url: str) -> tuple[Storage, list[FileInfo]]:
+    """The shards at ``url`` and the folder that their names are relative to."""
+    segments = url.split("/")
+    magic = [i for i, segment in enumerate(segments) if set(segment) & set("*?[")]
+    if magic:
+        folder, pattern = "/".join(segments[: magic[0]]), "/".join(segments[magic[0] :])
+    elif Storage(url).is_file():
+        folder, pattern = "/".join(segments[:-1]), segments[-1]
+    else:
+        folder, pattern = url, ""
+    store = Storage(folder or ("/" if url.startswith("/") else "."))
+    files = store.glob(pattern) if pattern else [f for f in store.files() if f.name.endswith(PARQUET)]
+    return store, [info for info in files if not _hidden(info.name)]
+
+
+def _hidden(name: str) -> bool:
+    return any(segment.startswith(("_", ".")) for segment in name.split("/"))
+
+
+def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
+    try:
+        with store.open(info.name) as file:
+            return pq.read_metadata(file)
+    except pa.ArrowException as error:
+        raise InputError(f"{store.path(info.name)} is not a readable Parquet file: {error}") from None

@@ -1,0 +1,190 @@
+"""Files on any fsspec filesystem: list, read, atomic put, create-if-absent, delete.
+
+    store = Storage("s3://bucket/traces")
+    store.put("_qwq/manifest.json", data)
+
+Names are relative to the root and use ``/``. A put is seen whole or not at all: object stores work
+so, local files are renamed into place. Client errors become `StorageError`, which says what to
+check; credentials never appear in it.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import StorageError
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file's name (relative to the root it was listed from), size and version tag.
+
+    ``tag`` is the ETag where the store has one, otherwise the time of change.
+    """
+
+    name: str
+    size: int
+    tag: str
+
+
+class Storage:
+    """A folder on some filesystem."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        with self._errors("open"):
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """The filesystem's own path of ``name``."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def files(self, folder: str = "") -> list[FileInfo]:
+        """All files below ``folder``, at any depth, by name; empty if there is no such folder."""
+        with self._errors("list"):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(self.path(folder), detail=True)
+            except FileNotFoundError:
+                self._require_bucket()
+                return []
+        return self._infos(found)
+
+    def glob(self, pattern: str) -> list[FileInfo]:
+        """The files that ``pattern`` (relative, with ``*``, ``?``, ``**``) matches, by name."""
+        with self._errors("list"):
+            self.fs.invalidate_cache()
+            found = self.fs.glob(self.path(pattern), detail=True)
+            if not found:
+                self._require_bucket()
+        return self._infos(found)
+
+    def is_file(self) -> bool:
+        """Whether the root itself is a file rather than a folder."""
+        with self._errors("list"):
+            return bool(self.fs.isfile(self.root))
+
+    def _infos(self, found: dict[str, dict[str, Any]]) -> list[FileInfo]:
+        prefix = self.root.rstrip("/") + "/"
+        infos = [
+            FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info))
+            for path, info in found.items()
+            if info["type"] == "file" and path.startswith(prefix)
+        ]
+        return sorted(infos, key=lambda info: info.name)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of ``name``; FileNotFoundError if there is none."""
+        with self._errors("read"):
+            data: bytes = self.fs.cat_file(self.path(name))
+            return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write ``name`` whole, replacing what is there."""
+        with self._errors("write"):
+            if self.is_local:
+                self._put_local(Path(self.path(name)), data, os.replace)
+            else:
+                self.fs.pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write ``name`` if it does not exist; whether this call was the one that did.
+
+        On S3 by a conditional put (If-None-Match), so that of racing creators one wins.
+        """
+        with self._errors("write"):
+            try:
+                if self.is_local:
+                    self._put_local(Path(self.path(name)), data, os.link)
+                else:
+                    self.fs.pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                # s3fs turns 412 PreconditionFailed into OSError(EINVAL).
+                if "PreconditionFailed" in repr(error.__cause__) or self.fs.exists(self.path(name)):
+                    return False
+                raise
+            return True
+
+    def delete(self, names: list[str]) -> None:
+        """Remove files; those that are gone already are no error."""
+        with self._errors("delete"):
+            for name in names:
+                try:
+                    self.fs.rm_file(self.path(name))
+                except FileNotFoundError:
+                    continue
+
+    def open(self, name: str) -> Any:
+        """A seekable binary file for reading."""
+        with self._errors("read"):
+            return self.fs.open(self.path(name), "rb")
+
+    def prune(self, folder: str) -> None:
+        """Remove ``folder`` and its empty subfolders where folders are real (local disks)."""
+        if self.is_local:
+            for path, _, _ in os.walk(self.path(folder), topdown=False):
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    continue
+
+    def _put_local(self, path: Path, data: bytes, place: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"_{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            place(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _require_bucket(self) -> None:
+        """On an object store, tell a missing bucket from an empty prefix."""
+        if not self.is_local and not self.fs.exists(self.root.split("/")[0]):
+            bucket = self.url.split("://")[0] + "://" + self.root.split("/")[0]
+            raise StorageError(f"{bucket} does not exist: create the bucket or mend the path")
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in repr(error.__cause__) or "bucket" in str(error).lower():
+                raise StorageError(f"can't {verb} {self.url}: the bucket does not exist") from None
+            raise
+        except PermissionError as error:
+            raise StorageError(
+                f"can't {verb} {self.url}: access denied ({_reason(error)}); check the credentials "
+                "and that they may list, read, write and delete there"
+            ) from None
+        except ImportError as error:
+            raise StorageError(f"can't {verb} {self.url}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise StorageError(f"can't {verb} {self.url}: {_reason(error)}") from None
+        except Exception as error:
+            if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+                raise StorageError(f"can't {verb} {self.url}: {_reason(error)}") from None
+            raise
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what the client library says."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _tag(info: dict[str, Any]) -> str:
+    tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    return str(tag).strip('"')

@@ -1,0 +1,75 @@
+"""What happens while a run runs: engines report to one small actor, the driver reads it.
+
+Reports are sent and not waited for: a lost one costs a figure on the screen, never a row.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+
+@dataclass
+class Totals:
+    """Counts since the start of this run (not of earlier ones in the same output)."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Totals") -> None:
+        """Add ``other`` to this."""
+        self.rows += other.rows
+        self.prompt_tokens += other.prompt_tokens
+        self.output_tokens += other.output_tokens
+        self.states.update(other.states)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The board at one moment."""
+
+    totals: Totals
+    running: int
+    engines: int
+    first_token_seconds: float | None
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Adds up what the engine actors report."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._totals = Totals()
+        self._running: dict[str, int] = {}
+        self._ready_seconds: float | None = None
+
+    def opened(self, engine: str) -> None:
+        """An engine is ready."""
+        self._running[engine] = 0
+        if self._ready_seconds is None:
+            self._ready_seconds = time.monotonic() - self._started
+
+    def report(self, engine: str, totals: Totals, running: int) -> None:
+        """Add what ``engine`` did since its last report."""
+        self._totals.add(totals)
+        self._running[engine] = running
+
+    def closed(self, engine: str) -> None:
+        """An engine has shut down."""
+        self._running.pop(engine, None)
+
+    def snapshot(self) -> Snapshot:
+        """The sums so far."""
+        return Snapshot(
+            self._totals, sum(self._running.values()), len(self._running), self._ready_seconds
+        )
+
+
+def start_board() -> Any:
+    """A new board on the driver's node."""
+    return Board.remote()
