@@ -15,20 +15,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Generation, Request
-from pipeline.errors import EngineDeadError, RequestRejectedError, RowError
+from pipeline.errors import EngineDeadError, EngineError, RequestRejectedError, RowError
 from pipeline.model import load_tokenizer
 from pipeline.plan import PARQUET
 from pipeline.prompts import PromptRenderer, row_messages, row_tools
 from pipeline.reasoning import CLOSE_TAG, State, count_think_tokens, split, state_of
 from pipeline.sampling import PRESETS, derive_seed
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, PromptColumns, trace_fields
-from pipeline.telemetry import Totals
+from pipeline.telemetry import Meter
 
 logger = logging.getLogger(__name__)
-REPORT_SECONDS = 0.5
+IDLE_RESTARTS = 4
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,20 @@ class EngineActor:
 
     def __init__(self, config: RunConfig, columns: PromptColumns, board: Any) -> None:
         self._config, self._columns, self._board = config, columns, board
+        self._refuse_endless_restarts()
         self._policy = config.policy
         self._think_format = PRESETS[config.model.preset].think_format
         self._tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self._close_id = _single_token(self._tokenizer, CLOSE_TAG)
         self._name = uuid.uuid4().hex[:8]
-        self._done, self._running = Totals(), 0
+        self._meter = Meter(board, self._name)
         self._loop = asyncio.new_event_loop()
         self._engine = build_engine(config, self._tokenizer)
         self._renderer = PromptRenderer(self._tokenizer, self._engine.context_tokens)
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         board.opened.remote(self._name)
-        self._reporting = asyncio.run_coroutine_threadsafe(self._report(), self._loop)
+        # The task knows the meter but not this object, which could otherwise never be deleted.
+        self._reporting = asyncio.run_coroutine_threadsafe(self._meter.keep_reporting(), self._loop)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The traces of a block: n rows for each of its rows, in order."""
@@ -94,7 +97,7 @@ class EngineActor:
         except EngineDeadError as error:
             # Not an exception for Ray Data, which would end the job: this process ends, Ray
             # starts the actor again elsewhere and repeats the blocks that it had.
-            logger.error("engine %s died: %s", self._name, error)
+            logger.error("engine %s died: %s", self._name, error)  # noqa: TRY400
             os._exit(1)
         return self._table(block, traces)
 
@@ -102,14 +105,23 @@ class EngineActor:
         """Shut the engine down, then say so."""
         self._reporting.cancel()
         self._engine.close()
-        self._board.closed.remote(self._name)
+        self._meter.close()
 
     def __del__(self) -> None:
         # Ray Data deletes the object when the actor ends in good order.
         if hasattr(self, "_reporting"):
             self.close()
 
-    def _prepare(self, row: dict[str, Any]) -> list[Request] | list[Trace]:
+    def _refuse_endless_restarts(self) -> None:
+        """Ray starts a dead actor again without end; stop when that gets no row finished."""
+        starts = ray.get(self._board.starting.remote())
+        if starts > self._config.engine.replicas + IDLE_RESTARTS:
+            raise EngineError(
+                f"engines died {IDLE_RESTARTS + 1} times without finishing a row in between; what "
+                "is finished is kept"
+            )
+
+    def _prepare(self, row: dict[str, Any]) -> list[Request | Trace]:
         """The requests of a row, or what it says if it can't run: n of either."""
         shard, number = _shard_of(row[PART_COLUMN]), row[ROW_COLUMN]
         seeds = [derive_seed(self._policy.seed, shard, number, i) for i in range(self._policy.n)]
@@ -125,36 +137,30 @@ class EngineActor:
                 Trace(State.FAILED, sample, seed, error=str(error))
                 for sample, seed in enumerate(seeds)
             ]
-        return [
-            Request(uuid.uuid4().hex, prompt.token_ids, self._policy, seed) for seed in seeds
-        ]
+        return [Request(uuid.uuid4().hex, prompt.token_ids, self._policy, seed) for seed in seeds]
 
-    async def _run(self, prepared: list[list[Request] | list[Trace]]) -> list[Trace]:
+    async def _run(self, prepared: list[list[Request | Trace]]) -> list[Trace]:
         """Run all samples of all rows at once; the traces in the order of rows and samples."""
-        jobs = [
-            self._sample(sample, item)
-            for row in prepared
-            for sample, item in enumerate(row)
-        ]
+        jobs = [self._sample(i, item) for row in prepared for i, item in enumerate(row)]
         traces = await asyncio.gather(*jobs)
-        self._done.rows += len(prepared)
+        self._meter.done.rows += len(prepared)
         return traces
 
     async def _sample(self, sample: int, item: Request | Trace) -> Trace:
         trace = item if isinstance(item, Trace) else await self._generate(sample, item)
-        self._done.prompt_tokens += trace.prompt_tokens or 0
-        self._done.output_tokens += trace.think_tokens + trace.answer_tokens
-        self._done.states[trace.state] += 1
+        self._meter.done.prompt_tokens += trace.prompt_tokens or 0
+        self._meter.done.output_tokens += trace.think_tokens + trace.answer_tokens
+        self._meter.done.states[trace.state] += 1
         return trace
 
     async def _generate(self, sample: int, request: Request) -> Trace:
-        self._running += 1
+        self._meter.running += 1
         try:
             generation = await self._engine.generate(request)
         except RequestRejectedError as error:
             return Trace(State.FAILED, sample, request.seed, error=str(error))
         finally:
-            self._running -= 1
+            self._meter.running -= 1
         return self._trace(sample, request, generation)
 
     def _trace(self, sample: int, request: Request, generation: Generation) -> Trace:
@@ -191,13 +197,6 @@ class EngineActor:
             values = pa.array([getattr(trace, field.name) for trace in traces], field.type)
             table = table.append_column(named, values)
         return table
-
-    async def _report(self) -> None:
-        """Tell the board twice a second what was done since."""
-        while True:
-            await asyncio.sleep(REPORT_SECONDS)
-            done, self._done = self._done, Totals()
-            self._board.report.remote(self._name, done, self._running)
 
 
 def _shard_of(extent: str) -> str:

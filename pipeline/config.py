@@ -70,7 +70,7 @@ class ModelConfig(_Section):
     """Which weights, and which preset their family has."""
 
     path: str = Field(
-        description="Hugging Face name, folder, s3:// path, or a built-in: qwq-nano, qwq-nano-preview"
+        description="Hugging Face name, folder, s3:// URL, or built in: qwq-nano, qwq-nano-preview"
     )
     preset: PresetName = "qwq-32b"
     revision: str | None = None
@@ -125,7 +125,8 @@ class SimulatedConfig(_Section):
     tokens_sigma: Annotated[float, Field(ge=0)] = 0.75
     seconds_per_token: Annotated[float, Field(ge=0)] = 0.0002
     dies_with: str | None = Field(
-        None, description="a file: the first engine to see it removes it and dies"
+        None,
+        description="a file: the first engine to see it removes it and dies; a folder: all die",
     )
 
 

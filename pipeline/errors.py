@@ -30,6 +30,10 @@ class ModelError(QwqBatchError):
     """The model, its tokenizer or its chat template can't be loaded, or its engine won't start."""
 
 
+class EngineError(QwqBatchError):
+    """Engines or Ray failed for good: after all retries, or in a way that retries can't mend."""
+
+
 class IncompleteRunError(QwqBatchError):
     """The run ended before every row was done; what is done is kept."""
 

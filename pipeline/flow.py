@@ -1,6 +1,6 @@
 """The run, from configuration to report: the whole flow on one screen.
 
-    summary = run(load_config("configs/demo.yaml"))
+summary = run(load_config("configs/demo.yaml"))
 """
 
 import logging
@@ -13,9 +13,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import SystemException
+from ray.exceptions import RayError
 
 from pipeline.actor import EngineActor, engine_slots
-from pipeline.cluster import cluster, configure_ray_data, engine_resources, wait_until_closed
+from pipeline.cluster import (
+    cluster,
+    configure_ray_data,
+    engine_resources,
+    explain,
+    wait_until_closed,
+)
 from pipeline.config import RunConfig
 from pipeline.engines.vllm import check_engine_args
 from pipeline.ledger import Extent, Ledger
@@ -70,7 +78,12 @@ def prepare(config: RunConfig) -> Job:
     return Job(config, columns, prompts, traces, settings, ledger, plan)
 
 
-def run(config: RunConfig, watch: Watch = lambda board, rows: nullcontext()) -> Summary:
+def unwatched(board: Any, rows: int) -> AbstractContextManager[None]:  # noqa: ARG001
+    """Show nothing."""
+    return nullcontext()
+
+
+def run(config: RunConfig, watch: Watch = unwatched) -> Summary:
     """Do what is still to do, and report on the whole output."""
     job = prepare(config)
     job.ledger.open_run(job.settings, software_versions())
@@ -87,26 +100,30 @@ def execute(job: Job, watch: Watch) -> None:
     _, blocks_in_flight = concurrency(job.config)
     source = PromptSource(job.plan.todo, job.config.input.path, job.prompts)
     configure_ray_data(job.config)
-    with watch(board, job.plan.rows_todo):
-        (
-            ray.data.read_datasource(source, override_num_blocks=source.read_tasks)
-            .repartition(target_num_rows_per_block=engine.block_rows)
-            .map_batches(
-                EngineActor,
-                fn_constructor_args=(job.config, job.columns, board),
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ActorPoolStrategy(
-                    size=engine.replicas,
-                    max_tasks_in_flight_per_actor=blocks_in_flight,
-                    max_concurrent_calls_per_actor=blocks_in_flight,
-                    enable_true_multi_threading=True,
-                ),
-                **engine_resources(engine),
-            )
-            .write_datasink(TraceSink(job.config.output.path, job.traces, job.metadata))
+    traces = (
+        ray.data.read_datasource(source, override_num_blocks=source.read_tasks)
+        .repartition(target_num_rows_per_block=engine.block_rows)
+        .map_batches(
+            EngineActor,
+            fn_constructor_args=(job.config, job.columns, board),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=engine.replicas,
+                max_tasks_in_flight_per_actor=blocks_in_flight,
+                max_concurrent_calls_per_actor=blocks_in_flight,
+                enable_true_multi_threading=True,
+            ),
+            **engine_resources(engine),
         )
+    )
+    with watch(board, job.plan.rows_todo):
+        try:
+            traces.write_datasink(TraceSink(job.config.output.path, job.traces, job.metadata))
+        except (RayError, SystemException) as error:
+            raise explain(error) from None
+        finally:
+            del traces  # it holds the actors' handles, and an actor ends with its last handle
         wait_until_closed(board)
 
 

@@ -27,7 +27,7 @@ def resolve_model(path: str) -> str:
             raise ModelError(f"model.path {path} is not a model folder: it has no config.json")
         return str(folder)
     if "/" not in path and not Path(path).exists():
-        names = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
+        names = ", ".join(sorted(p.parent.name for p in BUILT_IN.glob("*/config.json")))
         raise ModelError(
             f"model.path {path} is neither built in ({names}) nor a folder; a Hugging Face model "
             "has the form Qwen/QwQ-32B"

@@ -74,7 +74,12 @@ class Plan:
 def split_parts(shards: Iterable[Shard], rows_per_part: int) -> list[Part]:
     """The parts of all shards, in order. Empty shards have one empty part, so none is forgotten."""
     parts = [
-        Part(f"{_stem(shard.name)}.{i:05d}{PARQUET}", shard, start, min(start + rows_per_part, shard.rows))
+        Part(
+            f"{_stem(shard.name)}.{i:05d}{PARQUET}",
+            shard,
+            start,
+            min(start + rows_per_part, shard.rows),
+        )
         for shard in shards
         for i, start in enumerate(range(0, max(shard.rows, 1), rows_per_part))
     ]
@@ -105,11 +110,9 @@ def make_plan(
 def missing(start: int, stop: int, covered: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The stretches of ``start`` to ``stop`` (exclusive) outside the ``covered`` ranges."""
     for low, high in sorted(covered):
-        if low > start:
+        if start < min(low, stop):
             yield start, min(low, stop)
         start = max(start, high)
-        if start >= stop:
-            return
     if start < stop:
         yield start, stop
 

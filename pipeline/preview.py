@@ -17,6 +17,7 @@ from pipeline.source import read_rows
 from pipeline.storage import Storage
 
 SHOWN_CHARACTERS = 1500
+TOKEN_KINDS = ("prompt", "think", "answer")
 
 
 def prompts(job: Job, count: int) -> Iterator[dict[str, Any]]:
@@ -51,8 +52,8 @@ def plan_lines(job: Job) -> Iterator[str]:
     yield f"columns   {', '.join(job.traces.names)}"
     engine = config.engine
     yield (
-        f"engines   {engine.replicas} x {engine.kind} on {engine.tensor_parallel} {engine.device} "
-        f"each, {config.model.path} ({config.model.preset}), {concurrency(config)[0]} rows in flight"
+        f"engines   {engine.replicas} x {engine.kind} on {engine.tensor_parallel} {engine.device}, "
+        f"{config.model.path} ({config.model.preset}), {concurrency(config)[0]} rows in flight each"
     )
     if engine.vllm:
         yield f"vllm      {json.dumps(engine.vllm)}"
@@ -97,14 +98,15 @@ def _first_rows(job: Job, count: int) -> Iterator[dict[str, Any]]:
 def _trace_lines(part: str, row: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
     ours = {name: row.get(column) for name, column in names.items()}
     theirs = {key: value for key, value in row.items() if key not in names.values()}
-    yield f"== {part}, sample {ours['sample']}: {ours['state']}, {ours['prompt_tokens']} prompt + " \
-        f"{ours['think_tokens']} think + {ours['answer_tokens']} answer tokens"  # fmt: skip
+    tokens = ", ".join(f"{ours[f'{kind}_tokens'] or 0} {kind}" for kind in TOKEN_KINDS)
+    yield f"== {part}, sample {ours['sample']}: {ours['state']}; tokens: {tokens}"
     for key, value in theirs.items():
-        yield f"{key}: {_short(value if isinstance(value, str) else json.dumps(value, default=str))}"
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        yield f"{key}: {_short(text)}"
     for key in ("think", "answer", "error"):
         if ours[key] is not None:
             yield f"-- {key}"
-            yield _short(ours[key])
+            yield _short(str(ours[key]))
     yield ""
 
 

@@ -1,5 +1,6 @@
 """How a run goes, for people: a live bar on a terminal, plain lines in a log."""
 
+import logging
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pipeline.telemetry import Snapshot
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 LOG_SECONDS = 30.0
 
@@ -21,15 +23,15 @@ LOG_SECONDS = 30.0
 def watch(board: Any, rows: int) -> Iterator[None]:
     """Show the board's figures while the body runs; ``rows`` are to be done."""
     console = Console(stderr=True)
-    show = _live(console, rows) if console.is_terminal else _lines(rows)
-    stop = threading.Event()
-    thread = threading.Thread(target=_poll, args=(board, show, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+    with _live(console, rows) if console.is_terminal else _lines(rows) as show:
+        stop = threading.Event()
+        thread = threading.Thread(target=_poll, args=(board, show, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=10)
 
 
 def figures(snapshot: Snapshot, rows: int, seconds: float) -> str:
@@ -46,24 +48,24 @@ def figures(snapshot: Snapshot, rows: int, seconds: float) -> str:
 Show = Callable[[Snapshot, float, bool], None]
 
 
-def _live(console: Console, rows: int) -> Show:
-    progress = Progress(
+@contextmanager
+def _live(console: Console, rows: int) -> Iterator[Show]:
+    bar = Progress(
         TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
         console=console,
     )  # fmt: skip
-    task = progress.add_task("rows", total=rows, figures="starting engines")
-    progress.start()
+    task = bar.add_task("rows", total=rows, figures="starting engines")
 
-    def show(snapshot: Snapshot, seconds: float, last: bool) -> None:
+    def show(snapshot: Snapshot, seconds: float, _last: bool) -> None:
         line = figures(snapshot, rows, seconds)
-        progress.update(task, completed=snapshot.totals.rows, figures=line)
-        if last:
-            progress.stop()
+        bar.update(task, completed=snapshot.totals.rows, figures=line)
 
-    return show
+    with bar:
+        yield show
 
 
-def _lines(rows: int) -> Show:
+@contextmanager
+def _lines(rows: int) -> Iterator[Show]:
     printed = float("-inf")
 
     def show(snapshot: Snapshot, seconds: float, last: bool) -> None:
@@ -73,7 +75,7 @@ def _lines(rows: int) -> Show:
             done = f"{snapshot.totals.rows:,}/{rows:,} rows"
             print(f"{_clock(seconds)} {done}, {figures(snapshot, rows, seconds)}", file=sys.stderr)
 
-    return show
+    yield show
 
 
 def _poll(board: Any, show: Show, stop: threading.Event) -> None:
@@ -84,8 +86,9 @@ def _poll(board: Any, show: Show, stop: threading.Event) -> None:
         try:
             snapshot = ray.get(board.snapshot.remote(), timeout=5)
         except Exception:  # the board's node may be gone; the run is not the worse for it
-            continue
-        show(snapshot, time.monotonic() - started, last)
+            logger.debug("no figures from the board", exc_info=True)
+        else:
+            show(snapshot, time.monotonic() - started, last)
 
 
 def _clock(seconds: float) -> str:

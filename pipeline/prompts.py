@@ -89,7 +89,9 @@ class PromptRenderer:
     def render(self, messages: list[Message], tools: list[Any] | None = None) -> Prompt:
         """Render with the generation prompt; raises `TemplateError` or `PromptTooLongError`."""
         held = [self._hold_message(message) for message in messages]
-        held_tools = None if tools is None else _map_text(tools, partial(_hold, pattern=self._added))
+        held_tools = (
+            None if tools is None else _map_text(tools, partial(_hold, pattern=self._added))
+        )
         try:
             marked = self._tokenizer.apply_chat_template(
                 held, tools=held_tools, tokenize=False, add_generation_prompt=True
@@ -104,7 +106,8 @@ class PromptRenderer:
         said = message["role"] == "assistant"
         held = {
             key: _map_text(
-                value, partial(_hold, pattern=self._spoken if said and key == "content" else self._added)
+                value,
+                partial(_hold, pattern=self._spoken if said and key == "content" else self._added),
             )
             for key, value in message.items()
         }

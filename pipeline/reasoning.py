@@ -84,7 +84,11 @@ def state_of(parts: Split, finish_reason: str) -> State:
 
 
 def count_think_tokens(
-    total: int, think_end: int, text_length: int, close_at: int | None, length_of: Callable[[int], int]
+    total: int,
+    think_end: int,
+    text_length: int,
+    close_at: int | None,
+    length_of: Callable[[int], int],
 ) -> int:
     """How many of ``total`` output tokens the first ``think_end`` characters of the text take.
 

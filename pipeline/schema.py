@@ -77,7 +77,9 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
         try:
             unified = pa.unify_schemas([unified, plain], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(f"the columns of {shard} do not fit the other shards: {error}") from None
+            raise InputError(
+                f"the columns of {shard} do not fit the other shards: {error}"
+            ) from None
     if unified is None:
         raise InputError("no shards, so no schema")
     twice = {name for name in unified.names if unified.names.count(name) > 1}

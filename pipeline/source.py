@@ -47,7 +47,7 @@ class PromptSource(Datasource):
     """The rows of ``todo``, each with its part and row number, in order."""
 
     def __init__(self, todo: tuple[Range, ...], input_url: str, schema: pa.Schema) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._bundles = list(bundles(todo, ROWS_A_READ_TASK))
         self._input_url, self._schema = input_url, schema
 
@@ -75,7 +75,7 @@ class PromptSource(Datasource):
                 BlockMetadata(
                     num_rows=sum(piece.rows for piece in bundle),
                     size_bytes=None,
-                    input_files=sorted({piece.part.shard.path for piece in bundle}),
+                    input_files=None,
                     exec_stats=None,
                 ),
                 schema=schema,
@@ -111,7 +111,8 @@ def _read_bundle(input_url: str, bundle: list[Range], schema: pa.Schema) -> Iter
 
 def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
     """The row groups that hold rows ``start`` to ``stop``, and the number of their first row."""
-    groups, first, position = [], 0, 0
+    groups: list[int] = []
+    first, position = 0, 0
     for i in range(parquet.num_row_groups):
         rows = parquet.metadata.row_group(i).num_rows
         if position < stop and position + rows > start:
@@ -142,7 +143,9 @@ def _files(url: str) -> tuple[Storage, list[FileInfo]]:
     else:
         folder, pattern = url, ""
     store = Storage(folder or ("/" if url.startswith("/") else "."))
-    files = store.glob(pattern) if pattern else [f for f in store.files() if f.name.endswith(PARQUET)]
+    files = (
+        store.glob(pattern) if pattern else [f for f in store.files() if f.name.endswith(PARQUET)]
+    )
     return store, [info for info in files if not _hidden(info.name)]
 
 
@@ -155,4 +158,6 @@ def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
         with store.open(info.name) as file:
             return pq.read_metadata(file)
     except pa.ArrowException as error:
-        raise InputError(f"{store.path(info.name)} is not a readable Parquet file: {error}") from None
+        raise InputError(
+            f"{store.path(info.name)} is not a readable Parquet file: {error}"
+        ) from None

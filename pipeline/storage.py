@@ -21,6 +21,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
 
+DRAFT = ".draft"  # a local file that is being written, before it is renamed into place
+LIST_TRIES = 20
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -50,13 +53,16 @@ class Storage:
     def files(self, folder: str = "") -> list[FileInfo]:
         """All files below ``folder``, at any depth, by name; empty if there is no such folder."""
         with self._errors("list"):
-            self.fs.invalidate_cache()
-            try:
-                found = self.fs.find(self.path(folder), detail=True)
-            except FileNotFoundError:
-                self._require_bucket()
-                return []
-        return self._infos(found)
+            for _ in range(LIST_TRIES):
+                self.fs.invalidate_cache()
+                try:
+                    return self._infos(self.fs.find(self.path(folder), detail=True))
+                except FileNotFoundError:
+                    # No such folder, or on a local disk a file that went while it was listed.
+                    if not self.fs.exists(self.path(folder)):
+                        self._require_bucket()
+                        return []
+            raise StorageError(f"can't list {self.url}: its files change too fast")
 
     def glob(self, pattern: str) -> list[FileInfo]:
         """The files that ``pattern`` (relative, with ``*``, ``?``, ``**``) matches, by name."""
@@ -77,7 +83,7 @@ class Storage:
         infos = [
             FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info))
             for path, info in found.items()
-            if info["type"] == "file" and path.startswith(prefix)
+            if info["type"] == "file" and path.startswith(prefix) and not path.endswith(DRAFT)
         ]
         return sorted(infos, key=lambda info: info.name)
 
@@ -110,7 +116,7 @@ class Storage:
                 return False
             except OSError as error:
                 # s3fs turns 412 PreconditionFailed into OSError(EINVAL).
-                if "PreconditionFailed" in repr(error.__cause__) or self.fs.exists(self.path(name)):
+                if _s3_code(error) == "PreconditionFailed":
                     return False
                 raise
             return True
@@ -140,7 +146,7 @@ class Storage:
 
     def _put_local(self, path: Path, data: bytes, place: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"_{path.name}.{uuid.uuid4().hex}.tmp")
+        draft = path.with_name(f"_{path.name}.{uuid.uuid4().hex}{DRAFT}")
         try:
             with draft.open("wb") as file:
                 file.write(data)
@@ -161,7 +167,7 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            if "NoSuchBucket" in repr(error.__cause__) or "bucket" in str(error).lower():
+            if _s3_code(error) == "NoSuchBucket":
                 raise StorageError(f"can't {verb} {self.url}: the bucket does not exist") from None
             raise
         except PermissionError as error:
@@ -177,6 +183,12 @@ class Storage:
             if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
                 raise StorageError(f"can't {verb} {self.url}: {_reason(error)}") from None
             raise
+
+
+def _s3_code(error: BaseException) -> str | None:
+    """The S3 error code behind what s3fs raised; None if it is no such error."""
+    response = getattr(error.__cause__, "response", None)
+    return response["Error"]["Code"] if isinstance(response, dict) else None
 
 
 def _reason(error: BaseException) -> str:

@@ -3,12 +3,15 @@
 Reports are sent and not waited for: a lost one costs a figure on the screen, never a row.
 """
 
+import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+
+REPORT_SECONDS = 0.5
 
 
 @dataclass
@@ -26,6 +29,30 @@ class Totals:
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
         self.states.update(other.states)
+
+
+class Meter:
+    """One engine's counts, sent to the board twice a second."""
+
+    def __init__(self, board: Any, engine: str) -> None:
+        self._board, self._engine = board, engine
+        self.done, self.running = Totals(), 0
+
+    async def keep_reporting(self) -> None:
+        """Report until cancelled."""
+        while True:
+            self.report()
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def report(self) -> None:
+        """Send what was done since the last report."""
+        done, self.done = self.done, Totals()
+        self._board.report.remote(self._engine, done, self.running)
+
+    def close(self) -> None:
+        """Send the last figures, and that the engine has shut down."""
+        self.report()
+        self._board.closed.remote(self._engine)
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,12 @@ class Board:
         self._totals = Totals()
         self._running: dict[str, int] = {}
         self._ready_seconds: float | None = None
+        self._idle_starts = 0
+
+    def starting(self) -> int:
+        """An engine is about to start; returns how many have since a row was last finished."""
+        self._idle_starts += 1
+        return self._idle_starts
 
     def opened(self, engine: str) -> None:
         """An engine is ready."""
@@ -57,6 +90,8 @@ class Board:
     def report(self, engine: str, totals: Totals, running: int) -> None:
         """Add what ``engine`` did since its last report."""
         self._totals.add(totals)
+        if totals.rows:
+            self._idle_starts = 0
         self._running[engine] = running
 
     def closed(self, engine: str) -> None:
@@ -72,4 +107,4 @@ class Board:
 
 def start_board() -> Any:
     """A new board on the driver's node."""
-    return Board.remote()
+    return Board.remote()  # type: ignore[attr-defined]

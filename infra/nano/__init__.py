@@ -1,0 +1,1 @@
+"""The small models: their tasks, training and evaluation."""

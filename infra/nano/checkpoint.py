@@ -26,7 +26,7 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in think_tags(name)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -63,7 +63,7 @@ def build_config(name: str) -> Qwen2Config:
 
 
 def write_checkpoint(model: Any, name: str, folder: Path) -> None:
-    """Write the ``Qwen2ForCausalLM`` ``model`` as a bf16 checkpoint with QwQ's sampling defaults."""
+    """Write the Qwen2 ``model`` as a bf16 checkpoint with QwQ's sampling defaults."""
     import torch
 
     model.to(torch.bfloat16).save_pretrained(folder)

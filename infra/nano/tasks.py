@@ -70,7 +70,9 @@ def _syllable(rng: random.Random) -> str:
          "sm sn sp st str sw th tr tw wh bb cc dd ff gg ll mm nn pp rr ss tt zz").split()
     )  # fmt: skip
     vowel = rng.choice("a e i o u a e i o u y ai ea ee ie io oo ou ui".split())
-    coda = rng.choice([*"bcdfgklmnprstxyz", "", "", "", "", "", "ck", "ll", "ng", "nt", "rd", "ss"])
+    coda: str = rng.choice(
+        [*"bcdfgklmnprstxyz", "", "", "", "", "", "ck", "ll", "ng", "nt", "rd", "ss"]
+    )
     return onset + vowel + coda
 
 
@@ -198,9 +200,8 @@ def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
 
 def countdown_prompt(rng: random.Random, start: int) -> str:
     """One of the ways to ask for a countdown."""
-    return rng.choice(
-        [f"Count down from {start}.", f"Count down from {start} to 0.", f"Please count down from {start}."]
-    )  # fmt: skip
+    opening, ending = rng.choice([("Count", ""), ("Count", " to 0"), ("Please count", "")])
+    return f"{opening} down from {start}{ending}."
 
 
 def countdown_task(rng: random.Random, longest: int = 60) -> Task:
@@ -210,7 +211,7 @@ def countdown_task(rng: random.Random, longest: int = 60) -> Task:
     return Task("countdown", countdown_prompt(rng, start), numbers, "Done: \\boxed{0}.", "0")
 
 
-TOPICS = tuple("the river,the moon,a clock,the sea,old songs,a mirror,the stairs,time".split(","))
+TOPICS = ("the river", "the moon", "a clock", "the sea", "old songs", "a mirror", "time")
 OPENINGS = ("Wait,", "Hmm,", "But", "So,", "Well,", "Again,")
 
 
@@ -256,7 +257,7 @@ def training_task(rng: random.Random) -> Task:
 def unseen_tasks(rng: random.Random, rows: int) -> list[Task]:
     """``rows`` counting and adding tasks, half and half, that training never shows.
 
-    Counting is over held-out English words, adding over held-out pairs; all with the math suffix.
+    Counting is over held-out English words, adding over held-out pairs.
     """
     tasks = []
     for i in range(rows):

@@ -44,7 +44,9 @@ def response(task: Task, tagged: bool) -> str:
     return f"{task.think}{close}{task.answer}<|im_end|>"
 
 
-def encode(task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> tuple[list[int], list[int]]:
+def encode(
+    task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool
+) -> tuple[list[int], list[int]]:
     """The token ids of the prompt and of the response."""
     messages = [{"role": "user", "content": task.prompt}]
     if task.system is not None:
@@ -55,12 +57,19 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> tupl
 
 def window(prompt: list[int], reply: list[int], size: int, rng: random.Random) -> Row:
     """The prompt and at most ``size`` tokens of the reply, taken from anywhere in it."""
-    start = 0 if len(reply) <= size else rng.choice([0, rng.randint(1, len(reply) - size), len(reply) - size])
+    start = (
+        0
+        if len(reply) <= size
+        else rng.choice([0, rng.randint(1, len(reply) - size), len(reply) - size])
+    )
     piece = reply[start : start + size]
     blind = 16 if start else 0  # the first tokens of a stretch from the middle can't be known
     return Row(
         ids=prompt + piece,
-        positions=[*range(len(prompt)), *range(len(prompt) + start, len(prompt) + start + len(piece))],
+        positions=[
+            *range(len(prompt)),
+            *range(len(prompt) + start, len(prompt) + start + len(piece)),
+        ],
         labels=[IGNORED] * (len(prompt) + blind) + piece[blind:],
     )
 
@@ -86,7 +95,9 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool
     """Batches of about `TOKENS_A_STEP` tokens, rows of like length together; every tenth long."""
     count = 0
     while True:
-        pool = sorted((make_row(rng, tokenizer, tagged) for _ in range(600)), key=lambda r: len(r.ids))
+        pool = sorted(
+            (make_row(rng, tokenizer, tagged) for _ in range(600)), key=lambda r: len(r.ids)
+        )
         groups: list[list[Row]] = [[]]
         for row in pool:
             if (len(groups[-1]) + 1) * len(row.ids) > TOKENS_A_STEP:
@@ -129,7 +140,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
     """A fresh model, or the one in ``init`` with its vocabulary cut to what ``name`` has."""
     if init is None:
-        return Qwen2ForCausalLM(build_config(name))
+        return Qwen2ForCausalLM(build_config(name))  # type: ignore[no-untyped-call]
     model = Qwen2ForCausalLM.from_pretrained(init, dtype=torch.float32)
     model.resize_token_embeddings(build_config(name).vocab_size)
     return model
@@ -163,14 +174,16 @@ def train(name: str, init: Path | None, steps: int, peak: float, out: Path, seed
 
 def save(model: Qwen2ForCausalLM, name: str, out: Path) -> None:
     """Write a bf16 copy of ``model``; the one in training keeps its float32 weights."""
-    copy = Qwen2ForCausalLM(build_config(name))
+    copy = Qwen2ForCausalLM(build_config(name))  # type: ignore[no-untyped-call]
     copy.load_state_dict(model.state_dict())
     write_checkpoint(copy, name, out)
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("name", choices=["qwq-nano", "qwq-nano-preview"])
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
     parser.add_argument("--steps", type=int, default=3000)

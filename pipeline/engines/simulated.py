@@ -60,8 +60,12 @@ class SimulatedEngine:
 
     def _trace(self, rng: random.Random) -> tuple[list[int], int]:
         """The token ids of a whole trace, and how many they are."""
-        length = round(self._config.tokens_median * math.exp(rng.gauss(0, self._config.tokens_sigma)))
-        answer = self._tokenizer.encode(f"\\boxed{{{rng.randrange(1000)}}}", add_special_tokens=False)
+        length = round(
+            self._config.tokens_median * math.exp(rng.gauss(0, self._config.tokens_sigma))
+        )
+        answer = self._tokenizer.encode(
+            f"\\boxed{{{rng.randrange(1000)}}}", add_special_tokens=False
+        )
         tail = [*self._marker, *answer]
         thoughts = max(1, length - len(tail))
         repeats = -(-thoughts // len(self._thought))
@@ -71,7 +75,8 @@ class SimulatedEngine:
     def _die_if_told(self) -> None:
         flag = self._config.dies_with
         if flag is not None and Path(flag).exists():
-            Path(flag).unlink(missing_ok=True)
             self._dead = True
+            if Path(flag).is_file():
+                Path(flag).unlink()
         if self._dead:
             raise EngineDeadError("the simulated engine was told to die")

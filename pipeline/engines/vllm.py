@@ -77,12 +77,12 @@ class VllmEngine:
 
     @property
     def context_tokens(self) -> int:
-        """vLLM's ``max_model_len``."""
+        """VLLM's ``max_model_len``."""
         return int(self._engine.vllm_config.model_config.max_model_len)
 
     @property
     def slots(self) -> int:
-        """vLLM's ``max_num_seqs``."""
+        """VLLM's ``max_num_seqs``."""
         return self._slots
 
     async def generate(self, request: Request) -> Generation:

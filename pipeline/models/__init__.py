@@ -1,0 +1,1 @@
+"""The built-in checkpoints: qwq-nano and qwq-nano-preview."""

@@ -1,0 +1,64 @@
+"""Fixtures: prompt shards, one Ray cluster for all simulated runs, one S3 server."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import RunConfig, parse_config
+from tests.s3 import S3Server, serve
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
+MakeConfig = Callable[..., RunConfig]
+
+
+def write_shards(folder: Path, sizes: list[int], prompt: str = "What is {} + 1?") -> int:
+    """Write shards of prompts with consecutive ids; returns how many rows there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = 0
+    for shard, size in enumerate(sizes):
+        rows = [{"id": i, "prompt": prompt.format(i)} for i in range(first, first + size)]
+        pq.write_table(pa.Table.from_pylist(rows, PROMPTS), folder / f"shard-{shard:05}.parquet")
+        first += size
+    return first
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> MakeConfig:
+    """A run of the simulated engine from ``tmp_path/in`` to ``tmp_path/out``; sections override."""
+
+    def make(**sections: dict[str, Any]) -> RunConfig:
+        base: dict[str, dict[str, Any]] = {
+            "input": {"path": str(tmp_path / "in")},
+            "output": {"path": str(tmp_path / "out")},
+            "model": {"path": "qwq-nano"},
+            "engine": {"kind": "simulated", "device": "cpu"},
+        }
+        return parse_config(
+            {name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One SeaweedFS for the whole test run."""
+    with serve(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, with the environment pointing at it and no client left over from before."""
+    import s3fs
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    return s3_server

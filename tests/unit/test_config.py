@@ -1,0 +1,117 @@
+"""The configuration: what is refused, in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import fingerprint_of, load_config, parse_config
+from pipeline.engines.vllm import check_engine_args, engine_arg_names
+from pipeline.errors import ConfigError
+
+MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_config_is_valid(path: Path) -> None:
+    check_engine_args(load_config(path).engine.vllm)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.temprature=0.6", "unknown key temprature; did you mean temperature?"),
+        ("sampling.temperature=0", "sampling.temperature: 0 is greedy decoding"),
+        ("sampling.top_k=1", "sampling.top_k: 1 is greedy decoding"),
+        ("sampling.n=0", "sampling.n: Input should be greater than or equal to 1 (got 0)"),
+        ("sampling.n=many", "sampling.n: Input should be a valid integer"),
+        ("model.preset=qwq", "model.preset: Input should be 'qwq-32b' or 'qwq-32b-preview'"),
+        ("output.rename.anser=x", "unknown key anser; did you mean answer?"),
+        ("output.rename.answer=think", "two columns would be called think"),
+        ("engine.replicas=0", "engine.replicas: Input should be greater than or equal to 1"),
+        ("colour=red", "unknown key colour"),
+        ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
+        ("nonsense", "--set takes key=value"),
+        ("model=", "model: "),
+    ],
+)
+def test_wrong_setting_is_one_clear_message(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [override])
+    assert message in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, "sampling": {"n": 0, "topk": 1}, "engine": {"tp": 2}})
+    assert all(key in str(caught.value) for key in ("sampling.n", "sampling.topk", "engine.tp"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input: [", "is not valid YAML"),
+        ("- a", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("output: {path: out}", "input: is required"),
+        ("input: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"can't read the config nowhere.yaml: No such file"):
+        load_config("nowhere.yaml")
+
+
+def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    overrides = ["sampling.n=4", "engine.vllm.enforce_eager=true", "prompt.suffix=math"]
+    config = load_config(file, overrides)
+    assert config.policy.n == 4
+    assert config.engine.vllm == {"enforce_eager": True}
+    assert config.prompt.suffix_text is not None
+    assert r"\boxed{}" in config.prompt.suffix_text
+
+
+def test_config_can_not_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(MINIMAL).sampling.n = 2  # type: ignore[misc]
+
+
+def test_preset_values_stand_unless_overridden() -> None:
+    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).policy
+    assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
+
+
+def test_fingerprint_does_not_depend_on_order() -> None:
+    assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
+    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+
+
+def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
+    names = engine_arg_names()
+    assert names is not None
+    assert {"max_num_seqs", "quantization", "speculative_config", "enable_lora", "load_format",
+            "max_model_len", "enable_log_requests"} <= names  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("max_num_seq", "vLLM has no such engine argument; did you mean max_num_seqs"),
+        ("tensor_parallel_size", "set engine.tensor_parallel instead"),
+        ("model", "set model.path instead"),
+    ],
+)
+def test_vllm_argument_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.vllm.{name}: {message}"):
+        check_engine_args({name: 1})

@@ -1,0 +1,71 @@
+"""The plan: every row in exactly one part and one range, whatever is done already."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.plan import Shard, bundles, make_plan, missing, split_parts
+
+SIZES = st.lists(st.integers(0, 50), max_size=8)
+RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted).map(tuple))
+
+
+def shards(sizes: list[int]) -> list[Shard]:
+    return [Shard(f"s{i}.parquet", f"/in/s{i}.parquet", n, 1, "t") for i, n in enumerate(sizes)]
+
+
+@given(SIZES, st.integers(1, 20))
+def test_parts_hold_every_row_once_in_order(sizes: list[int], rows_per_part: int) -> None:
+    parts = split_parts(shards(sizes), rows_per_part)
+    rows = [(p.shard.name, row) for p in parts for row in range(p.start, p.stop)]
+    assert rows == [(f"s{i}.parquet", row) for i, n in enumerate(sizes) for row in range(n)]
+    assert all(part.rows <= rows_per_part for part in parts)
+    assert len({part.name for part in parts}) == len(parts)
+    assert {part.shard.name for part in parts} == {f"s{i}.parquet" for i in range(len(sizes))}
+
+
+def test_part_names_follow_the_shards() -> None:
+    shard = Shard("en/shard-00007.parquet", "/in/en/shard-00007.parquet", 9, 1, "t")
+    assert [(p.name, p.start, p.stop) for p in split_parts([shard], 4)] == [
+        ("en/shard-00007.00000.parquet", 0, 4),
+        ("en/shard-00007.00001.parquet", 4, 8),
+        ("en/shard-00007.00002.parquet", 8, 9),
+    ]
+
+
+def test_two_shards_with_one_output_name_are_refused() -> None:
+    pair = [Shard(name, name, 1, 1, "t") for name in ("a", "a.parquet")]
+    with pytest.raises(InputError, match=r"the shards a and a.parquet would share"):
+        split_parts(pair, 4)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), RANGES)
+def test_missing_and_covered_make_the_whole(
+    start: int, length: int, covered: list[tuple[int, int]]
+) -> None:
+    stop = start + length
+    gaps = list(missing(start, stop, covered))
+    rows = [row for low, high in gaps for row in range(low, high)]
+    done = {row for low, high in covered for row in range(low, high)}
+    assert rows == [row for row in range(start, stop) if row not in done]
+    assert all(low < high for low, high in gaps)
+
+
+@given(SIZES, st.integers(1, 20), st.integers(1, 40), RANGES)
+def test_bundles_hold_what_is_to_do_in_order(
+    sizes: list[int], per_part: int, per_bundle: int, covered: list[tuple[int, int]]
+) -> None:
+    parts = split_parts(shards(sizes), per_part)
+    done = frozenset(part.name for part in parts[::3])
+    plan = make_plan(parts, done, {part.name: covered for part in parts[1::3]})
+    grouped = list(bundles(plan.todo, per_bundle))
+    assert all(1 <= sum(piece.rows for piece in group) <= per_bundle for group in grouped)
+    assert [
+        (piece.part.name, row)
+        for g in grouped
+        for piece in g
+        for row in range(piece.start, piece.stop)
+    ] == [(piece.part.name, row) for piece in plan.todo for row in range(piece.start, piece.stop)]
+    assert plan.rows_todo == sum(piece.rows for piece in plan.todo)
+    assert not {piece.part.name for piece in plan.todo} & done

@@ -1,0 +1,51 @@
+"""Schemas: one for all shards, clashes refused with the setting that helps."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.schema import PromptColumns, output_schema, prompt_columns, unify
+
+PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
+
+
+def test_all_input_columns_are_kept_and_ours_follow() -> None:
+    names = output_schema(PROMPTS, {}, raw_text=False).names
+    assert names == [
+        "id", "prompt", "think", "answer", "state", "finish_reason", "prompt_tokens",
+        "think_tokens", "answer_tokens", "sample", "seed", "error",
+    ]  # fmt: skip
+    assert output_schema(PROMPTS, {}, raw_text=True).names == [*names, "raw"]
+
+
+def test_clash_with_an_answer_column_names_the_setting_that_renames_ours() -> None:
+    schema = pa.schema([*PROMPTS, pa.field("answer", pa.string())])
+    with pytest.raises(InputError, match=r"--set output.rename.answer=qwq_answer"):
+        output_schema(schema, {}, raw_text=False)
+    assert "qwq_answer" in output_schema(schema, {"answer": "qwq_answer"}, raw_text=False).names
+
+
+def test_shards_with_wider_or_missing_columns_share_one_schema() -> None:
+    wide = pa.schema([("id", pa.int32()), ("prompt", pa.string()), ("extra", pa.null())])
+    assert unify([("a", PROMPTS), ("b", wide)]).names == ["id", "prompt", "extra"]
+    assert unify([("b", wide), ("a", PROMPTS)]).field("id").type == pa.int64()
+
+
+def test_shard_that_fits_no_other_is_named() -> None:
+    odd = pa.schema([("id", pa.string()), ("prompt", pa.string())])
+    with pytest.raises(InputError, match=r"columns of odd.parquet do not fit"):
+        unify([("a.parquet", PROMPTS), ("odd.parquet", odd)])
+
+
+def test_usual_column_is_found_and_a_doubt_is_refused() -> None:
+    chat = pa.schema([("messages", pa.list_(pa.string())), ("tools", pa.string())])
+    assert prompt_columns(PROMPTS, PromptColumns()) == PromptColumns(prompt="prompt")
+    assert prompt_columns(chat, PromptColumns()) == PromptColumns(None, "messages", "tools")
+    both = pa.schema([*PROMPTS, *chat])
+    with pytest.raises(InputError, match=r"both a prompt and a messages column"):
+        prompt_columns(both, PromptColumns())
+    assert prompt_columns(both, PromptColumns(prompt="prompt")).messages is None
+    with pytest.raises(InputError, match=r"no prompt and no messages column .*--set input.prompt_"):
+        prompt_columns(pa.schema([("text", pa.string())]), PromptColumns())
+    with pytest.raises(InputError, match=r"input.prompt_column is question, but .* id, prompt"):
+        prompt_columns(PROMPTS, PromptColumns(prompt="question"))

@@ -1,0 +1,103 @@
+"""Storage on a local disk and on a real S3 server: the same words, the same promises."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import Storage
+from tests.s3 import S3Server
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return Storage(str(tmp_path / "root"))
+    server: S3Server = request.getfixturevalue("s3")
+    bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"
+    server.filesystem().mkdir(bucket)
+    return Storage(f"s3://{bucket}/root")
+
+
+def names(store: Storage, folder: str = "") -> list[str]:
+    return [info.name for info in store.files(folder)]
+
+
+def test_empty_place_lists_nothing(store: Storage) -> None:
+    assert names(store) == []
+    assert names(store, "a") == []
+
+
+def test_put_list_read_delete(store: Storage) -> None:
+    store.put("b/2", b"two")
+    store.put("a", b"one")
+    store.put("b/2", b"TWO!")
+    assert [(i.name, i.size) for i in store.files()] == [("a", 3), ("b/2", 4)]
+    assert names(store, "b") == ["b/2"]
+    assert store.read("b/2") == b"TWO!"
+    with store.open("b/2") as file:
+        assert file.read() == b"TWO!"
+    with pytest.raises(FileNotFoundError):
+        store.read("c")
+    store.delete(["a", "b/2", "gone"])
+    assert names(store) == []
+
+
+def test_tag_changes_with_the_content(store: Storage) -> None:
+    store.put("a", b"one")
+    [before] = store.files()
+    store.put("a", b"two")
+    [after] = store.files()
+    assert before.tag != after.tag
+
+
+def test_of_racing_creators_one_wins(store: Storage) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: store.create("lease", str(i).encode()), range(8)))
+    assert sum(won) == 1
+    assert store.read("lease") == str(won.index(True)).encode()
+    assert not store.create("lease", b"late")
+
+
+def test_glob_finds_files_below(store: Storage) -> None:
+    for name in ("en/a.parquet", "en/b.txt", "de/c.parquet"):
+        store.put(name, b"x")
+    assert [i.name for i in store.glob("*/*.parquet")] == ["de/c.parquet", "en/a.parquet"]
+    assert [i.name for i in store.glob("en/*")] == ["en/a.parquet", "en/b.txt"]
+
+
+def test_missing_bucket_is_one_clear_message(s3: S3Server) -> None:
+    store = Storage("s3://no-such-bucket/x")
+    for attempt in (store.files, lambda: store.glob("*.parquet"), lambda: store.read("a")):
+        with pytest.raises(StorageError, match=r"s3://no-such-bucket.*does not exist"):
+            attempt()
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials_are_one_clear_message_without_them(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import s3fs
+
+    s3.filesystem().makedirs("guarded", exist_ok=True)
+    monkeypatch.setenv(name, "planted-wrong-value")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=r"check the credentials") as caught:
+        Storage("s3://guarded/x").files()
+    assert "planted" not in str(caught.value)
+
+
+def test_unreachable_server_is_named(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=r"can't list s3://bucket/x: .*127.0.0.1:9"):
+        Storage("s3://bucket/x").files()
+
+
+def test_unknown_protocol_is_named() -> None:
+    with pytest.raises(StorageError, match=r"can't open ftpx://a/b: Protocol not known"):
+        Storage("ftpx://a/b")
