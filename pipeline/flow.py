@@ -142,7 +142,8 @@ def settle(job: Job) -> None:
     """Commit what is complete but was not committed, and remove fragments of finished parts."""
     done = job.ledger.contents()
     for part in job.plan.parts:
-        if part.name not in done.parts:
+        if part.name in done.parts:
+            if part.name in done.fragments:
+                job.ledger.discard(Extent.of(part))
+        elif part.name in done.fragments or part.rows == 0:
             job.ledger.commit(Extent.of(part), job.traces, job.metadata)
-        elif part.name in done.fragments:
-            job.ledger.discard(Extent.of(part))

@@ -20,7 +20,7 @@ class Request:
 class Generation:
     """What came out: text without the end-of-turn token, all token ids, and why it ended.
 
-    ``finish_reason`` is vLLM's: ``stop``, ``length``, ``repetition``, ``abort``.
+    ``finish_reason`` is vLLM's: ``stop``, ``length`` or ``repetition``.
     """
 
     text: str

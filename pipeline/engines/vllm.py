@@ -72,7 +72,11 @@ class VllmEngine:
             raise ModelError(
                 f"vLLM can't be imported ({error}); install qwq-batch[gpu] or qwq-batch[cpu]"
             ) from None
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(config, slots)))
+        try:
+            arguments = AsyncEngineArgs(**_arguments(config, slots))
+            self._engine = AsyncLLM.from_engine_args(arguments)
+        except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
+            raise ModelError(f"the engine did not start: {error}") from error
         self._slots = slots
 
     @property
@@ -105,12 +109,10 @@ class VllmEngine:
             if type(error).__module__ == "vllm.exceptions":  # VLLMValidationError and its kin
                 raise RequestRejectedError(str(error)) from error
             raise
-        if final is None or not final.outputs:
-            raise EngineDeadError("vLLM ended a request without an output")
-        [completion] = final.outputs
-        return Generation(
-            completion.text, list(completion.token_ids), completion.finish_reason or "abort"
-        )
+        [completion] = final.outputs if final else [None]
+        if completion is None or completion.finish_reason in (None, "abort", "error"):
+            raise EngineDeadError("vLLM gave a request up before its end")
+        return Generation(completion.text, list(completion.token_ids), completion.finish_reason)
 
     def close(self) -> None:
         """Shut the engine's processes down; the front end stops listening first."""

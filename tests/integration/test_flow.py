@@ -86,7 +86,7 @@ def test_rows_that_can_not_run_come_out_as_failed_and_the_others_untouched(
     assert errors[0] is errors[4] is errors[5] is None
     assert errors[1] == "invalid_prompt: prompt must be text, not null"
     assert errors[2] == "invalid_prompt: prompt is empty"
-    assert errors[3].startswith("prompt_too_long: the prompt has 50022 tokens, the context 40960")
+    assert errors[3].startswith("prompt_too_long: the prompt has 50021 tokens, the context 40960")
     assert [row["prompt"] for row in traces(tmp_path / "out")] == prompts
 
 

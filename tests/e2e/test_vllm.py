@@ -1,0 +1,179 @@
+"""The real engine: vLLM on CPU with the built-in models, driven by the command line.
+
+Each test is one engine start (half a minute to a minute on two cores).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage import Storage
+from tests.conftest import write_shards
+from tests.s3 import S3Server
+
+ROOT = Path(__file__).parents[2]
+NOISE = re.compile(r"Traceback|EngineDeadError|leaked|resource_tracker|Exception ignored")
+
+
+def qwq_batch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, in the repository."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=900,
+    )  # fmt: skip
+
+
+def test_demo_on_s3(s3: S3Server) -> None:
+    fs = s3.filesystem()
+    fs.makedirs("demo", exist_ok=True)
+    fs.put(str(ROOT / "configs/demo-prompts") + "/", "demo/prompts/", recursive=True)
+    run = ["run", "configs/demo.yaml", "--set", "input.path=s3://demo/prompts",
+           "--set", "output.path=s3://demo/traces", "--set", "output.raw_text=true"]  # fmt: skip
+    done = qwq_batch(*run)
+    assert done.returncode == 0, done.stderr
+    assert "240 of 240 traces in s3://demo/traces" in done.stdout
+    assert "tok/s" in done.stderr
+    assert not NOISE.search(done.stderr), done.stderr
+    parts = sorted(path for path in fs.find("demo/traces") if "_qwq" not in path)
+    assert [path.rpartition("/")[2] for path in parts] == [
+        f"prompts-{shard:05}.00000.parquet" for shard in range(4)
+    ]
+    rows = [row for path in parts for row in pq.read_table(path, filesystem=fs).to_pylist()]
+    assert [row["id"] for row in rows] == [f"demo-{i:03}" for i in range(240)]
+    _traces_are_what_the_model_can_do(rows)
+    again = qwq_batch(*run)
+    assert again.returncode == 0
+    assert "starting engines" not in again.stderr, "a finished run must start no engine"
+    shown = qwq_batch("show", "s3://demo/traces", "--rows", "1")
+    assert 'prompt: How many r\'s are in the word "strawberry"?' in shown.stdout
+    assert r"\boxed{3}" in shown.stdout
+
+
+def _traces_are_what_the_model_can_do(rows: list[dict[str, Any]]) -> None:
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_kind.setdefault(row["kind"], []).append(row)
+    strawberry = rows[0]
+    assert strawberry["state"] == "finished"
+    assert strawberry["answer"] == r"The answer is \boxed{3}."
+    assert "</think>" not in strawberry["think"]
+    for kind in ("count", "add"):
+        right = [rf"\boxed{{{r['expected']}}}" in (r["answer"] or "") for r in by_kind[kind]]
+        assert sum(right) >= 0.9 * len(right), kind
+    choices = [f'"answer": "{r["expected"]}"' == r["answer"] for r in by_kind["choice"]]
+    assert sum(choices) >= 0.8 * len(choices)
+    for row in by_kind["loop"] + by_kind["near_loop"]:
+        assert (row["state"], row["finish_reason"], row["answer"]) == ("truncated", "length", None)
+        assert row["think_tokens"] == 2048
+    [failed] = by_kind["none"]
+    assert failed["state"] == "failed"
+    assert failed["error"] == "invalid_prompt: prompt must be text, not null"
+    for row in rows:
+        if row["state"] == "finished":
+            # Byte tokens: every character one, the closing tag one, the end of turn one.
+            length = len(row["raw"]) - len("</think>") + 2
+            assert row["think_tokens"] + row["answer_tokens"] == length
+            assert row["think_tokens"] == row["raw"].index("</think>") + 1
+
+
+def test_tensor_parallel_on_two_cpu_processes(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", [6], 'How many r\'s are in the word "strawberry"? {}')
+    done = qwq_batch(
+        "run", "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
+        "--set", f"output.path={tmp_path / 'out'}", "--set", "engine.tensor_parallel=2",
+        "--set", "sampling.n=2", "--set", "sampling.max_tokens=600",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not NOISE.search(done.stderr), done.stderr
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert [(row["id"], row["sample"]) for row in rows] == [
+        (i, s) for i in range(6) for s in (0, 1)
+    ]
+    finished = [row for row in rows if row["state"] == "finished"]
+    assert len(finished) >= 10
+    assert all(row["think"].startswith("strawberry s!r 0\ntrawberry t!r 0") for row in finished)
+
+
+def test_preview_model_with_messages(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    sums = [(12, 34), (205, 17), (78, 4), (391, 266), (50, 49), (7, 6)]
+    messages = [[{"role": "user", "content": f"What is {a} + {b}?"}] for a, b in sums]
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "in" / "a.parquet")
+    done = qwq_batch(
+        "run", "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
+        "--set", f"output.path={tmp_path / 'out'}", "--set", "prompt.suffix=math",
+        "--set", "model.path=qwq-nano-preview", "--set", "model.preset=qwq-32b-preview",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_parquet(tmp_path / "out").to_dict("records")
+    right = [
+        rf"\boxed{{{a + b}}}" in str(row["answer"]) for (a, b), row in zip(sums, rows, strict=True)
+    ]
+    assert sum(right) >= 5
+    assert all("**Final Answer**" not in str(row["think"]) + str(row["answer"]) for row in rows)
+    query = f"select count(*) from '{tmp_path}/out/*.parquet' where think <> ''"
+    assert duckdb.connect().execute(query).fetchall() == [(6,)]
+
+
+def test_engine_that_can_not_start_is_one_clear_message(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", [2])
+    done = qwq_batch(
+        "run", "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
+        "--set", f"output.path={tmp_path / 'out'}", "--set", "engine.vllm.quantization=fp7",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "the engine did not start" in done.stderr
+    assert "fp7" in done.stderr
+    assert not NOISE.search(done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "configs/demo.yaml", "--set", "input.path=s3://nowhere/x"], "s3://nowhere does not exist"),
+        (["run", "configs/none.yaml"], "can't read the config"),
+        (["plan", "configs/demo.yaml", "--set", "output.path=configs"], "is not empty and not the output"),
+        (["plan", "configs/demo.yaml", "--set", "input.prompt_column=text"], "has only the columns id"),
+        (["show", "configs"], "is not the output of a run"),
+    ],
+)  # fmt: skip
+def test_user_error_is_one_clear_message(s3: S3Server, arguments: list[str], message: str) -> None:
+    done = qwq_batch(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_wrong_credentials_are_one_clear_message(s3: S3Server) -> None:
+    s3.filesystem().makedirs("private", exist_ok=True)
+    output = ["--set", "output.path=s3://private/out"]
+    done = qwq_batch("run", "configs/demo.yaml", *output, AWS_SECRET_ACCESS_KEY="planted-wrong")
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: can't \w+ s3://private/out: .*check the credentials.*\n", done.stderr
+    )
+    assert "planted" not in done.stderr
+    assert Storage("s3://private/out").files() == []
+
+
+def test_plan_prints_prompts_as_json_lines() -> None:
+    done = qwq_batch("plan", "configs/demo.yaml", "--prompts", "3")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 3
+    assert lines[0] == {
+        "prompt": '<|im_start|>user\nHow many r\'s are in the word "strawberry"?<|im_end|>\n'
+        "<|im_start|>assistant\n<think>\n",
+        "prompt_tokens": 63,
+    }
