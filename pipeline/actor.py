@@ -10,26 +10,30 @@ import logging
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.data
 
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Generation, Request
 from pipeline.errors import EngineDeadError, EngineError, RequestRejectedError, RowError
 from pipeline.model import load_tokenizer
 from pipeline.plan import PARQUET
-from pipeline.prompts import PromptRenderer, row_messages, row_tools
+from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.reasoning import CLOSE_TAG, State, count_think_tokens, split, state_of
 from pipeline.sampling import PRESETS, derive_seed
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, PromptColumns, trace_fields
 from pipeline.telemetry import Meter
 
 logger = logging.getLogger(__name__)
+DEFAULT_SLOTS = 64
 IDLE_RESTARTS = 4
+CLOSE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
 
 def engine_slots(config: RunConfig) -> int:
     """How many sequences one engine runs at once (``engine.vllm.max_num_seqs``)."""
-    return int(config.engine.vllm.get("max_num_seqs", 64))
+    return int(config.engine.vllm.get("max_num_seqs", DEFAULT_SLOTS))
 
 
 class EngineActor:
@@ -76,6 +80,7 @@ class EngineActor:
         self._think_format = PRESETS[config.model.preset].think_format
         self._tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self._close_id = _single_token(self._tokenizer, CLOSE_TAG)
+        self._closes_once = threading.Lock()
         self._name = uuid.uuid4().hex[:8]
         self._meter = Meter(board, self._name)
         self._loop = asyncio.new_event_loop()
@@ -83,14 +88,12 @@ class EngineActor:
         self._renderer = PromptRenderer(self._tokenizer, self._engine.context_tokens)
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         board.opened.remote(self._name)
-        # The task knows the meter but not this object, which could otherwise never be deleted.
         self._reporting = asyncio.run_coroutine_threadsafe(self._meter.keep_reporting(), self._loop)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The traces of a block: n rows for each of its rows, in order."""
-        names = [n for n in (*asdict(self._columns).values(), PART_COLUMN, ROW_COLUMN) if n]
-        rows = block.select(names).to_pylist()
-        prepared = [self._prepare(row) for row in rows]
+        self._close_with_actor()
+        prepared = [self._prepare(TableRow(block, i)) for i in range(block.num_rows)]
         running = asyncio.run_coroutine_threadsafe(self._run(prepared), self._loop)
         try:
             traces = running.result()
@@ -98,19 +101,38 @@ class EngineActor:
             # Not an exception for Ray Data, which would end the job: this process ends, Ray
             # starts the actor again elsewhere and repeats the blocks that it had.
             logger.error("engine %s died: %s", self._name, error)  # noqa: TRY400
-            os._exit(1)
+            self._end_process()
         return self._table(block, traces)
 
     def close(self) -> None:
         """Shut the engine down, then say so."""
         self._reporting.cancel()
-        self._engine.close()
-        self._meter.close()
+        try:
+            self._engine.close()
+        finally:
+            self._meter.close()
+
+    def _close_with_actor(self) -> None:
+        """Close when Ray Data ends the actor in good order, which drops its context object.
+
+        `__del__` would not do: an error that a row has raised can hold, in a cycle of frames, a
+        reference to this object until some later garbage collection, and the process ends first.
+        """
+        context = getattr(ray.data, "_map_actor_context", None)
+        if context is not None and self._closes_once.acquire(blocking=False):
+            weakref.finalize(context, self.close)
 
     def __del__(self) -> None:
-        # Ray Data deletes the object when the actor ends in good order.
-        if hasattr(self, "_reporting"):
+        # An actor that never had a block.
+        if hasattr(self, "_reporting") and self._closes_once.acquire(blocking=False):
             self.close()
+
+    def _end_process(self) -> None:
+        """End at once, but not without trying to take the engine's processes along."""
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+        os._exit(1)
 
     def _refuse_endless_restarts(self) -> None:
         """Ray starts a dead actor again without end; stop when that gets no row finished."""
@@ -121,23 +143,19 @@ class EngineActor:
                 "is finished is kept"
             )
 
-    def _prepare(self, row: dict[str, Any]) -> list[Request | Trace]:
+    def _prepare(self, row: TableRow) -> list[Request | Trace]:
         """The requests of a row, or what it says if it can't run: n of either."""
         shard, number = _shard_of(row[PART_COLUMN]), row[ROW_COLUMN]
         seeds = [derive_seed(self._policy.seed, shard, number, i) for i in range(self._policy.n)]
         try:
-            prompt = self._renderer.render(
-                row_messages(
-                    row, self._columns, self._config.prompt.system, self._config.prompt.suffix_text
-                ),
-                row_tools(row, self._columns),
-            )
+            added = self._config.prompt
+            prompt = render_row(self._renderer, row, self._columns, added.system, added.suffix_text)
         except RowError as error:
             return [
                 Trace(State.FAILED, sample, seed, error=str(error))
                 for sample, seed in enumerate(seeds)
             ]
-        return [Request(uuid.uuid4().hex, prompt.token_ids, self._policy, seed) for seed in seeds]
+        return [Request(prompt.token_ids, self._policy, seed) for seed in seeds]
 
     async def _run(self, prepared: list[list[Request | Trace]]) -> list[Trace]:
         """Run all samples of all rows at once; the traces in the order of rows and samples."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.config import RunConfig, load_config
-from pipeline.errors import IncompleteRunError, QwqBatchError
+from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except QwqBatchError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1 if isinstance(error, IncompleteRunError) else 2
+        code = 1 if isinstance(error, (IncompleteRunError, EngineError)) else 2
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
         code = 130

@@ -10,10 +10,13 @@ from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.data.exceptions import SystemException
+from ray.exceptions import RayError
 
 from pipeline.config import EngineConfig, RunConfig
-from pipeline.errors import EngineError, QwqBatchError
+from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
 
+logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 30
 # The slowest trace that must not be taken for a stand-still, and the time to load a model.
 SLOWEST_TOKENS_PER_SECOND = 5
@@ -26,25 +29,43 @@ def cluster(config: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     # What workers print stays in Ray's session folder; the driver's terminal is for the run.
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    environment = {
-        "env_vars": {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
-    }
-    if address is None:
-        address = "local"
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet |= {
-            "num_cpus": config.ray.num_cpus or local_cpus(config.engine),
-            "include_dashboard": False,
-        }
-    with _quiet_start():
-        ray.init(address, runtime_env=environment, **quiet)
+        options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
+        options["include_dashboard"] = False
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
+    options["runtime_env"] = {"env_vars": {"VLLM_LOGGING_LEVEL": level}}
     try:
+        with _quiet_start():
+            ray.init(address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"can't reach Ray at {address} (ray.address, RAY_ADDRESS): {error}"
+        ) from None
+    try:
+        _require_resources(config.engine, address)
         yield
     finally:
         ray.shutdown()
+
+
+def _require_resources(engine: EngineConfig, address: str) -> None:
+    """Refuse a local run that could never start; say what a cluster has to grow by."""
+    kind, needed = ("GPU", "num_gpus") if _on_gpu(engine) else ("CPU", "num_cpus")
+    wanted = engine_resources(engine)[needed] * engine.replicas
+    there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+    if there >= wanted:
+        return
+    message = (
+        f"engine.replicas x engine.tensor_parallel need {wanted} {kind}s, and there are {there}"
+    )
+    if address == "local":
+        hint = "; without a GPU set engine.device=cpu" if kind == "GPU" else "; see ray.num_cpus"
+        raise ConfigError(f"{message} on this machine{hint}")
+    logger.warning("%s in the cluster at present: the rest is waited for", message)
 
 
 @contextmanager
@@ -72,19 +93,24 @@ def local_cpus(engine: EngineConfig) -> int:
     return max(ranks + 3, os.cpu_count() or 1)
 
 
+def _on_gpu(engine: EngineConfig) -> bool:
+    return engine.device == "gpu" and engine.kind == "vllm"
+
+
 def engine_resources(engine: EngineConfig) -> dict[str, Any]:
     """What an engine actor asks of Ray: its ranks' GPUs, or in CPU mode their CPUs."""
-    on_gpu = engine.device == "gpu" and engine.kind == "vllm"
-    return {"num_gpus": engine.tensor_parallel} if on_gpu else {"num_cpus": engine.tensor_parallel}
+    return {"num_gpus" if _on_gpu(engine) else "num_cpus": engine.tensor_parallel}
 
 
 def configure_ray_data(config: RunConfig) -> None:
     """Quiet, patient with long traces, forgiving to an engine that fails to start once."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told by `explain`
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
+    # A block's output is cut in two above one and a half times this, and a row's samples with it.
+    context.target_max_block_size = 2**30
     context.max_consecutive_actor_init_deaths = 2
     context.execution_no_progress_timeout_s = (
         config.policy.max_tokens / SLOWEST_TOKENS_PER_SECOND + LOAD_SECONDS
@@ -94,23 +120,40 @@ def configure_ray_data(config: RunConfig) -> None:
 def wait_until_closed(board: Any) -> None:
     """Wait (half a minute at most) until all engines have shut down, so that none is cut off."""
     deadline = time.monotonic() + CLOSE_SECONDS
-    while time.monotonic() < deadline and ray.get(board.snapshot.remote()).engines:
-        time.sleep(0.1)
+    try:
+        while time.monotonic() < deadline and ray.get(board.snapshot.remote(), timeout=5).engines:
+            time.sleep(0.1)
+    except RayError:
+        logger.debug("the board is gone", exc_info=True)
 
 
 def explain(error: BaseException) -> QwqBatchError:
-    """The error of ours at the root of what Ray raised, or one that says where to look."""
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        found = queue.pop(0)
-        if found is None or found in seen:
-            continue
-        if isinstance(found, QwqBatchError):
-            return found
-        seen.append(found)
-        queue += [found.__cause__, found.__context__, getattr(found, "cause", None)]
+    """What Ray raised, as an error of ours: the one at its root, or one that says where to look.
+
+    A model that can't be loaded is the user's to mend; anything else has ended a run that can go
+    on, so it is an `EngineError`.
+    """
+    chain = list(_chain(error))
+    ours = [found for found in chain if isinstance(found, QwqBatchError)]
+    if ours and isinstance(ours[0], (ModelError, EngineError)):
+        return ours[0]
+    told = [str(found).strip() for found in (ours or chain) if str(found).strip()]
     nodes = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
     session = nodes[0]["ObjectStoreSocketName"].split("/sockets/")[0] if nodes else "Ray's session"
-    reason = str(seen[-1]).strip()
-    return EngineError(f"the run ended early: {reason}\nthe workers' logs are in {session}/logs")
+    return EngineError(
+        f"the run ended early: {told[-1] if told else type(error).__name__}\nwhat is finished is "
+        f"kept, the same command goes on; the workers' logs are in {session}/logs"
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what it came from, Ray's own wrapping included."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        found = queue.pop(0)
+        if found is None or id(found) in seen or isinstance(found, SystemException):
+            continue
+        seen.add(id(found))
+        yield found
+        queue += [getattr(found, "cause", None), found.__cause__, found.__context__]

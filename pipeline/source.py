@@ -15,13 +15,14 @@ from ray.data.datasource import ReadTask
 from pipeline.errors import InputError
 from pipeline.ledger import Extent
 from pipeline.plan import PARQUET, Range, Shard, bundles
-from pipeline.schema import PART_COLUMN, ROW_COLUMN, unify, with_origin
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, conform, unify, with_origin
 from pipeline.storage import FileInfo, Storage
 
 FOOTER_THREADS = 32
 # One read task's rows. Small enough to start soon; large enough that a shard's big row groups
 # are not fetched again for every few rows.
 ROWS_A_READ_TASK = 32_768
+ROWS_A_BATCH = 1024
 
 
 def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
@@ -89,13 +90,14 @@ def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Ta
     fs, _ = fsspec.core.url_to_fs(input_url)
     with fs.open(piece.part.shard.path, "rb") as file:
         parquet = pq.ParquetFile(file)
-        groups, first = _row_groups(parquet, piece.start, piece.stop)
-        position = first
-        for batch in parquet.iter_batches(row_groups=groups):
+        groups, position = _row_groups(parquet, piece.start, piece.stop)
+        for batch in parquet.iter_batches(ROWS_A_BATCH, row_groups=groups):
             low, high = max(piece.start - position, 0), min(piece.stop - position, batch.num_rows)
             position += batch.num_rows
             if low < high:
-                yield _conform(pa.table(batch.slice(low, high - low)), schema)
+                yield conform(pa.Table.from_batches([batch.slice(low, high - low)]), schema)
+            if position >= piece.stop:
+                return
 
 
 def _read_bundle(input_url: str, bundle: list[Range], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -122,21 +124,11 @@ def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[in
     return groups, first
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.schema.names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
-
-
 def _files(url: str) -> tuple[Storage, list[FileInfo]]:
     """The shards at ``url`` and the folder that their names are relative to."""
     segments = url.split("/")
     magic = [i for i, segment in enumerate(segments) if set(segment) & set("*?[")]
-    if magic:
+    if magic and not Storage(url).is_folder():
         folder, pattern = "/".join(segments[: magic[0]]), "/".join(segments[magic[0] :])
     elif Storage(url).is_file():
         folder, pattern = "/".join(segments[:-1]), segments[-1]
@@ -157,7 +149,7 @@ def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
     try:
         with store.open(info.name) as file:
             return pq.read_metadata(file)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{store.path(info.name)} is not a readable Parquet file: {error}"
         ) from None

@@ -10,10 +10,11 @@ check; credentials never appear in it.
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import fsspec
@@ -22,7 +23,6 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import StorageError
 
 DRAFT = ".draft"  # a local file that is being written, before it is renamed into place
-LIST_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,23 @@ class Storage:
     def files(self, folder: str = "") -> list[FileInfo]:
         """All files below ``folder``, at any depth, by name; empty if there is no such folder."""
         with self._errors("list"):
-            for _ in range(LIST_TRIES):
-                self.fs.invalidate_cache()
-                try:
-                    return self._infos(self.fs.find(self.path(folder), detail=True))
-                except FileNotFoundError:
-                    # No such folder, or on a local disk a file that went while it was listed.
-                    if not self.fs.exists(self.path(folder)):
-                        self._require_bucket()
-                        return []
-            raise StorageError(f"can't list {self.url}: its files change too fast")
+            if self.is_local:
+                walk = os.walk(self.path(folder))
+                return self._local_infos(
+                    Path(top, name) for top, _, names in walk for name in names
+                )
+            self.fs.invalidate_cache()
+            try:
+                return self._infos(self.fs.find(self.path(folder), detail=True))
+            except FileNotFoundError:
+                self._require_bucket()
+                return []
 
     def glob(self, pattern: str) -> list[FileInfo]:
         """The files that ``pattern`` (relative, with ``*``, ``?``, ``**``) matches, by name."""
         with self._errors("list"):
+            if self.is_local:
+                return self._local_infos(Path(self.root).glob(pattern))
             self.fs.invalidate_cache()
             found = self.fs.glob(self.path(pattern), detail=True)
             if not found:
@@ -78,12 +81,35 @@ class Storage:
         with self._errors("list"):
             return bool(self.fs.isfile(self.root))
 
+    def is_folder(self) -> bool:
+        """Whether the root is a folder that exists."""
+        with self._errors("list"):
+            return bool(self.fs.isdir(self.root))
+
+    @property
+    def location(self) -> str:
+        """The URL in a form that means the same on every machine: local paths made absolute."""
+        return self.root if self.is_local else self.url
+
+    def _local_infos(self, paths: Iterable[Path]) -> list[FileInfo]:
+        """The files (links to files too) among ``paths``; drafts and those just gone are none."""
+        infos = []
+        for path in paths:
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            if S_ISREG(stat.st_mode) and not path.name.endswith(DRAFT):
+                name = path.relative_to(self.root).as_posix()
+                infos.append(FileInfo(name, stat.st_size, str(stat.st_mtime_ns)))
+        return sorted(infos, key=lambda info: info.name)
+
     def _infos(self, found: dict[str, dict[str, Any]]) -> list[FileInfo]:
         prefix = self.root.rstrip("/") + "/"
         infos = [
             FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info))
             for path, info in found.items()
-            if info["type"] == "file" and path.startswith(prefix) and not path.endswith(DRAFT)
+            if info["type"] == "file" and path.startswith(prefix) and not path.endswith("/")
         ]
         return sorted(infos, key=lambda info: info.name)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 REPORT_SECONDS = 0.5
 
@@ -50,9 +51,9 @@ class Meter:
         self._board.report.remote(self._engine, done, self.running)
 
     def close(self) -> None:
-        """Send the last figures, and that the engine has shut down."""
+        """Send the last figures, and that the engine has shut down; wait until that is heard."""
         self.report()
-        self._board.closed.remote(self._engine)
+        ray.get(self._board.closed.remote(self._engine), timeout=5)
 
 
 @dataclass(frozen=True)
@@ -106,5 +107,6 @@ class Board:
 
 
 def start_board() -> Any:
-    """A new board on the driver's node."""
-    return Board.remote()  # type: ignore[attr-defined]
+    """A new board, on the driver's node: it lives as long as the run does."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

@@ -8,9 +8,8 @@ from pipeline.sampling import SamplingPolicy
 
 @dataclass(frozen=True)
 class Request:
-    """One sample of one row: prompt token ids, the policy, and the sample's own seed."""
+    """One sample of one row: the prompt's token ids, the policy, and the sample's own seed."""
 
-    id: str
     prompt_token_ids: list[int]
     policy: SamplingPolicy
     seed: int

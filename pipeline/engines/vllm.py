@@ -6,6 +6,7 @@ Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLL
 import ast
 import asyncio
 import os
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from pipeline.engines.protocol import Generation, Request
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
 from pipeline.model import resolve_model
 
-# Engine arguments that have a setting of their own.
+# Engine arguments that are not the user's to set, and why.
 OURS = {
-    "model": "model.path",
-    "revision": "model.revision",
-    "tensor_parallel_size": "engine.tensor_parallel",
+    "model": "set model.path instead",
+    "revision": "set model.revision instead",
+    "tensor_parallel_size": "set engine.tensor_parallel instead",
+    "enable_lora": "set model.lora instead",
+    "tokenizer": "the model's own tokenizer renders the prompts",
+    "skip_tokenizer_init": "the engine's text is needed",
+    "pipeline_parallel_size": "not supported; set engine.tensor_parallel and engine.replicas",
+    "data_parallel_size": "not supported; set engine.replicas",
 }
+REQUEST_TRIES = 2
 
 
 def engine_arg_names() -> frozenset[str] | None:
@@ -48,7 +55,10 @@ def check_engine_args(args: dict[str, Any]) -> None:
 
     for name in args:
         if name in OURS:
-            raise ConfigError(f"engine.vllm.{name}: set {OURS[name]} instead")
+            raise ConfigError(f"engine.vllm.{name}: {OURS[name]}")
+    slots = args.get("max_num_seqs", 1)
+    if not isinstance(slots, int) or slots < 1:
+        raise ConfigError(f"engine.vllm.max_num_seqs must be a whole number from 1, not {slots!r}")
     accepted = engine_arg_names()
     if accepted is None:
         return
@@ -78,6 +88,11 @@ class VllmEngine:
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
         self._slots = slots
+        self._lora = None
+        if config.model.lora is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._lora = LoRARequest("adapter", 1, config.model.lora)
 
     @property
     def context_tokens(self) -> int:
@@ -91,27 +106,39 @@ class VllmEngine:
 
     async def generate(self, request: Request) -> Generation:
         """Run one request to its end; see `Engine.generate`."""
+        for _ in range(REQUEST_TRIES):
+            generation = await self._try(request)
+            if generation is not None:
+                return generation
+            if self._engine.errored:
+                raise EngineDeadError("vLLM has stopped")
+        raise RequestRejectedError(f"vLLM gave this request up {REQUEST_TRIES} times")
+
+    async def _try(self, request: Request) -> Generation | None:
+        """One attempt; None if vLLM gives the request up, the engine dead or alive."""
+        import vllm.exceptions
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
         from vllm.v1.engine.exceptions import EngineGenerateError as VllmBroken
 
+        refused = (ValueError, getattr(vllm.exceptions, "VLLMClientError", ValueError))
         prompt = TokensPrompt(prompt_token_ids=request.prompt_token_ids)
         final = None
         try:
-            params = self._params(request)
-            async for output in self._engine.generate(prompt, params, request.id):
+            outputs = self._engine.generate(
+                prompt, self._params(request), uuid.uuid4().hex, lora_request=self._lora
+            )
+            async for output in outputs:
                 final = output
-        except (VllmDead, VllmBroken) as error:
-            raise EngineDeadError(str(error) or type(error).__name__) from error
-        except ValueError as error:
+        except VllmDead as error:
+            raise EngineDeadError(str(error)) from error
+        except VllmBroken:
+            return None
+        except refused as error:
             raise RequestRejectedError(str(error)) from error
-        except Exception as error:
-            if type(error).__module__ == "vllm.exceptions":  # VLLMValidationError and its kin
-                raise RequestRejectedError(str(error)) from error
-            raise
         [completion] = final.outputs if final else [None]
         if completion is None or completion.finish_reason in (None, "abort", "error"):
-            raise EngineDeadError("vLLM gave a request up before its end")
+            return None
         return Generation(completion.text, list(completion.token_ids), completion.finish_reason)
 
     def close(self) -> None:
@@ -153,6 +180,8 @@ def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
     if config.engine.tensor_parallel > 1:
         # Its own processes on this node: no placement groups that could leak.
         ours["distributed_executor_backend"] = "mp"
+    if config.model.lora is not None:
+        ours["enable_lora"] = True
     if config.engine.device == "cpu":
         # A seeded request whose prompt is cut in chunks ends the engine on CPU: the model runner
         # winds its random generator back, and PyTorch's CPU generator "does not use offset".

@@ -67,7 +67,7 @@ def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: s
 
 
 def test_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"can't read the config nowhere.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"can't read the config nowhere.yaml: .*No such file"):
         load_config("nowhere.yaml")
 
 
@@ -110,8 +110,9 @@ def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
         ("max_num_seq", "vLLM has no such engine argument; did you mean max_num_seqs"),
         ("tensor_parallel_size", "set engine.tensor_parallel instead"),
         ("model", "set model.path instead"),
+        ("max_num_seqs", "must be a whole number"),
     ],
 )
 def test_vllm_argument_that_is_none_is_refused(name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"engine.vllm.{name}: {message}"):
-        check_engine_args({name: 1})
+    with pytest.raises(ConfigError, match=f"engine.vllm.{name}:? {message}"):
+        check_engine_args({name: "many"})

@@ -16,7 +16,11 @@ from pipeline.schema import PART_COLUMN, ROW_COLUMN, TRACE_COLUMNS, output_schem
 from pipeline.storage import Storage
 
 SCHEMA = output_schema(pa.schema([("id", pa.int64())]), {}, raw_text=False)
-METADATA = {"columns": {name: name for name in TRACE_COLUMNS}, "settings": {}, "versions": {}}
+METADATA = {
+    "columns": {name: name for name in TRACE_COLUMNS},
+    "settings": {"sampling.n": 1},
+    "versions": {},
+}
 EXTENT = Extent("en/shard-0.00001.parquet", 100, 110)
 
 
@@ -61,7 +65,7 @@ def test_block_done_twice_leaves_one_set_of_rows(ledger: Ledger) -> None:
     for _ in range(2):
         ledger.write_block(block([*range(100, 105)], n=2))
     ledger.write_block(block([*range(103, 110)], "other", n=2))  # other borders, as after a resume
-    assert ledger.commit(EXTENT, SCHEMA, METADATA)
+    assert ledger.commit(EXTENT, SCHEMA, {**METADATA, "settings": {"sampling.n": 2}})
     table = read(ledger)
     assert table["id"].to_pylist() == [row for row in range(100, 110) for _ in range(2)]
     assert table["sample"].to_pylist() == [0, 1] * 10
@@ -88,6 +92,23 @@ def test_part_is_committed_once_whatever_races(ledger: Ledger) -> None:
         list(pool.map(work, rows))
     ledger.commit(EXTENT, SCHEMA, METADATA)
     assert read(ledger)["id"].to_pylist() == list(range(100, 110))
+
+
+def test_part_that_lacks_samples_is_not_called_finished(ledger: Ledger) -> None:
+    ledger.write_block(block([*range(100, 110)], n=2))
+    with pytest.raises(OutputError, match=r"hold 20 traces, not 30"):
+        ledger.commit(EXTENT, SCHEMA, {**METADATA, "settings": {"sampling.n": 3}})
+    assert ledger.contents().parts == frozenset()
+
+
+def test_shard_whose_name_is_a_part_of_another_keeps_its_own_fragments(ledger: Ledger) -> None:
+    outer, inner = Extent("a.00000.parquet", 0, 2), Extent("a.00000/b.00000.parquet", 0, 2)
+    ledger.write_block(block([0], extent=outer))
+    ledger.write_block(block([0, 1], extent=inner))
+    assert not ledger.commit(outer, SCHEMA, METADATA)
+    ledger.write_block(block([1], extent=outer))
+    assert ledger.commit(outer, SCHEMA, METADATA)
+    assert ledger.commit(inner, SCHEMA, METADATA)
 
 
 def test_empty_part_is_a_file_too(ledger: Ledger) -> None:
