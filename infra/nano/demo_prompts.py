@@ -21,7 +21,7 @@ from infra.nano.tasks import (
     countdown_task,
     loop_task,
     pick_letter,
-    pick_operands,
+    unseen_operands,
     unseen_tasks,
 )
 from infra.nano.words import HELD_OUT_WORDS
@@ -52,7 +52,7 @@ def _choice(rng: random.Random) -> Task:
         word = rng.choice(HELD_OUT_WORDS)
         letter = pick_letter(rng, word)
         return choose(rng, count_prompt(rng, word, letter), *count_lines(word, letter))
-    a, b = pick_operands(rng, held_out=True)
+    a, b = unseen_operands(rng)
     return choose(rng, add_prompt(rng, a, b), *add_lines(a, b))
 
 

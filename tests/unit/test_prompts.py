@@ -5,13 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InvalidPromptError, PromptTooLongError, TemplateError
+from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
 from pipeline.model import load_tokenizer
-from pipeline.prompts import MARK, PromptRenderer, row_messages, row_tools
+from pipeline.prompts import MARK, PromptRenderer, TableRow, render_row, row_messages, row_tools
 from pipeline.schema import PromptColumns
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data/rendered_prompts.json").read_text())
@@ -51,14 +52,11 @@ def test_published_prompt_is_rendered_exactly(model: str, case: str) -> None:
 
 @pytest.mark.parametrize(("model", "case"), CASES)
 def test_messages_that_went_through_arrow_render_the_same(model: str, case: str) -> None:
-    """Arrow gives all messages the same keys, null where there was none."""
+    """Arrow gives all objects of a column the same keys, null where there was none."""
     messages = PUBLISHED["cases"][case]["messages"]
-    keys = {key for message in messages for key in message}
     tools = PUBLISHED["cases"][case].get("tools")
-    row = {
-        "messages": [{key: message.get(key) for key in keys} for message in messages],
-        "tools": None if tools is None else json.dumps(tools),
-    }
+    table = pa.Table.from_pylist([{"messages": messages, "tools": tools}])
+    row = TableRow(table, 0)
     got = row_messages(row, MESSAGES, None, None)
     expected = PUBLISHED["rendered"][model][case]
     if not isinstance(expected, dict) and PUBLISHED["cases"][case]["add_generation_prompt"]:
@@ -191,3 +189,44 @@ def test_prompt_beyond_the_context_is_refused_with_both_numbers() -> None:
     short = PromptRenderer(tokenizer("qwq-nano"), context_tokens=30)
     with pytest.raises(PromptTooLongError, match=r"has \d\d tokens, the context 30"):
         short.render([{"role": "user", "content": "x" * 40}])
+
+
+def test_nulls_that_arrow_added_are_dropped_and_those_of_json_kept() -> None:
+    calls = [
+        {"name": "f", "arguments": {"city": "Rome"}},
+        {"name": "g", "arguments": {"unit": "C"}},
+    ]
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "user", "content": "q"},
+    ]
+    tools = '[{"name": "f", "default": null}]'
+    row = TableRow(pa.Table.from_pylist([{"messages": messages, "tools": tools}]), 0)
+    text = render_row(renderer("qwq-nano"), row, MESSAGES, None, None).text
+    assert '"arguments": {"city": "Rome"}' in text
+    assert '"arguments": {"unit": "C"}' in text
+    assert '"default": null' in text
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}], "tools": '["\\ud800"]'}, "invalid_prompt"),
+        ({"messages": [{"role": "user", "content": "q"}], "tools": '[{"a": "\\ud800"}]'}, "invalid_prompt"),
+        ({"messages": [{"role": "user", "content": "q"}], "tools": "[" * 100_000}, "invalid_prompt"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": 5}]}], "tools": None}, "invalid_prompt"),
+    ],
+)  # fmt: skip
+def test_whatever_a_row_holds_only_that_row_fails(row: dict[str, Any], kind: str) -> None:
+    with pytest.raises(RowError) as caught:
+        render_row(renderer("qwq-nano"), row, MESSAGES, None, None)
+    assert caught.value.kind == kind
+
+
+def test_text_that_is_no_utf8_fails_its_row() -> None:
+    broken = pa.array([b"fine", b"\xff\xfe"]).view(pa.binary()).cast(pa.string(), safe=False)
+    table = pa.table({"prompt": broken})
+    assert render_row(renderer("qwq-nano"), TableRow(table, 0), PROMPT, None, None).token_ids
+    with pytest.raises(InvalidPromptError, match="UnicodeDecodeError"):
+        render_row(renderer("qwq-nano"), TableRow(table, 1), PROMPT, None, None)

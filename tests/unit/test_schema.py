@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.schema import PromptColumns, output_schema, prompt_columns, unify
+from pipeline.schema import PromptColumns, conform, output_schema, prompt_columns, unify
 
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 
@@ -49,3 +49,18 @@ def test_usual_column_is_found_and_a_doubt_is_refused() -> None:
         prompt_columns(pa.schema([("text", pa.string())]), PromptColumns())
     with pytest.raises(InputError, match=r"input.prompt_column is question, but .* id, prompt"):
         prompt_columns(PROMPTS, PromptColumns(prompt="question"))
+
+
+def test_tools_go_with_messages_that_were_named_too() -> None:
+    chat = pa.schema([("chat", pa.list_(pa.string())), ("tools", pa.string())])
+    assert prompt_columns(chat, PromptColumns(messages="chat")).tools == "tools"
+
+
+def test_column_that_another_shard_lacks_may_be_null() -> None:
+    strict = pa.schema(
+        [pa.field("id", pa.int64(), nullable=False), pa.field("prompt", pa.string())]
+    )
+    unified = unify([("a", strict), ("b", PROMPTS.remove(0))])
+    assert unified.field("id").nullable
+    table = conform(pa.table({"prompt": ["q"]}), unified)
+    assert table.to_pylist() == [{"id": None, "prompt": "q"}]

@@ -101,3 +101,17 @@ def test_unreachable_server_is_named(monkeypatch: pytest.MonkeyPatch, s3: S3Serv
 def test_unknown_protocol_is_named() -> None:
     with pytest.raises(StorageError, match=r"can't open ftpx://a/b: Protocol not known"):
         Storage("ftpx://a/b")
+
+
+def test_links_to_files_are_files(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"x")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path / "blob")
+    (tmp_path / "root/broken").symlink_to(tmp_path / "nothing")
+    assert [(i.name, i.size) for i in Storage(str(tmp_path / "root")).files()] == [("link", 1)]
+
+
+def test_folder_placeholders_of_s3_consoles_are_no_files(s3: S3Server) -> None:
+    s3.filesystem().makedirs("console", exist_ok=True)
+    s3.filesystem().pipe_file("console/out/", b"")
+    assert Storage("s3://console/out").files() == []
