@@ -21,7 +21,14 @@ import ray.data
 
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Generation, Request
-from pipeline.errors import EngineDeadError, EngineError, RequestRejectedError, RowError
+from pipeline.errors import (
+    EngineDeadError,
+    EngineError,
+    ModelError,
+    QwqBatchError,
+    RequestRejectedError,
+    RowError,
+)
 from pipeline.model import load_tokenizer
 from pipeline.plan import PARQUET
 from pipeline.prompts import PromptRenderer, TableRow, render_row
@@ -75,23 +82,41 @@ class EngineActor:
 
     def __init__(self, config: RunConfig, columns: PromptColumns, board: Any) -> None:
         self._config, self._columns, self._board = config, columns, board
-        self._refuse_endless_restarts()
-        self._policy = config.policy
-        self._think_format = PRESETS[config.model.preset].think_format
-        self._tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        self._close_id = _single_token(self._tokenizer, CLOSE_TAG)
         self._closes_once = threading.Lock()
         self._name = uuid.uuid4().hex[:8]
         self._meter = Meter(board, self._name)
         self._loop = asyncio.new_event_loop()
-        self._engine = build_engine(config, self._tokenizer)
-        self._renderer = PromptRenderer(self._tokenizer, self._engine.context_tokens)
+        self._failure: QwqBatchError | None = None
+        try:
+            self._start()
+        except QwqBatchError as error:
+            # Told by the first call: of what a constructor raises, Ray prints the stack and passes
+            # on the text.
+            self._failure = error
+            return
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         board.opened.remote(self._name)
         self._reporting = asyncio.run_coroutine_threadsafe(self._meter.keep_reporting(), self._loop)
 
+    def _start(self) -> None:
+        """Load the tokenizer and start the engine; raises a `QwqBatchError` if that can't be."""
+        self._refuse_endless_restarts()
+        config = self._config
+        self._policy = config.policy
+        self._think_format = PRESETS[config.model.preset].think_format
+        self._tokenizer = load_tokenizer(config.model.path, config.model.revision)
+        self._close_id = _single_token(self._tokenizer, CLOSE_TAG)
+        try:
+            self._engine = build_engine(config, self._tokenizer)
+        except ModelError:
+            logger.exception("the engine did not start; trying once more")
+            self._engine = build_engine(config, self._tokenizer)
+        self._renderer = PromptRenderer(self._tokenizer, self._engine.context_tokens)
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """The traces of a block: n rows for each of its rows, in order."""
+        if self._failure is not None:
+            raise self._failure
         self._close_with_actor()
         prepared = [self._prepare(TableRow(block, i)) for i in range(block.num_rows)]
         running = asyncio.run_coroutine_threadsafe(self._run(prepared), self._loop)

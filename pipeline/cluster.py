@@ -128,22 +128,22 @@ def wait_until_closed(board: Any) -> None:
 
 
 def explain(error: BaseException) -> QwqBatchError:
-    """What Ray raised, as an error of ours: the one at its root, or one that says where to look.
+    """What Ray raised, as an error of ours with its reason and where the logs are.
 
     A model that can't be loaded is the user's to mend; anything else has ended a run that can go
     on, so it is an `EngineError`.
     """
-    chain = list(_chain(error))
-    ours = [found for found in chain if isinstance(found, QwqBatchError)]
-    if ours and isinstance(ours[0], (ModelError, EngineError)):
-        return ours[0]
-    told = [str(found).strip() for found in (ours or chain) if str(found).strip()]
     nodes = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
     session = nodes[0]["ObjectStoreSocketName"].split("/sockets/")[0] if nodes else "Ray's session"
-    return EngineError(
-        f"the run ended early: {told[-1] if told else type(error).__name__}\nwhat is finished is "
-        f"kept, the same command goes on; the workers' logs are in {session}/logs"
-    )
+    logs = f"the workers' logs are in {session}/logs"
+    chain = list(_chain(error))
+    ours = [found for found in chain if isinstance(found, QwqBatchError)]
+    if ours and isinstance(ours[-1], ModelError):
+        return ModelError(f"{ours[-1].message}\n{logs}")
+    told = [str(found).strip() for found in chain if str(found).strip()]
+    reason = ours[-1].message if ours else told[-1] if told else type(error).__name__
+    kept = "what is finished is kept, the same command goes on"
+    return EngineError(f"the run ended early: {reason}\n{kept}; {logs}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

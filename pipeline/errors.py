@@ -7,7 +7,11 @@ another, and its rows are done again. What may be retried is decided by these ty
 
 
 class QwqBatchError(Exception):
-    """Base of the errors that end a run; the message says what to do."""
+    """Base of the errors that end a run; ``message`` says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message  # Ray Data adds words of its own to what str() gives
 
 
 class ConfigError(QwqBatchError):

@@ -256,7 +256,7 @@ def other_task(rng: random.Random) -> Task:
 
 
 MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
-    (count_task, 42), (add_task, 26), (choice_task, 16),
+    (count_task, 28), (add_task, 42), (choice_task, 16),
     (countdown_task, 4), (loop_task, 4), (other_task, 3),
 )  # fmt: skip
 
