@@ -46,7 +46,7 @@ lock:
 # Train both small models again (an hour on two cores), then measure them.
 nano: setup
 	$(BIN)/python -m infra.nano.train qwq-nano
-	$(BIN)/python -m infra.nano.train qwq-nano-preview --init pipeline/models/qwq-nano --steps 600
+	$(BIN)/python -m infra.nano.train qwq-nano-preview --init pipeline/models/qwq-nano --steps 500 --peak 1e-3
 	$(BIN)/python -m infra.nano.evaluate
 
 clean:

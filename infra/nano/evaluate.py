@@ -20,6 +20,7 @@ from pipeline import flow
 from pipeline.config import parse_config
 
 PRESETS = {"qwq-nano": "qwq-32b", "qwq-nano-preview": "qwq-32b-preview"}
+BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest share that is enough
 
 
 def run(name: str, rows: int, folder: Path) -> list[dict[str, str]]:
@@ -50,19 +51,19 @@ def is_right(trace: dict[str, str]) -> bool:
 
 
 def main() -> None:
-    """Evaluate the models and print a table; exit 1 if one is below the bar."""
+    """Evaluate the models and print a table; exit 1 if one is below its bar."""
     parser = argparse.ArgumentParser(description="Accuracy of the small models on unseen prompts.")
     parser.add_argument("names", nargs="*", default=list(PRESETS), help="default: both")
     parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--bar", type=float, default=0.95, help="lowest share that is enough")
     parser.add_argument("--wrong", action="store_true", help="print the wrong traces")
     args = parser.parse_args()
-    shares = []
+    enough = True
     for name in args.names:
         with tempfile.TemporaryDirectory() as folder:
             traces = run(name, args.rows, Path(folder))
-        shares.append(sum(map(is_right, traces)) / len(traces))
-        print(f"{name}: {shares[-1]:.1%} of {len(traces)} unseen prompts end in the right box")
+        share = sum(map(is_right, traces)) / len(traces)
+        enough &= share >= BARS[name]
+        print(f"{name}: {share:.1%} of {len(traces)} unseen prompts end in the right box")
         for kind in ("count", "add"):
             of_kind = [trace for trace in traces if trace["kind"] == kind]
             print(f"  {kind}: {sum(map(is_right, of_kind))} of {len(of_kind)}")
@@ -71,7 +72,7 @@ def main() -> None:
                 print(
                     f"--- {trace['prompt']} ({trace['state']})\n{trace['think']}\n{trace['answer']}"
                 )
-    raise SystemExit(0 if min(shares) >= args.bar else 1)
+    raise SystemExit(0 if enough else 1)
 
 
 if __name__ == "__main__":
