@@ -179,3 +179,32 @@ def test_plan_prints_prompts_as_json_lines(tmp_path: Path) -> None:
         "<|im_start|>assistant\n<think>\n",
         "prompt_tokens": 63,
     }
+
+
+def test_lora_adapter_is_applied(tmp_path: Path) -> None:
+    """A random adapter scrambles what the model says; without it, it would spell the word."""
+    import torch
+    from safetensors.torch import save_file
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    weights = {}
+    for layer in range(4):
+        for name, rows in (("q_proj", 192), ("v_proj", 64)):
+            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{key}.lora_A.weight"] = torch.randn(8, 192)
+            weights[f"{key}.lora_B.weight"] = torch.randn(rows, 8)
+    save_file(weights, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none",
+                "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    write_shards(tmp_path / "in", [2], 'How many r\'s are in the word "strawberry"? {}')
+    done = qwq_batch(
+        "run", "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
+        "--set", f"output.path={tmp_path / 'out'}", "--set", f"model.lora={adapter}",
+        "--set", "sampling.max_tokens=100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for row in pq.read_table(tmp_path / "out").to_pylist():
+        assert row["think_tokens"] + row["answer_tokens"] > 0
+        assert "strawberry s!r 0" not in row["think"]
