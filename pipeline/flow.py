@@ -3,7 +3,6 @@
 summary = run(load_config("configs/demo.yaml"))
 """
 
-import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +35,6 @@ from pipeline.source import PromptSource, find_shards
 from pipeline.storage import Storage
 from pipeline.telemetry import start_board
 
-logger = logging.getLogger(__name__)
 Watch = Callable[[Any, int], AbstractContextManager[None]]
 
 

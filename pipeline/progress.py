@@ -36,9 +36,9 @@ def watch(board: Any, rows: int) -> Iterator[None]:
 
 def figures(snapshot: Snapshot, rows: int, seconds: float) -> str:
     """Tokens/s, running requests and the time that is left, as one line."""
-    if snapshot.first_token_seconds is None:
+    if snapshot.ready_seconds is None:
         return "starting engines"
-    working = max(1e-9, seconds - snapshot.first_token_seconds)
+    working = max(1e-9, seconds - snapshot.ready_seconds)
     rate = snapshot.totals.output_tokens / working
     done = snapshot.totals.rows
     left = f"ETA {_clock(working * (rows - done) / done)}" if done else "ETA -"

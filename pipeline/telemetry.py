@@ -63,7 +63,7 @@ class Snapshot:
     totals: Totals
     running: int
     engines: int
-    first_token_seconds: float | None
+    ready_seconds: float | None
 
 
 @ray.remote(num_cpus=0)
