@@ -2,16 +2,19 @@
 
 Ray Data calls an actor for many blocks at once, each in a thread of its own. A thread renders its
 block's prompts and hands them to the event loop on which the engine's front end runs. A row that
-can't run stays in its row; an engine that dies ends the actor, and Ray does its blocks again.
+can't run stays in its row; an engine that dies ends the actor, and Ray does its blocks again. What
+running traces have is saved at intervals, and when the actor is told to end.
 """
 
 import asyncio
 import logging
 import os
+import signal
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,45 +22,51 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from pipeline.checkpoint import Checkpoints, Key, Progress
 from pipeline.config import RunConfig
-from pipeline.engines import Engine, Generation, Request
+from pipeline.engines import Engine, Request
 from pipeline.errors import (
     EngineDeadError,
     EngineError,
+    EngineKilledError,
     ModelError,
     QwqBatchError,
-    RequestRejectedError,
     RowError,
 )
+from pipeline.journal import Extent
+from pipeline.ledger import Ledger
 from pipeline.model import load_tokenizer
-from pipeline.plan import PARQUET
+from pipeline.plan import Pass
 from pipeline.prompts import PromptRenderer, TableRow, render_row
-from pipeline.reasoning import CLOSE_TAG, State, count_think_tokens, split, state_of
+from pipeline.reasoning import State
 from pipeline.sampling import PRESETS, derive_seed
-from pipeline.schema import PART_COLUMN, ROW_COLUMN, PromptColumns, trace_fields
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, PromptColumns, trace_fields
+from pipeline.storage import Storage
+from pipeline.suspects import Suspicion, Turns
 from pipeline.telemetry import Meter
+from pipeline.trace import Trace, TraceMaker
 
 logger = logging.getLogger(__name__)
 DEFAULT_SLOTS = 64
 IDLE_RESTARTS = 4
 CLOSE_SECONDS = 10
+SAVE_SECONDS = 25
+RowKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One sample of one row: our output columns, see `pipeline.schema.TRACE_FIELDS`."""
+class Sample:
+    """One sample of one row, ready to run; without a prompt it has an error to tell instead."""
 
-    state: str
-    sample: int
+    key: Key
     seed: int
-    think: str | None = None
-    answer: str | None = None
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    think_tokens: int = 0
-    answer_tokens: int = 0
-    error: str | None = None
-    raw: str | None = None
+    prompt: Sequence[int] = ()
+    error: RowError | None = None
+
+    @property
+    def row(self) -> RowKey:
+        """The row whose sample it is."""
+        return self.key[0].name, self.key[1]
 
 
 def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
@@ -80,11 +89,11 @@ def engine_slots(config: RunConfig) -> int:
 class EngineActor:
     """The callable that Ray Data's `map_batches` builds once per actor."""
 
-    def __init__(self, config: RunConfig, columns: PromptColumns, board: Any) -> None:
-        self._config, self._columns, self._board = config, columns, board
-        self._closes_once = threading.Lock()
+    def __init__(self, config: RunConfig, columns: PromptColumns, work: Pass, board: Any) -> None:
+        self._config, self._columns, self._work, self._board = config, columns, work, board
+        self._closes_once, self._stops_once = threading.Lock(), threading.Lock()
         self._name = uuid.uuid4().hex[:8]
-        self._meter = Meter(board, self._name)
+        self._meter = Meter(board, self._name, self._stop_soon)
         self._loop = asyncio.new_event_loop()
         self._failure: QwqBatchError | None = None
         try:
@@ -97,41 +106,59 @@ class EngineActor:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         board.opened.remote(self._name)
         self._reporting = asyncio.run_coroutine_threadsafe(self._meter.keep_reporting(), self._loop)
+        self._saving_ends, self._saved = threading.Event(), threading.Event()
+        threading.Thread(target=self._keep_saving, daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            # A spot notice, a time limit or a drained node, told to this process alone.
+            signal.signal(signal.SIGTERM, lambda *_: self._stop_soon(end_process=True))
 
     def _start(self) -> None:
         """Load the tokenizer and start the engine; raises a `QwqBatchError` if that can't be."""
         self._refuse_endless_restarts()
         config = self._config
         self._policy = config.policy
-        self._think_format = PRESETS[config.model.preset].think_format
-        self._tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        self._close_id = _single_token(self._tokenizer, CLOSE_TAG)
+        tokenizer = load_tokenizer(config.model.path, config.model.revision)
+        self._maker = TraceMaker(tokenizer, PRESETS[config.model.preset].think_format)
+        ledger = Ledger(Storage(config.output.path))
+        self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
+        self._running: Counter[RowKey] = Counter()
+        self._tasks: set[asyncio.Task[Trace]] = set()
+        self._turns, self._stopped = Turns(), False
         try:
-            self._engine = build_engine(config, self._tokenizer)
+            self._engine = build_engine(config, tokenizer)
         except ModelError:
             logger.exception("the engine did not start; trying once more")
-            self._engine = build_engine(config, self._tokenizer)
-        self._renderer = PromptRenderer(self._tokenizer, self._engine.context_tokens)
+            self._engine = build_engine(config, tokenizer)
+        self._renderer = PromptRenderer(tokenizer, self._engine.context_tokens)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """The traces of a block: n rows for each of its rows, in order."""
+        """The traces of a block: a row for each sample of each of its rows, in order."""
         if self._failure is not None:
             raise self._failure
         self._close_with_actor()
-        prepared = [self._prepare(TableRow(block, i)) for i in range(block.num_rows)]
-        running = asyncio.run_coroutine_threadsafe(self._run(prepared), self._loop)
+        samples = [s for i in range(block.num_rows) for s in self._prepare(TableRow(block, i))]
+        rows = list(dict.fromkeys(sample.row for sample in samples))
+        found, living = ray.get(self._board.brief.remote(rows))
+        suspicions = dict(zip(rows, found, strict=True))
+        progress = self._checkpoints.start([sample.key for sample in samples], living)
+        running = asyncio.run_coroutine_threadsafe(
+            self._run(samples, progress, suspicions), self._loop
+        )
         try:
             traces = running.result()
         except EngineDeadError as error:
             # Not an exception for Ray Data, which would end the job: this process ends, Ray
             # starts the actor again elsewhere and repeats the blocks that it had.
-            logger.error("engine %s died: %s", self._name, error)  # noqa: TRY400
-            self._end_process()
-        return self._table(block, traces)
+            self._die(error)
+        except asyncio.CancelledError:
+            threading.Event().wait()  # told to stop: the process ends, this block with it
+        self._meter.done.rows += block.num_rows
+        return self._table(block, samples, traces)
 
     def close(self) -> None:
         """Shut the engine down, then say so."""
         self._reporting.cancel()
+        self._saving_ends.set()
         try:
             self._engine.close()
         finally:
@@ -152,6 +179,45 @@ class EngineActor:
         if hasattr(self, "_reporting") and self._closes_once.acquire(blocking=False):
             self.close()
 
+    def _die(self, error: EngineDeadError) -> None:
+        """Say on which rows the engine died, save the traces, end the process."""
+        with self._stops_once:  # for good: of all blocks' threads, one
+            logger.error("engine %s died: %s", self._name, error)
+            ray.get(self._board.died.remote(self._name, list(+self._running)))
+            self._save()
+            self._end_process()
+
+    def _stop_soon(self, end_process: bool = False) -> None:
+        """Begin to stop, in a thread: neither a signal handler nor the event loop may wait."""
+        threading.Thread(target=self._stop, args=(end_process,), daemon=True).start()
+
+    def _stop(self, end_process: bool) -> None:
+        """End all generation, save what the traces have, then wait for the end or bring it on."""
+        if self._stops_once.acquire(blocking=False):
+            asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result(SAVE_SECONDS)
+            self._save()
+            self._saved.set()
+            ray.get(self._board.closed.remote(self._name), timeout=5)
+        if end_process:
+            self._saved.wait(SAVE_SECONDS)
+            self._end_process()
+
+    async def _cancel(self) -> None:
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _keep_saving(self) -> None:
+        while not self._saving_ends.wait(self._config.output.checkpoint_seconds):
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            self._checkpoints.save()
+        except Exception:  # a checkpoint that can't be written costs time later, never a row
+            logger.exception("the running traces could not be saved")
+
     def _end_process(self) -> None:
         """End at once, but not without trying to take the engine's processes along."""
         closing = threading.Thread(target=self.close, daemon=True)
@@ -168,86 +234,107 @@ class EngineActor:
                 "is finished is kept"
             )
 
-    def _prepare(self, row: TableRow) -> list[Request | Trace]:
-        """The requests of a row, or what it says if it can't run: n of either."""
-        shard, number = _shard_of(row[PART_COLUMN]), row[ROW_COLUMN]
-        seeds = [derive_seed(self._policy.seed, shard, number, i) for i in range(self._policy.n)]
+    def _prepare(self, row: TableRow) -> list[Sample]:
+        """The samples that are wanted of a row, with its prompt or what is wrong with it."""
+        extent, number = Extent.parse(row[PART_COLUMN]), row[ROW_COLUMN]
+        seeds = {
+            sample: derive_seed(self._policy.seed, extent.shard, number, sample, self._work.attempt)
+            for sample in row[SAMPLES_COLUMN]
+        }
+        prompt: Sequence[int] = ()
+        problem: RowError | None = None
         try:
             added = self._config.prompt
-            prompt = render_row(self._renderer, row, self._columns, added.system, added.suffix_text)
+            prompt = render_row(
+                self._renderer, row, self._columns, added.system, added.suffix_text
+            ).token_ids
         except RowError as error:
-            return [
-                Trace(State.FAILED, sample, seed, error=str(error))
-                for sample, seed in enumerate(seeds)
-            ]
-        return [Request(prompt.token_ids, self._policy, seed) for seed in seeds]
+            problem = error.with_traceback(None)
+        return [
+            Sample((extent, number, sample), seed, prompt, problem)
+            for sample, seed in seeds.items()
+        ]
 
-    async def _run(self, prepared: list[list[Request | Trace]]) -> list[Trace]:
-        """Run all samples of all rows at once; the traces in the order of rows and samples."""
-        jobs = [self._sample(i, item) for row in prepared for i, item in enumerate(row)]
-        traces = await asyncio.gather(*jobs)
-        self._meter.done.rows += len(prepared)
-        return traces
+    async def _run(
+        self,
+        samples: list[Sample],
+        progress: list[Progress],
+        suspicions: dict[RowKey, Suspicion],
+    ) -> list[Trace]:
+        """Run all samples at once; the traces in the samples' order."""
+        if self._stopped:
+            raise asyncio.CancelledError
+        tasks = [
+            asyncio.ensure_future(self._sample(sample, so_far, suspicions[sample.row]))
+            for sample, so_far in zip(samples, progress, strict=True)
+        ]
+        self._tasks.update(tasks)
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            self._tasks.difference_update(tasks)
 
-    async def _sample(self, sample: int, item: Request | Trace) -> Trace:
-        trace = item if isinstance(item, Trace) else await self._generate(sample, item)
-        self._meter.done.prompt_tokens += trace.prompt_tokens or 0
-        self._meter.done.output_tokens += trace.think_tokens + trace.answer_tokens
-        self._meter.done.states[trace.state] += 1
+    async def _sample(self, sample: Sample, progress: Progress, suspicion: Suspicion) -> Trace:
+        done = self._meter.done
+        try:
+            trace = await self._generate(sample, progress, suspicion)
+            done = self._meter.done
+            done.generated += 1
+        except RowError as error:
+            trace = Trace(
+                State.FAILED, sample.key[2], sample.seed, self._work.attempt, error=str(error)
+            )
+        done.prompt_tokens += trace.prompt_tokens or 0
+        done.output_tokens += trace.think_tokens + trace.answer_tokens - trace.carried_tokens
+        done.states[trace.state] += 1
         return trace
 
-    async def _generate(self, sample: int, request: Request) -> Trace:
+    async def _generate(self, sample: Sample, progress: Progress, suspicion: Suspicion) -> Trace:
+        if sample.error is not None:
+            raise sample.error
+        if progress.finish_reason is None:
+            if suspicion == Suspicion.GUILTY:
+                raise EngineKilledError("the engine died each time this row ran")
+            async with self._turns.turn(suspicion):
+                progress.finish_reason = await self._engine_runs(sample, progress)
+        return self._maker.trace(
+            progress.token_ids,
+            progress.finish_reason,
+            sample=sample.key[2],
+            seed=sample.seed,
+            attempt=self._work.attempt,
+            prompt_tokens=len(sample.prompt),
+            carried_tokens=progress.carried,
+        )
+
+    async def _engine_runs(self, sample: Sample, progress: Progress) -> str:
+        extent, row, number = sample.key
+        name = f"{extent.shard}:{row}:{number}"
+        carried = tuple(progress.token_ids)
+        request = Request(name, sample.prompt, carried, self._policy, sample.seed)
         self._meter.running += 1
+        self._running[sample.row] += 1
         try:
-            generation = await self._engine.generate(request)
-        except RequestRejectedError as error:
-            return Trace(State.FAILED, sample, request.seed, error=str(error))
+            reason = await self._engine.generate(request, progress.report)
+        except EngineDeadError:
+            raise  # it still counts as running: on one of these the engine died
+        except BaseException:
+            self._running[sample.row] -= 1
+            raise
         finally:
             self._meter.running -= 1
-        return self._trace(sample, request, generation)
+        self._running[sample.row] -= 1
+        return reason
 
-    def _trace(self, sample: int, request: Request, generation: Generation) -> Trace:
-        text, token_ids = generation.text, generation.token_ids
-        parts = split(text, self._think_format, ended=generation.finish_reason == "stop")
-        close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
-        think_tokens = count_think_tokens(
-            len(token_ids), parts.think_end, len(text), close_at, self._length_of(token_ids)
-        )
-        return Trace(
-            state=state_of(parts, generation.finish_reason),
-            sample=sample,
-            seed=request.seed,
-            think=parts.think,
-            answer=parts.answer,
-            finish_reason=generation.finish_reason,
-            prompt_tokens=len(request.prompt_token_ids),
-            think_tokens=think_tokens,
-            answer_tokens=len(token_ids) - think_tokens,
-            raw=text,
-        )
-
-    def _length_of(self, token_ids: list[int]) -> Callable[[int], int]:
-        return lambda k: len(self._tokenizer.decode(token_ids[:k], skip_special_tokens=True))
-
-    def _table(self, block: pa.Table, traces: list[Trace]) -> pa.Table:
-        """The block's columns, each row n times, with the traces' beside them."""
+    def _table(self, block: pa.Table, samples: list[Sample], traces: list[Trace]) -> pa.Table:
+        """The block's columns, each row for each of its samples, with the traces' beside them."""
         output = self._config.output
+        counts = [len(wanted) for wanted in block[SAMPLES_COLUMN].to_pylist()]
         table = block
-        if self._policy.n > 1:
-            table = block.take([i for i in range(block.num_rows) for _ in range(self._policy.n)])
+        if any(count != 1 for count in counts):
+            table = block.take([i for i, count in enumerate(counts) for _ in range(count)])
         fields = trace_fields({}, output.raw_text)
         for field, named in zip(fields, trace_fields(output.rename, output.raw_text), strict=True):
             values = pa.array([getattr(trace, field.name) for trace in traces], field.type)
             table = table.append_column(named, values)
         return table
-
-
-def _shard_of(extent: str) -> str:
-    """The shard's name in a part's: without the part's number, so that seeds follow the shard."""
-    return extent.rsplit(":", 2)[0].removesuffix(PARQUET).rpartition(".")[0]
-
-
-def _single_token(tokenizer: Any, text: str) -> int:
-    """The id of ``text`` if it is one token of the vocabulary, else -1."""
-    found = tokenizer.convert_tokens_to_ids(text)
-    return found if isinstance(found, int) and found != tokenizer.unk_token_id else -1

@@ -1,7 +1,8 @@
-"""The command ``qwq-batch``: run, plan, show.
+"""The command ``qwq-batch``: run, retry, plan, show.
 
 Exit codes: 0 every row is accounted for; 1 the run ended without all of them, or failed; 2 the
-command, the config, the input or the output can't be used as given.
+command, the config, the input or the output can't be used as given; 143 ended by SIGTERM, 130 by
+Ctrl-C, with what was running saved.
 """
 
 import argparse
@@ -11,10 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig, load_config
-from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError
+from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError, StoppedError
+
+if TYPE_CHECKING:
+    from pipeline.report import Summary
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,6 +29,9 @@ def main(argv: list[str] | None = None) -> None:
         command: Callable[[argparse.Namespace], int] = args.command
         code = command(args)
         sys.stdout.flush()
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        code = 128 + error.signal
     except QwqBatchError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1 if isinstance(error, (IncompleteRunError, EngineError)) else 2
@@ -48,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, command, about in (
         ("run", _run, "run what is still to do, then report"),
+        ("retry", _retry, "do traces again that ended in some state, then report"),
         ("plan", _plan, "say what would run; starts no engine"),
     ):
         sub = add(name, command, about)
@@ -56,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
             help="override a setting, such as sampling.n=4; may be repeated",
         )  # fmt: skip
+        if name == "retry":
+            sub.add_argument(
+                "--state", required=True, metavar="STATES", type=lambda text: text.split(","),
+                help="which, such as failed,looped,truncated",
+            )  # fmt: skip
         if name == "plan":
             sub.add_argument(
                 "--prompts", type=_count, metavar="N",
@@ -86,13 +99,23 @@ def _load(args: argparse.Namespace) -> RunConfig:
 def _run(args: argparse.Namespace) -> int:
     from pipeline import flow, progress
 
-    config = _load(args)
-    started = time.monotonic()
-    summary = flow.run(config, progress.watch)
+    config, started = _load(args), time.monotonic()
+    return _report(flow.run(config, progress.watch), config, time.monotonic() - started)
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from pipeline import flow, progress
+
+    config, started = _load(args), time.monotonic()
+    summary = flow.retry(config, args.state, progress.watch)
+    return _report(summary, config, time.monotonic() - started)
+
+
+def _report(summary: "Summary", config: RunConfig, seconds: float) -> int:
     print(f"\n{summary.traces:,} of {summary.expected:,} traces in {config.output.path}")
     for line in summary.lines():
         print(f"  {line}")
-    print(f"  {'time':<10} {time.monotonic() - started:>9,.0f} s from start to end")
+    print(f"  {'time':<10} {seconds:>9,.0f} s from start to end")
     if not summary.is_complete:
         raise IncompleteRunError(
             f"{len(summary.missing_parts)} parts are not finished (the first: "

@@ -50,6 +50,9 @@ class OutputConfig(_Section):
 
     path: str = Field(description="folder; local, s3:// or any fsspec URL")
     rows_per_part: Annotated[int, Field(ge=1)] = 4096
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+        30, description="how often each engine saves the tokens of its running traces"
+    )
     raw_text: bool = Field(False, description="also keep the output text as it came, in `raw`")
     rename: dict[str, str] = Field(default_factory=dict, description="our column: your name for it")
 
@@ -128,6 +131,15 @@ class SimulatedConfig(_Section):
     dies_with: str | None = Field(
         None,
         description="a file: the first engine to see it removes it and dies; a folder: all die",
+    )
+    dies_of: str | None = Field(
+        None, description="an engine that gets a prompt with this text dies"
+    )
+    varies: bool = Field(
+        False, description="text of its own each time, as from an engine with other neighbours"
+    )
+    log: str | None = Field(
+        None, description="a file to which each engine appends what it generates, as JSON lines"
     )
 
 

@@ -38,6 +38,18 @@ class EngineError(QwqBatchError):
     """Engines or Ray failed for good: after all retries, or in a way that retries can't mend."""
 
 
+class HeldError(QwqBatchError):
+    """Another driver works on this output, or has taken it over."""
+
+
+class StoppedError(QwqBatchError):
+    """The run was told to end by a signal; what was running is saved where there was time."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class IncompleteRunError(QwqBatchError):
     """The run ended before every row was done; what is done is kept."""
 
@@ -77,3 +89,9 @@ class RequestRejectedError(RowError):
     """The engine refused this one request."""
 
     kind = "request_rejected"
+
+
+class EngineKilledError(RowError):
+    """The engine died each time this row ran."""
+
+    kind = "engine_killed"

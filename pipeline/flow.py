@@ -4,8 +4,8 @@ summary = run(load_config("configs/demo.yaml"))
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from pipeline import lease, passes
 from pipeline.actor import EngineActor, engine_slots
 from pipeline.cluster import (
     cluster,
@@ -24,14 +25,16 @@ from pipeline.cluster import (
 from pipeline.config import RunConfig
 from pipeline.engines.vllm import check_engine_args
 from pipeline.errors import OutputError
-from pipeline.ledger import Extent, Ledger
-from pipeline.manifest import run_settings, software_versions
+from pipeline.journal import Extent
+from pipeline.ledger import SAMPLES, Ledger
+from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
 from pipeline.model import load_tokenizer
-from pipeline.plan import Plan, make_plan, split_parts
+from pipeline.plan import Part, Pass, Plan, Shard, split_parts
 from pipeline.report import Summary, summarize
 from pipeline.schema import TRACE_COLUMNS, PromptColumns, output_schema, prompt_columns
 from pipeline.sink import TraceSink
 from pipeline.source import PromptSource, find_shards
+from pipeline.stop import Stop
 from pipeline.storage import Storage
 from pipeline.telemetry import start_board
 
@@ -48,17 +51,22 @@ class Job:
     traces: pa.Schema
     settings: dict[str, Any]
     ledger: Ledger
+    shards: tuple[Shard, ...]
+    parts: tuple[Part, ...]
     plan: Plan
 
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What each output file says of its making."""
+    def metadata(self, work: Pass) -> dict[str, Any]:
+        """What each output file of ``work`` says of its making."""
         names = {name: self.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
-        return {"columns": names, "settings": self.settings, "versions": software_versions()}
+        settings = {**self.settings, SAMPLES: work.stop}
+        return {"columns": names, "settings": settings, "versions": software_versions()}
 
 
-def prepare(config: RunConfig) -> Job:
-    """Read footers and names only; raises a `QwqBatchError` for whatever would fail later."""
+def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
+    """Read footers and names only; raises a `QwqBatchError` for whatever would fail later.
+
+    ``may_change``: how settings begin that need not be those of the run that is there.
+    """
     check_engine_args(config.engine.vllm)
     shards, prompts = find_shards(config.input.path)
     wanted = config.input
@@ -70,10 +78,11 @@ def prepare(config: RunConfig) -> Job:
     settings = run_settings(config, columns, tokenizer.chat_template)
     ledger = Ledger(Storage(config.output.path))
     _refuse_output_in_input(config, ledger.store)
-    ledger.check_run(settings)
-    done = ledger.contents()
-    plan = make_plan(split_parts(shards, config.output.rows_per_part), done.parts, done.fragments)
-    return Job(config, columns, prompts, traces, settings, ledger, plan)
+    ledger.check_run(settings, may_change)
+    ledger.check_shards(shards)
+    parts = tuple(split_parts(shards, config.output.rows_per_part))
+    plan = passes.plan_run(ledger, parts)
+    return Job(config, columns, prompts, traces, settings, ledger, tuple(shards), parts, plan)
 
 
 def _refuse_output_in_input(config: RunConfig, output: Storage) -> None:
@@ -94,26 +103,54 @@ def unwatched(board: Any, rows: int) -> AbstractContextManager[None]:  # noqa: A
 def run(config: RunConfig, watch: Watch = unwatched) -> Summary:
     """Do what is still to do, and report on the whole output."""
     job = prepare(config)
-    job.ledger.open_run(job.settings, software_versions())
-    if job.plan.todo:
-        with cluster(config):
-            execute(job, watch)
-    settle(job)
-    return summarize(job.ledger.store, job.plan, config.policy.n)
+    with at_work(job) as stop:
+        job.ledger.open_run(job.settings, software_versions())
+        job.ledger.record_shards(job.shards)
+        for work in passes.to_run(job.ledger, config.policy.n):
+            carry_out(job, work, watch, stop)
+    return summarize(job.ledger.store, job.parts, config.policy.n)
 
 
-def execute(job: Job, watch: Watch) -> None:
+def retry(config: RunConfig, states: Sequence[str], watch: Watch = unwatched) -> Summary:
+    """Do the traces again that ended in ``states``, with the policy of ``config``."""
+    job = prepare(config, RETRY_MAY_CHANGE)
+    with at_work(job) as stop:
+        work = passes.to_retry(job.ledger, job.settings, states)
+        carry_out(job, work, watch, stop)
+        samples = passes.samples_there(job.ledger)
+    return summarize(job.ledger.store, job.parts, samples)
+
+
+@contextmanager
+def at_work(job: Job) -> Iterator[Stop]:
+    """The one driver at work on this output, until a signal or another driver ends it."""
+    with Stop().listening() as stop, lease.hold(job.ledger.store, stop.because):
+        yield stop
+
+
+def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
+    """Run what is to do of ``work`` (nothing: no engine starts) and finish its parts."""
+    plan = passes.plan(job.ledger, job.parts, work)
+    if plan.todo:
+        with cluster(job.config):
+            execute(job, work, plan, watch, stop)
+    settle(job, work)
+    if work.number and not passes.plan(job.ledger, job.parts, work).todo:
+        job.ledger.close_pass(work)
+
+
+def execute(job: Job, work: Pass, plan: Plan, watch: Watch, stop: Stop) -> None:
     """Source, engines, sink: the part that Ray Data runs."""
     engine, board = job.config.engine, start_board()
-    _, blocks_in_flight = concurrency(job.config)
-    source = PromptSource(job.plan.todo, job.config.input.path, job.prompts)
+    _, blocks_in_flight = concurrency(job.config, len(work.samples))
+    source = PromptSource(plan.todo, work.samples, job.config.input.path, job.prompts)
     configure_ray_data(job.config)
     traces = (
         ray.data.read_datasource(source, override_num_blocks=source.read_tasks)
         .repartition(target_num_rows_per_block=engine.block_rows)
         .map_batches(
             EngineActor,
-            fn_constructor_args=(job.config, job.columns, board),
+            fn_constructor_args=(job.config, job.columns, work, board),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -125,9 +162,10 @@ def execute(job: Job, watch: Watch) -> None:
             **engine_resources(engine),
         )
     )
-    with watch(board, job.plan.rows_todo):
+    sink = TraceSink(job.ledger.store.location, work, job.traces, job.metadata(work))
+    with watch(board, plan.rows_todo), stop.engines_of(board):
         try:
-            traces.write_datasink(TraceSink(job.ledger.store.location, job.traces, job.metadata))
+            traces.write_datasink(sink)
         except Exception as error:  # Ray raises what tasks raised, and all kinds of its own
             raise explain(error) from None
         finally:
@@ -135,23 +173,24 @@ def execute(job: Job, watch: Watch) -> None:
         wait_until_closed(board)
 
 
-def concurrency(config: RunConfig) -> tuple[int, int]:
-    """Rows and blocks in flight at one engine.
+def concurrency(config: RunConfig, samples: int) -> tuple[int, int]:
+    """Rows and blocks in flight at one engine, where each row has so many samples to run.
 
     A block holds its place until its slowest row ends, so that four times the engine's slots must
     be in flight to keep them full; a row with n samples takes n slots.
     """
-    rows = config.engine.rows_in_flight or 4 * math.ceil(engine_slots(config) / config.policy.n)
+    rows = config.engine.rows_in_flight or 4 * math.ceil(engine_slots(config) / samples)
     blocks = max(2, math.ceil(rows / config.engine.block_rows))
     return blocks * config.engine.block_rows, blocks
 
 
-def settle(job: Job) -> None:
+def settle(job: Job, work: Pass) -> None:
     """Commit what is complete but was not committed, and remove fragments of finished parts."""
-    done = job.ledger.contents()
-    for part in job.plan.parts:
-        if part.name in done.parts:
-            if part.name in done.fragments:
-                job.ledger.discard(Extent.of(part))
-        elif part.name in done.fragments or part.rows == 0:
-            job.ledger.commit(Extent.of(part), job.traces, job.metadata)
+    contents = job.ledger.contents()
+    done, journal = contents.parts(work.number), contents.journal.get(work.number, {})
+    for part in job.parts:
+        if part.name in done:
+            if part.name in journal:
+                job.ledger.discard(Extent.of(part), work.number)
+        elif part.name in journal or (part.rows == 0 and work.number == 0):
+            job.ledger.commit(Extent.of(part), work, job.traces, job.metadata(work))

@@ -1,16 +1,11 @@
 """What is done, as files in the output location; existence means done.
 
-    en/shard-00007.00001.parquet                     a finished part
-    _qwq/manifest.json                               whose output this is
-    _qwq/journal/en/shard-00007.00001/4096-4112.rows a finished block (Parquet inside)
-
-A resume lists names and reads no rows. Every write is atomic and can be repeated: fragments that
-overlap are merged row by row, a part written twice holds the same rows.
+`pipeline.journal` names them. A resume lists names and reads no rows. Every write is atomic and
+can be repeated: rows that are durable are not written again, fragments that overlap are merged row
+by row, a part written twice holds the same rows.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
@@ -18,54 +13,37 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from pipeline.config import fingerprint_of
 from pipeline.errors import OutputError
-from pipeline.plan import PARQUET, Part, missing
-from pipeline.schema import PART_COLUMN, ROW_COLUMN, conform
-from pipeline.storage import FileInfo, Storage
+from pipeline.journal import (
+    BOOKKEEPING,
+    CLOSED,
+    MANIFEST,
+    SHARDS,
+    YAML,
+    Contents,
+    Entry,
+    Extent,
+    contents_of,
+    covered_by,
+    entry_of,
+    pass_name,
+    runs,
+)
+from pipeline.merge import fragment_tables, part_metadata, with_updates, write_part
+from pipeline.plan import Pass, Shard, missing
+from pipeline.schema import (
+    ORIGIN_COLUMNS,
+    PART_COLUMN,
+    ROW_COLUMN,
+    START_COLUMN,
+    STOP_COLUMN,
+)
+from pipeline.storage import Storage
 
-BOOKKEEPING = "_qwq"
-MANIFEST = f"{BOOKKEEPING}/manifest.json"
-JOURNAL = f"{BOOKKEEPING}/journal"
-FRAGMENT = ".rows"
-METADATA_KEY = b"qwq-batch"
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A part as its rows carry it through Ray Data: its name and its rows in the shard."""
-
-    name: str
-    start: int
-    stop: int
-
-    @classmethod
-    def of(cls, part: Part) -> "Extent":
-        """The extent of ``part``."""
-        return cls(part.name, part.start, part.stop)
-
-    @classmethod
-    def parse(cls, text: str) -> "Extent":
-        """The inverse of ``str``."""
-        name, start, stop = text.rsplit(":", 2)
-        return cls(name, int(start), int(stop))
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.start}:{self.stop}"
-
-    @property
-    def journal(self) -> str:
-        """The folder of its fragments."""
-        return f"{JOURNAL}/{self.name.removesuffix(PARQUET)}"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What an output location holds: finished parts, and row ranges with fragments by part."""
-
-    parts: frozenset[str]
-    fragments: Mapping[str, list[tuple[int, int]]]
+SAMPLES = "sampling.n"
 
 
 class Ledger:
@@ -74,166 +52,243 @@ class Ledger:
     def __init__(self, store: Storage) -> None:
         self.store = store
 
-    def check_run(self, settings: Mapping[str, Any]) -> None:
-        """Raise `OutputError` if a run with other settings, or something else, lives here."""
+    # Whose output it is
+
+    def check_run(self, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
+        """Raise `OutputError` if a run with other settings, or something else, lives here.
+
+        More samples than there (``sampling.n``) are no other run; nor are changes in settings that
+        begin as ``may_change`` says.
+        """
         found = self.manifest()
-        if found is not None:
-            self._refuse_other(found, settings)
+        if found is None:
+            foreign = [i.name for i in self.store.files() if not i.name.startswith(BOOKKEEPING)]
+            if foreign:
+                raise OutputError(
+                    f"output.path {self.store.url} is not empty and not the output of a run (it "
+                    f"has {foreign[0]}); choose another folder or empty this one"
+                )
             return
-        foreign = [i.name for i in self.store.files() if not i.name.startswith(f"{BOOKKEEPING}/")]
-        if foreign:
+        prefixes = tuple(may_change)
+        there = found["settings"]
+        changes = [
+            f"  {key}: there {there.get(key)!r}, now {now!r}"
+            for key, now in differences(there, settings)
+            if not (prefixes and key.startswith(prefixes))
+            and not (key == SAMPLES and now > there[key])
+        ]
+        if changes:
             raise OutputError(
-                f"output.path {self.store.url} is not empty and not the output of a run (it has "
-                f"{foreign[0]}); choose another folder or empty this one"
+                f"output.path {self.store.url} holds a run with other settings:\n"
+                + "\n".join(changes)
+                + "\nset these back to go on with that run, or choose another output.path"
             )
 
     def open_run(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         """Claim the location for a run with ``settings``, or find it claimed for just that run."""
+        self.check_run(settings)
         manifest = {
             "fingerprint": fingerprint_of(settings),
             "settings": dict(settings),
             "versions": dict(versions),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now(),
         }
-        self.check_run(settings)
-        if not self.store.create(MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n"):
+        if not self.store.create(MANIFEST, _yaml(manifest)):
             self.check_run(settings)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of the run that lives here; None if there is none."""
+        found = self._read_yaml(MANIFEST)
+        if found is not None and not isinstance(found.get("settings"), dict):
+            raise OutputError(f"{self.store.path(MANIFEST)} is damaged: it has no settings")
+        return found
+
+    def check_shards(self, shards: Iterable[Shard]) -> None:
+        """Raise `OutputError` if a shard is not what it was when rows of it were first planned."""
+        known = self._read_yaml(SHARDS) or {}
+        changed = [
+            f"  {shard.name}: " + ", ".join(f"{key} {was}, now {shard.identity.get(key)}"
+            for key, was in known[shard.name].items() if shard.identity.get(key) != was)
+            for shard in shards
+            if known.get(shard.name, shard.identity) != shard.identity
+        ]  # fmt: skip
+        if changed:
+            raise OutputError(
+                f"input shards have changed since the run at {self.store.url} first saw them:\n"
+                + "\n".join(changed[:20])
+                + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "")
+                + "\nput the old files back, or give new ones new names, or choose another "
+                f"output.path; if their rows are the same, remove their lines from "
+                f"{self.store.path(SHARDS)}"
+            )
+
+    def record_shards(self, shards: Iterable[Shard]) -> None:
+        """Note what the shards are now, for `check_shards` of later runs."""
+        known = self._read_yaml(SHARDS) or {}
+        wanted = {**known, **{shard.name: shard.identity for shard in shards}}
+        if wanted != known:
+            self.store.put(SHARDS, _yaml(wanted, flow=None))
+
+    def _read_yaml(self, name: str) -> dict[str, Any] | None:
         try:
-            data: dict[str, Any] = json.loads(self.store.read(MANIFEST))
-            return data
+            found = yaml.load(self.store.read(name), Loader=_Loader)  # noqa: S506 (a safe loader)
         except FileNotFoundError:
             return None
-        except ValueError:
-            raise OutputError(f"{self.store.path(MANIFEST)} is damaged: it is not JSON") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise OutputError(f"{self.store.path(name)} is damaged: it is not YAML") from None
+        if not isinstance(found, dict):
+            raise OutputError(f"{self.store.path(name)} is damaged: it is not a mapping")
+        return found
+
+    # What is done
 
     def contents(self) -> Contents:
         """List what is done, without reading it."""
-        parts, fragments = set(), dict[str, list[tuple[int, int]]]()
-        for info in self.store.files():
-            if info.name.startswith(f"{JOURNAL}/") and info.name.endswith(FRAGMENT):
-                folder, _, name = info.name.removeprefix(f"{JOURNAL}/").rpartition("/")
-                fragments.setdefault(folder + PARQUET, []).append(_fragment_range(name))
-            elif not info.name.startswith(f"{BOOKKEEPING}/"):
-                parts.add(info.name)
-        return Contents(frozenset(parts), fragments)
+        return contents_of(self.store.files())
 
-    def write_block(self, block: pa.Table) -> set[Extent]:
-        """Make the traces of ``block`` durable; returns the parts that they belong to."""
+    def passes(self, contents: Contents) -> list[Pass]:
+        """The retries and top-ups, by number."""
+        found = []
+        for number in sorted(contents.passes):
+            data = self._read_yaml(pass_name(number) + YAML) or {}
+            first, stop = data["samples"]
+            changed = tuple(sorted(data["changed"].items()))
+            found.append(Pass(number, first, stop, tuple(data["states"]), changed))
+        return found
+
+    def open_pass(self, work: Pass) -> None:
+        """Record that ``work`` has begun."""
+        data = {
+            "states": list(work.states),
+            "samples": [work.first, work.stop],
+            "changed": dict(work.changed),
+            "opened": _now(),
+        }
+        if not self.store.create(pass_name(work.number) + YAML, _yaml(data)):
+            raise OutputError(f"pass {work.number} has been opened by another driver; run again")
+
+    def close_pass(self, work: Pass) -> None:
+        """Record that all parts have been through ``work``; their marks are needed no more."""
+        self.store.create(pass_name(work.number) + CLOSED, _now().encode())
+        folder = pass_name(work.number)
+        self.store.delete([info.name for info in self.store.files(folder)])
+        self.store.prune(folder)
+
+    def journal(self, extent: Extent, number: int) -> list[Entry]:
+        """A part's fragments and checkpoints of one pass.
+
+        A shard's name may make one journal folder lie in another; a part's own are direct children.
+        """
+        found = (entry_of(info) for info in self.store.files(extent.journal))
+        return [e for e in found if e and e.part == extent.name and e.number == number]
+
+    def is_done(self, extent: Extent, number: int) -> bool:
+        """Whether the part has been through pass ``number``."""
+        return self.store.exists(extent.done(number))
+
+    # What makes it so
+
+    def write_block(self, block: pa.Table, number: int = 0) -> set[Extent]:
+        """Make the traces of ``block`` durable; returns the parts that they belong to.
+
+        Rows that are durable already, from an earlier run or a repeated task, stay as they are.
+        """
         extents = set()
         for key in pc.unique(block[PART_COLUMN]).to_pylist():
             extent = Extent.parse(key)
             extents.add(extent)
+            if self.is_done(extent, number):
+                continue
             rows = block.filter(pc.equal(block[PART_COLUMN], key)).sort_by(ROW_COLUMN)
-            for start, stop, piece in _contiguous(rows.drop_columns([PART_COLUMN])):
-                self.store.put(f"{extent.journal}/{start}-{stop}{FRAGMENT}", _parquet(piece))
+            for start, stop in covered_by(self.journal(extent, number)):
+                numbers = rows[ROW_COLUMN]
+                rows = rows.filter(pc.or_(pc.less(numbers, start), pc.greater_equal(numbers, stop)))
+            starts, stops = rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist()
+            kept = rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN])
+            for low, high in runs(zip(starts, stops, strict=True)):
+                name = extent.fragment(starts[low], stops[high - 1], number)
+                self.store.put(name, _parquet(kept.slice(low, high - low)))
         return extents
 
-    def commit(self, extent: Extent, schema: pa.Schema, metadata: Mapping[str, Any]) -> bool:
+    def commit(
+        self, extent: Extent, work: Pass, schema: pa.Schema, metadata: Mapping[str, Any]
+    ) -> bool:
         """Turn the fragments of a part into its file, if they hold all its rows.
 
-        Safe to call from several places at once. Returns whether the part is finished.
+        Safe to call from several places at once. Returns whether the part is through ``work``.
         """
-        prefix = f"{extent.journal}/"
-        found = self.store.files(extent.journal)
-        # A shard's name may make one journal folder lie in another; its own are direct children.
-        fragments = [info for info in found if "/" not in info.name.removeprefix(prefix)]
-        covered = [_fragment_range(info.name.rpartition("/")[2]) for info in fragments]
-        if any(True for _ in missing(extent.start, extent.stop, covered)):
+        found = self.journal(extent, work.number)
+        if any(True for _ in missing(extent.start, extent.stop, covered_by(found))):
             return False
+        fragments = [entry for entry in found if entry.rows]
         try:
-            table = self._merge(fragments, extent, schema)
+            tables = fragment_tables(fragments, extent.start, self.store.read)
+            if work.number == 0:
+                data, traces = write_part(tables, schema, metadata)
+                expected = extent.rows * work.stop
+            else:
+                data, traces, expected = self._update(
+                    extent, work, pa.concat_tables(tables), schema
+                )
         except FileNotFoundError:  # another committer was faster and has removed them
-            return True
-        expected = (extent.stop - extent.start) * metadata["settings"]["sampling.n"]
-        if table.num_rows != expected:
+            return self.is_done(extent, work.number)
+        if traces != expected:
             raise OutputError(
-                f"the fragments in {self.store.path(extent.journal)} hold {table.num_rows} traces, "
+                f"the fragments in {self.store.path(extent.journal)} make {traces} traces, "
                 f"not {expected}; remove that folder to do these rows again"
             )
-        self.store.put(extent.name, _parquet(_with_metadata(table, metadata)))
-        self.discard(extent)
+        self.store.put(extent.name, data)
+        if work.number:
+            self.store.put(extent.done(work.number), b"")
+        self.discard(extent, work.number)
         return True
 
-    def discard(self, extent: Extent) -> None:
-        """Remove the fragments of a finished part."""
-        prefix = f"{extent.journal}/"
-        names = [info.name for info in self.store.files(extent.journal)]
-        self.store.delete([name for name in names if "/" not in name.removeprefix(prefix)])
+    def _update(
+        self, extent: Extent, work: Pass, updates: pa.Table, schema: pa.Schema
+    ) -> tuple[bytes, int, int]:
+        """A finished part with the traces of a later pass in it; its traces, how many it needs."""
+        with self.store.open(extent.name) as file:
+            old = pq.read_table(file)
+        metadata = part_metadata(self.store, extent.name)
+        expected = old.num_rows if work.states else extent.rows * work.stop
+        metadata["passes"] = [p for p in metadata.get("passes", []) if p["number"] != work.number]
+        metadata["passes"].append(
+            {"number": work.number, "states": work.states, "changed": dict(work.changed)}
+        )
+        if not work.states:
+            metadata["settings"][SAMPLES] = work.stop
+        table = with_updates(old, updates, extent.start, metadata["columns"]["sample"])
+        return *write_part([table], schema, metadata), expected
+
+    def discard(self, extent: Extent, number: int) -> None:
+        """Remove the fragments and checkpoints of a part that is through pass ``number``."""
+        self.store.delete([entry.file.name for entry in self.journal(extent, number)])
         self.store.prune(extent.journal)
 
-    def _merge(self, fragments: list[FileInfo], extent: Extent, schema: pa.Schema) -> pa.Table:
-        """All rows of a part in order, each once whatever overlaps."""
-        tables, next_row = [schema.empty_table()], extent.start
-        by_start = sorted((_fragment_range(i.name.rpartition("/")[2]), i.name) for i in fragments)
-        for (_, stop), name in by_start:
-            if stop <= next_row:
-                continue
-            table = pq.read_table(BytesIO(self.store.read(name)))
-            table = table.filter(pc.greater_equal(table[ROW_COLUMN], next_row))
-            tables.append(conform(table, schema))
-            next_row = stop
-        return pa.concat_tables(tables)
 
-    def _refuse_other(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        before = found.get("settings", {})
-        if found.get("fingerprint") == fingerprint_of(settings):
-            return
-        changed = [
-            f"  {key}: there {before.get(key)!r}, now {settings.get(key)!r}"
-            for key in sorted({*before, *settings})
-            if before.get(key) != settings.get(key)
-        ]
-        raise OutputError(
-            "\n".join(
-                [
-                    f"output.path {self.store.url} holds a run with other settings:",
-                    *changed,
-                    "set these back to go on with that run, or choose another output.path",
-                ]
-            )
-        )
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The keys whose values differ, with the values of ``now``."""
+    keys = sorted({*there, *now})
+    return [(key, now.get(key)) for key in keys if there.get(key) != now.get(key)]
 
 
-def part_summary(table: pa.Table, names: Mapping[str, str]) -> dict[str, Any]:
-    """Counts of a part for reports: rows by state, and tokens. ``names``: our column: its name."""
-    states = table[names["state"]].value_counts().to_pylist()
-    tokens = {key: pc.sum(table[names[key]]).as_py() or 0 for key in TOKEN_COLUMNS}
-    return {
-        "traces": table.num_rows,
-        "states": {entry["values"]: entry["counts"] for entry in states},
-        **tokens,
-    }
+# The C parser and emitter are ten times as fast, where PyYAML has them.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens")
+def _yaml(data: Mapping[str, Any], flow: bool | None = False) -> bytes:
+    text: str = yaml.dump(
+        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=flow, allow_unicode=True
+    )
+    return text.encode()
 
 
-def _fragment_range(name: str) -> tuple[int, int]:
-    start, _, stop = name.removesuffix(FRAGMENT).partition("-")
-    return int(start), int(stop)
-
-
-def _contiguous(rows: pa.Table) -> list[tuple[int, int, pa.Table]]:
-    """``rows``, sorted by row number, as (start, stop, slice) for each run without a gap."""
-    numbers = rows[ROW_COLUMN].to_pylist()
-    runs, begin = [], 0
-    for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] > numbers[i - 1] + 1:
-            runs.append((numbers[begin], numbers[i - 1] + 1, rows.slice(begin, i - begin)))
-            begin = i
-    return runs
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _parquet(table: pa.Table) -> bytes:
     sink = BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def _with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
-    names = metadata["columns"]
-    content = {**metadata, "summary": part_summary(table, names)}
-    return table.replace_schema_metadata({METADATA_KEY: json.dumps(content).encode()})

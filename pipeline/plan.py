@@ -6,6 +6,7 @@ A part is a slice of one shard and becomes one output file. Its name follows the
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import InputError
 
@@ -21,6 +22,11 @@ class Shard:
     rows: int
     size: int
     tag: str
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What tells its content from another under the same name, as far as a listing shows."""
+        return {"rows": self.rows, "size": self.size, "tag": self.tag}
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,55 @@ class Part:
         return self.stop - self.start
 
 
+Picks = tuple[tuple[int, tuple[int, ...]], ...]
+
+
 @dataclass(frozen=True)
 class Range:
-    """Rows ``start`` to ``stop`` (exclusive, counted in the shard) of a part, still to do."""
+    """Rows ``start`` to ``stop`` (exclusive, counted in the shard) of a part, still to do.
+
+    ``picks``: only these rows and of each only these samples; None for all.
+    """
 
     part: Part
     start: int
     stop: int
+    picks: Picks | None = None
 
     @property
     def rows(self) -> int:
-        """How many input rows it holds."""
-        return self.stop - self.start
+        """How many input rows are to be done."""
+        return self.stop - self.start if self.picks is None else len(self.picks)
+
+    def cut(self, start: int, stop: int) -> "Range":
+        """The same between ``start`` and ``stop``."""
+        picks = self.picks and tuple(pick for pick in self.picks if start <= pick[0] < stop)
+        return Range(self.part, start, stop, picks)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One going over parts: the run itself (number 0), a retry, or a top-up with more samples.
+
+    Each row is given the samples ``first`` to ``stop`` (exclusive); a retry has ``states``, and
+    does again only what ended in one of them. ``changed``: its settings that are not the run's.
+    """
+
+    number: int
+    first: int
+    stop: int
+    states: tuple[str, ...] = ()
+    changed: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def attempt(self) -> int:
+        """What its seeds and its traces' ``attempt`` hold: a retry's number, otherwise 0."""
+        return self.number if self.states else 0
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """The samples of each row."""
+        return tuple(range(self.first, self.stop))
 
 
 @dataclass(frozen=True)
@@ -94,16 +137,23 @@ def split_parts(shards: Iterable[Shard], rows_per_part: int) -> list[Part]:
 
 
 def make_plan(
-    parts: Iterable[Part], done: frozenset[str], fragments: Mapping[str, list[tuple[int, int]]]
+    parts: Iterable[Part],
+    done: frozenset[str],
+    covered: Mapping[str, list[tuple[int, int]]],
+    picks: Mapping[str, Picks] | None = None,
 ) -> Plan:
-    """Subtract finished parts and, per part name, the row ranges that have fragments."""
+    """Subtract finished parts and, per part name, the row ranges that have fragments.
+
+    ``picks``: of these parts only these rows, of all others nothing; None for everything.
+    """
     parts = tuple(parts)
-    todo = [
-        Range(part, start, stop)
-        for part in parts
-        if part.name not in done
-        for start, stop in missing(part.start, part.stop, fragments.get(part.name, []))
-    ]
+    todo = []
+    for part in parts:
+        if part.name in done or (picks is not None and part.name not in picks):
+            continue
+        whole = Range(part, part.start, part.stop, None if picks is None else picks[part.name])
+        gaps = missing(part.start, part.stop, covered.get(part.name, []))
+        todo += [piece for piece in (whole.cut(*gap) for gap in gaps) if piece.rows]
     return Plan(parts, sum(part.name in done for part in parts), tuple(todo))
 
 
@@ -122,12 +172,13 @@ def bundles(todo: Iterable[Range], rows: int) -> Iterator[list[Range]]:
     bundle: list[Range] = []
     room = rows
     for piece in todo:
-        start = piece.start
-        while start < piece.stop:
-            stop = min(piece.stop, start + room)
-            bundle.append(Range(piece.part, start, stop))
-            room -= stop - start
-            start = stop
+        while piece.rows:
+            border = piece.stop
+            if piece.rows > room:
+                border = piece.start + room if piece.picks is None else piece.picks[room][0]
+            bundle.append(piece.cut(piece.start, border))
+            room -= bundle[-1].rows
+            piece = piece.cut(border, piece.stop)
             if room == 0:
                 yield bundle
                 bundle, room = [], rows

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputError, RowError
 from pipeline.flow import Job, concurrency
 from pipeline.ledger import Ledger
+from pipeline.merge import part_metadata
 from pipeline.model import load_tokenizer
 from pipeline.plan import PARQUET, Range
 from pipeline.prompts import PromptRenderer, TableRow, render_row
-from pipeline.report import part_metadata
 from pipeline.source import read_rows
 from pipeline.storage import Storage
 
@@ -49,10 +49,10 @@ def plan_lines(job: Job) -> Iterator[str]:
         f"{plan.rows_todo:,} rows to do"
     )
     yield f"columns   {', '.join(job.traces.names)}"
-    engine = config.engine
+    engine, (in_flight, _) = config.engine, concurrency(config, config.policy.n)
     yield (
         f"engines   {engine.replicas} x {engine.kind} on {engine.tensor_parallel} {engine.device}, "
-        f"{config.model.path} ({config.model.preset}), {concurrency(config)[0]} rows in flight each"
+        f"{config.model.path} ({config.model.preset}), {in_flight} rows in flight each"
     )
     if engine.vllm:
         yield f"vllm      {json.dumps(engine.vllm)}"
@@ -68,7 +68,7 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
     ledger = Ledger(store)
     if ledger.manifest() is None:
         raise OutputError(f"{output} is not the output of a run (it has no manifest)")
-    parts = sorted(name for name in ledger.contents().parts if name.endswith(PARQUET))
+    parts = sorted(name for name in ledger.contents().parts() if name.endswith(PARQUET))
     left = count
     for name in parts:
         names = part_metadata(store, name)["columns"]

@@ -1,17 +1,12 @@
 """What came out: counts from the footers of the finished parts, no rows read."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipeline.errors import OutputError
-from pipeline.ledger import METADATA_KEY
-from pipeline.plan import Plan
+from pipeline.merge import part_metadata
+from pipeline.plan import Part
 from pipeline.reasoning import State
 from pipeline.storage import Storage
 
@@ -28,6 +23,7 @@ class Summary:
     prompt_tokens: int
     think_tokens: int
     answer_tokens: int
+    carried_tokens: int
     missing_parts: tuple[str, ...]
 
     @property
@@ -48,34 +44,27 @@ class Summary:
         yield (
             f"{'tokens':<10} {self.prompt_tokens:>9,} prompt, {self.think_tokens:,} think, "
             f"{self.answer_tokens:,} answer"
+            + (f" ({self.carried_tokens:,} carried over)" if self.carried_tokens else "")
         )
 
 
-def summarize(store: Storage, plan: Plan, samples: int) -> Summary:
-    """Add up the footers of the plan's parts; parts that are not there are named."""
+def summarize(store: Storage, parts: Iterable[Part], samples: int) -> Summary:
+    """Add up the footers of the run's parts; parts that are not there are named."""
+    parts = list(parts)
     present = {info.name for info in store.files()}
-    there = [part.name for part in plan.parts if part.name in present]
+    there = [part.name for part in parts if part.name in present]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        parts = list(pool.map(lambda name: part_metadata(store, name)["summary"], there))
+        found = list(pool.map(lambda name: part_metadata(store, name)["summary"], there))
     states: Counter[str] = Counter()
-    for part in parts:
-        states.update(part["states"])
+    for summary in found:
+        states.update(summary["states"])
     return Summary(
-        expected=plan.rows * samples,
-        traces=sum(part["traces"] for part in parts),
+        expected=sum(part.rows for part in parts) * samples,
+        traces=sum(summary["traces"] for summary in found),
         states=states,
-        prompt_tokens=sum(part["prompt_tokens"] for part in parts),
-        think_tokens=sum(part["think_tokens"] for part in parts),
-        answer_tokens=sum(part["answer_tokens"] for part in parts),
-        missing_parts=tuple(part.name for part in plan.parts if part.name not in present),
+        prompt_tokens=sum(summary["prompt_tokens"] for summary in found),
+        think_tokens=sum(summary["think_tokens"] for summary in found),
+        answer_tokens=sum(summary["answer_tokens"] for summary in found),
+        carried_tokens=sum(summary["carried_tokens"] for summary in found),
+        missing_parts=tuple(part.name for part in parts if part.name not in present),
     )
-
-
-def part_metadata(store: Storage, name: str) -> dict[str, Any]:
-    """What a finished part says of its making: columns, settings, versions, summary."""
-    with store.open(name) as file:
-        found = pq.read_metadata(file).metadata or {}
-    if METADATA_KEY not in found:
-        raise OutputError(f"{store.path(name)} was not written by qwq-batch")
-    data: dict[str, Any] = json.loads(found[METADATA_KEY])
-    return data

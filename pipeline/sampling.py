@@ -87,10 +87,24 @@ def warnings(policy: SamplingPolicy) -> Iterator[str]:
         )
 
 
-def derive_seed(run_seed: int, shard: str, row: int, sample: int) -> int:
+def derive_seed(run_seed: int, shard: str, row: int, sample: int, attempt: int = 0) -> int:
     """The seed of one sample of one row: 0 to 2**48 - 1, the same on every machine and rerun.
 
-    48 bits survive a detour through float64, which pandas and JSON readers make.
+    ``attempt``: the number of the retry, 0 for the run itself. 48 bits survive a detour through
+    float64, which pandas and JSON readers make.
     """
-    key = f"{run_seed}\0{shard}\0{row}\0{sample}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest())
+    key = f"{run_seed}\0{shard}\0{row}\0{sample}" + (f"\0{attempt}" if attempt else "")
+    return _hash48(key)
+
+
+def continued_seed(seed: int, tokens: int) -> int:
+    """The seed with which a trace goes on after its first ``tokens`` tokens.
+
+    The random generator's state is lost with its engine; under the old seed its first numbers
+    would be drawn again.
+    """
+    return _hash48(f"{seed}\0{tokens}") if tokens else seed
+
+
+def _hash48(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest())

@@ -15,20 +15,31 @@ TRACE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("prompt_tokens", pa.int32()),
     pa.field("think_tokens", pa.int32(), nullable=False),
     pa.field("answer_tokens", pa.int32(), nullable=False),
+    pa.field("carried_tokens", pa.int32(), nullable=False),
     pa.field("sample", pa.int32(), nullable=False),
+    pa.field("attempt", pa.int32(), nullable=False),
     pa.field("seed", pa.int64(), nullable=False),
     pa.field("error", pa.string()),
     pa.field("raw", pa.string()),
 )
 TRACE_COLUMNS: tuple[str, ...] = tuple(field.name for field in TRACE_FIELDS)
 
-# Where a row comes from, beside it on its way through Ray Data; not in finished parts.
+# Where a row comes from and what is wanted of it, beside it on its way through Ray Data; not in
+# finished parts. A row stands for the rows ``__qwq_start`` to ``__qwq_stop``: itself, and, in a
+# pass over chosen rows, those around it that were not chosen.
 PART_COLUMN = "__qwq_part"
 ROW_COLUMN = "__qwq_row"
+SAMPLES_COLUMN = "__qwq_samples"
+START_COLUMN = "__qwq_start"
+STOP_COLUMN = "__qwq_stop"
 ORIGIN_FIELDS = (
     pa.field(PART_COLUMN, pa.string(), nullable=False),
     pa.field(ROW_COLUMN, pa.int64(), nullable=False),
+    pa.field(SAMPLES_COLUMN, pa.list_(pa.int32()), nullable=False),
+    pa.field(START_COLUMN, pa.int64(), nullable=False),
+    pa.field(STOP_COLUMN, pa.int64(), nullable=False),
 )
+ORIGIN_COLUMNS: tuple[str, ...] = tuple(field.name for field in ORIGIN_FIELDS)
 
 
 def trace_fields(rename: Mapping[str, str], raw_text: bool) -> list[pa.Field]:
@@ -51,7 +62,7 @@ def output_schema(prompts: pa.Schema, rename: Mapping[str, str], raw_text: bool)
             f"the input already has a column {', '.join(clashes)}, which the output would add; "
             f"rename ours with --set {hints}"
         )
-    reserved = [name for name in prompts.names if name in (PART_COLUMN, ROW_COLUMN)]
+    reserved = [name for name in prompts.names if name in ORIGIN_COLUMNS]
     if reserved:
         raise InputError(f"the input has a column {reserved[0]}, a name that the pipeline uses")
     return pa.schema([*prompts, *ours])

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.data import Datasource
@@ -13,9 +12,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline.errors import InputError
-from pipeline.ledger import Extent
+from pipeline.journal import Extent
 from pipeline.plan import PARQUET, Range, Shard, bundles
-from pipeline.schema import PART_COLUMN, ROW_COLUMN, conform, unify, with_origin
+from pipeline.schema import ORIGIN_COLUMNS, ORIGIN_FIELDS, conform, unify, with_origin
 from pipeline.storage import FileInfo, Storage
 
 FOOTER_THREADS = 32
@@ -45,11 +44,20 @@ def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
 
 
 class PromptSource(Datasource):
-    """The rows of ``todo``, each with its part and row number, in order."""
+    """The rows of ``todo`` in order, each with its part, row number and the samples wanted.
 
-    def __init__(self, todo: tuple[Range, ...], input_url: str, schema: pa.Schema) -> None:
+    ``samples``: those of a row whose range does not pick.
+    """
+
+    def __init__(
+        self,
+        todo: tuple[Range, ...],
+        samples: tuple[int, ...],
+        input_url: str,
+        schema: pa.Schema,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._bundles = list(bundles(todo, ROWS_A_READ_TASK))
+        self._bundles, self._samples = list(bundles(todo, ROWS_A_READ_TASK)), samples
         self._input_url, self._schema = input_url, schema
 
     @property
@@ -72,7 +80,7 @@ class PromptSource(Datasource):
         schema = with_origin(self._schema)
         return [
             ReadTask(
-                partial(_read_bundle, self._input_url, bundle, schema),
+                partial(_read_bundle, self._input_url, bundle, self._samples, schema),
                 BlockMetadata(
                     num_rows=sum(piece.rows for piece in bundle),
                     size_bytes=None,
@@ -87,8 +95,7 @@ class PromptSource(Datasource):
 
 def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Table]:
     """The rows of one range, as tables of ``schema`` (which may have more columns: null there)."""
-    fs, _ = fsspec.core.url_to_fs(input_url)
-    with fs.open(piece.part.shard.path, "rb") as file:
+    with Storage(input_url).fs.open(piece.part.shard.path, "rb") as file:
         parquet = pq.ParquetFile(file)
         groups, position = _row_groups(parquet, piece.start, piece.stop)
         for batch in parquet.iter_batches(ROWS_A_BATCH, row_groups=groups):
@@ -100,15 +107,31 @@ def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Ta
                 return
 
 
-def _read_bundle(input_url: str, bundle: list[Range], schema: pa.Schema) -> Iterator[pa.Table]:
-    prompts = pa.schema([f for f in schema if f.name not in (PART_COLUMN, ROW_COLUMN)])
+def _read_bundle(
+    input_url: str, bundle: list[Range], samples: tuple[int, ...], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    prompts = pa.schema([f for f in schema if f.name not in ORIGIN_COLUMNS])
     for piece in bundle:
         extent, row = str(Extent.of(piece.part)), piece.start
+        wanted = _wanted(piece, samples)
         for table in read_rows(input_url, piece, prompts):
-            numbers = pa.array(range(row, row + table.num_rows), pa.int64())
-            origin = pa.array([extent] * table.num_rows, pa.string())
+            here = [n for n in range(row, row + table.num_rows) if n in wanted]
+            if here:
+                kept = table.take([number - row for number in here])
+                origins = zip(*((extent, number, *wanted[number]) for number in here), strict=True)
+                columns = [pa.array(c, f.type) for c, f in zip(origins, ORIGIN_FIELDS, strict=True)]
+                yield pa.table([*kept.columns, *columns], schema=schema)
             row += table.num_rows
-            yield pa.table([*table.columns, origin, numbers], schema=schema)
+
+
+def _wanted(piece: Range, samples: tuple[int, ...]) -> dict[int, tuple[tuple[int, ...], int, int]]:
+    """For each row to do: its samples, and the rows from start to stop that it stands for."""
+    if piece.picks is None:
+        return {row: (samples, row, row + 1) for row in range(piece.start, piece.stop)}
+    borders = [piece.start, *(row for row, _ in piece.picks[1:]), piece.stop]
+    return {
+        row: (chosen, borders[i], borders[i + 1]) for i, (row, chosen) in enumerate(piece.picks)
+    }
 
 
 def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:

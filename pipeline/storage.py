@@ -22,6 +22,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
 
+# Throttling, 5xx, timeouts and resets are retried, with waits that double, by the client itself.
+# Its "standard" mode stops early when many threads meet errors at once; "legacy" does not.
+_BOTO = {
+    "retries": {"mode": "legacy", "max_attempts": 10},
+    "connect_timeout": 20,
+    "read_timeout": 60,
+}
+_S3: dict[str, Any] = {"config_kwargs": _BOTO, "use_listings_cache": False}
+CLIENT_OPTIONS = {"s3": _S3, "s3a": _S3}
 DRAFT = ".draft"  # a local file that is being written, before it is renamed into place
 
 
@@ -42,8 +51,9 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        options = CLIENT_OPTIONS.get(self.url.partition("://")[0], {})
         with self._errors("open"):
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+            self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -118,6 +128,13 @@ class Storage:
         with self._errors("read"):
             data: bytes = self.fs.cat_file(self.path(name))
             return data
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file ``name`` now, whatever was listed before."""
+        with self._errors("read"):
+            if not self.is_local:
+                self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
+            return bool(self.fs.exists(self.path(name)))
 
     def put(self, name: str, data: bytes) -> None:
         """Write ``name`` whole, replacing what is there."""

@@ -1,18 +1,26 @@
 """What happens while a run runs: engines report to one small actor, the driver reads it.
 
-Reports are sent and not waited for: a lost one costs a figure on the screen, never a row.
+Reports are sent and not waited for: a lost one costs a figure on the screen, never a row. The
+answer to a report tells an engine when the run is to end.
 """
 
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.suspects import Suspects, Suspicion
+
 REPORT_SECONDS = 0.5
+# An engine that has not reported for so long is gone, or its machine is.
+SILENT_SECONDS = 10.0
+# For the question whose checkpoints can be passed over: to be wrong costs reading them.
+LIVING_SECONDS = 3.0
 
 
 @dataclass
@@ -20,6 +28,7 @@ class Totals:
     """Counts since the start of this run (not of earlier ones in the same output)."""
 
     rows: int = 0
+    generated: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     states: Counter[str] = field(default_factory=Counter)
@@ -27,6 +36,7 @@ class Totals:
     def add(self, other: "Totals") -> None:
         """Add ``other`` to this."""
         self.rows += other.rows
+        self.generated += other.generated
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
         self.states.update(other.states)
@@ -35,20 +45,22 @@ class Totals:
 class Meter:
     """One engine's counts, sent to the board twice a second."""
 
-    def __init__(self, board: Any, engine: str) -> None:
-        self._board, self._engine = board, engine
+    def __init__(self, board: Any, engine: str, stop: Callable[[], None]) -> None:
+        self._board, self._engine, self._stop = board, engine, stop
         self.done, self.running = Totals(), 0
 
     async def keep_reporting(self) -> None:
-        """Report until cancelled."""
-        while True:
-            self.report()
+        """Report until cancelled or told to stop."""
+        told_to_stop = False
+        while not told_to_stop:
+            told_to_stop = await asyncio.wrap_future(self.report().future())
             await asyncio.sleep(REPORT_SECONDS)
+        self._stop()
 
-    def report(self) -> None:
-        """Send what was done since the last report."""
+    def report(self) -> Any:
+        """Send what was done since the last report; the answer is whether the run is to end."""
         done, self.done = self.done, Totals()
-        self._board.report.remote(self._engine, done, self.running)
+        return self._board.report.remote(self._engine, done, self.running)
 
     def close(self) -> None:
         """Send the last figures, and that the engine has shut down; wait until that is heard."""
@@ -68,14 +80,17 @@ class Snapshot:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Adds up what the engine actors report."""
+    """Adds up what the engine actors report, and passes on what they have to know."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._totals = Totals()
         self._running: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
         self._ready_seconds: float | None = None
         self._idle_starts = 0
+        self._stopping = False
+        self._suspects = Suspects()
 
     def starting(self) -> int:
         """An engine is about to start; returns how many have since a row was last finished."""
@@ -85,25 +100,47 @@ class Board:
     def opened(self, engine: str) -> None:
         """An engine is ready."""
         self._running[engine] = 0
+        self._heard[engine] = time.monotonic()
         if self._ready_seconds is None:
             self._ready_seconds = time.monotonic() - self._started
 
-    def report(self, engine: str, totals: Totals, running: int) -> None:
-        """Add what ``engine`` did since its last report."""
+    def report(self, engine: str, totals: Totals, running: int) -> bool:
+        """Add what ``engine`` did since its last report; whether the run is to end."""
         self._totals.add(totals)
-        if totals.rows:
+        if totals.generated:
             self._idle_starts = 0
-        self._running[engine] = running
+        if engine in self._running:
+            self._running[engine] = running
+            self._heard[engine] = time.monotonic()
+        return self._stopping
 
     def closed(self, engine: str) -> None:
-        """An engine has shut down."""
+        """An engine has shut down, or has saved what it had and does nothing more."""
         self._running.pop(engine, None)
 
     def snapshot(self) -> Snapshot:
-        """The sums so far."""
+        """The sums so far; engines that are silent are not counted."""
+        silent = time.monotonic() - SILENT_SECONDS
+        for engine in [name for name in self._running if self._heard[name] < silent]:
+            del self._running[engine]
         return Snapshot(
             self._totals, sum(self._running.values()), len(self._running), self._ready_seconds
         )
+
+    def stop(self) -> None:
+        """Tell all engines, at their next report, to save what they have."""
+        self._stopping = True
+
+    def brief(self, rows: Sequence[Hashable]) -> tuple[list[Suspicion], set[str]]:
+        """How far each of ``rows`` is suspected to kill engines; the engines that live."""
+        heard = time.monotonic() - LIVING_SECONDS
+        living = {name for name in self._running if self._heard[name] > heard}
+        return self._suspects.of(rows), living
+
+    def died(self, engine: str, rows: Sequence[Hashable]) -> None:
+        """An engine has died while ``rows`` ran on it."""
+        self._running.pop(engine, None)
+        self._suspects.blame(rows)
 
 
 def start_board() -> Any:

@@ -3,6 +3,6 @@
 Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
 """
 
-from pipeline.engines.protocol import Engine, Generation, Request
+from pipeline.engines.protocol import Engine, Report, Request
 
-__all__ = ["Engine", "Generation", "Request"]
+__all__ = ["Engine", "Report", "Request"]

@@ -1,30 +1,30 @@
 """What an actor asks of an engine; no I/O."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.sampling import SamplingPolicy
 
+# How often an engine tells of the tokens of a running request.
+TOKENS_A_REPORT = 64
+
+Report = Callable[[Sequence[int]], None]
+
 
 @dataclass(frozen=True)
 class Request:
-    """One sample of one row: the prompt's token ids, the policy, and the sample's own seed."""
+    """One sample of one row, from its prompt or from where an earlier run had brought it.
 
-    prompt_token_ids: list[int]
-    policy: SamplingPolicy
-    seed: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What came out: text without the end-of-turn token, all token ids, and why it ended.
-
-    ``finish_reason`` is vLLM's: ``stop``, ``length`` or ``repetition``.
+    ``id`` is for logs. ``carried_token_ids`` were generated before; what is still to come
+    continues them, and ``policy.max_tokens`` counts them too.
     """
 
-    text: str
-    token_ids: list[int]
-    finish_reason: str
+    id: str
+    prompt_token_ids: Sequence[int]
+    carried_token_ids: Sequence[int]
+    policy: SamplingPolicy
+    seed: int
 
 
 class Engine(Protocol):
@@ -40,10 +40,12 @@ class Engine(Protocol):
         """How many sequences it runs at once."""
         ...
 
-    async def generate(self, request: Request) -> Generation:
-        """Run one request to its end.
+    async def generate(self, request: Request, report: Report) -> str:
+        """Run one request to its end; returns why it ended, in vLLM's words.
 
-        Raises `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.
+        The words are ``stop``, ``length`` or ``repetition``. ``report`` gets every new token id
+        once, in order, some `TOKENS_A_REPORT` at a time; all of them when this returns. Raises
+        `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.
         """
         ...
 

@@ -5,13 +5,15 @@ depends on its seed alone.
 """
 
 import asyncio
+import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SimulatedConfig
-from pipeline.engines.protocol import Generation, Request
+from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
 from pipeline.errors import EngineDeadError
 from pipeline.reasoning import CLOSE_TAG, FINAL_ANSWER
 from pipeline.sampling import ThinkFormat
@@ -45,38 +47,54 @@ class SimulatedEngine:
         """How many requests run at once; the others wait."""
         return self._slots
 
-    async def generate(self, request: Request) -> Generation:
-        """Sleep for as long as the trace is, then return it."""
+    async def generate(self, request: Request, report: Report) -> str:
+        """Sleep for as long as the trace is, telling of its tokens meanwhile."""
         async with self._running:
-            self._die_if_told()
-            token_ids, wanted = self._trace(random.Random(request.seed))
-            token_ids = token_ids[: request.policy.max_tokens]
-            await asyncio.sleep(len(token_ids) * self._config.seconds_per_token)
-            text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-            return Generation(text, token_ids, "stop" if len(token_ids) == wanted else "length")
+            self._die_if_told(request)
+            whole = self._trace(request.seed)
+            token_ids = whole[: request.policy.max_tokens]
+            for start in range(len(request.carried_token_ids), len(token_ids), TOKENS_A_REPORT):
+                new = token_ids[start : start + TOKENS_A_REPORT]
+                await asyncio.sleep(len(new) * self._config.seconds_per_token)
+                self._die_if_told(request)
+                self._note(request.id, len(new))
+                report(new)
+            return "stop" if len(token_ids) == len(whole) else "length"
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def _trace(self, rng: random.Random) -> tuple[list[int], int]:
-        """The token ids of a whole trace, and how many they are."""
+    def _trace(self, seed: int) -> list[int]:
+        """The token ids of a whole trace."""
+        rng = random.Random(seed)
         length = round(
             self._config.tokens_median * math.exp(rng.gauss(0, self._config.tokens_sigma))
         )
-        answer = self._tokenizer.encode(
-            f"\\boxed{{{rng.randrange(1000)}}}", add_special_tokens=False
-        )
-        tail = [*self._marker, *answer]
+        answer = f"\\boxed{{{rng.randrange(1000)}}}"
+        if self._config.varies:
+            answer += f" {random.randrange(10**9):09}"
+        tail = [*self._marker, *self._tokenizer.encode(answer, add_special_tokens=False)]
         thoughts = max(1, length - len(tail))
         repeats = -(-thoughts // len(self._thought))
-        token_ids = [*(self._thought * repeats)[:thoughts], *tail]
-        return token_ids, len(token_ids)
+        return [*(self._thought * repeats)[:thoughts], *tail]
 
-    def _die_if_told(self) -> None:
-        flag = self._config.dies_with
+    def _die_if_told(self, request: Request) -> None:
+        flag, of = self._config.dies_with, self._config.dies_of
         if flag is not None and Path(flag).exists():
             self._dead = True
             if Path(flag).is_file():
-                Path(flag).unlink()
+                Path(flag).unlink(missing_ok=True)
+        if of is not None and of in self._tokenizer.decode(request.prompt_token_ids):
+            self._dead = True
         if self._dead:
             raise EngineDeadError("the simulated engine was told to die")
+
+    def _note(self, request_id: str, tokens: int) -> None:
+        """Append a line to the log: one write, so that lines of several engines do not mix."""
+        if self._config.log is not None:
+            line = json.dumps({"id": request_id, "tokens": tokens}) + "\n"
+            file = os.open(self._config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            try:
+                os.write(file, line.encode())
+            finally:
+                os.close(file)

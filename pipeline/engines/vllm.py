@@ -7,14 +7,16 @@ import ast
 import asyncio
 import os
 import uuid
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.engines.protocol import Generation, Request
+from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
 from pipeline.model import resolve_model
+from pipeline.sampling import SamplingPolicy, continued_seed
 
 # Engine arguments that are not the user's to set, and why.
 OURS = {
@@ -23,7 +25,6 @@ OURS = {
     "tensor_parallel_size": "set engine.tensor_parallel instead",
     "enable_lora": "set model.lora instead",
     "tokenizer": "the model's own tokenizer renders the prompts",
-    "skip_tokenizer_init": "the engine's text is needed",
     "pipeline_parallel_size": "not supported; set engine.tensor_parallel and engine.replicas",
     "data_parallel_size": "not supported; set engine.replicas",
 }
@@ -104,17 +105,24 @@ class VllmEngine:
         """VLLM's ``max_num_seqs``."""
         return self._slots
 
-    async def generate(self, request: Request) -> Generation:
+    async def generate(self, request: Request, report: Report) -> str:
         """Run one request to its end; see `Engine.generate`."""
+        token_ids = list(request.carried_token_ids)
+
+        def keep(new: Sequence[int]) -> None:
+            token_ids.extend(new)
+            report(new)
+
         for _ in range(REQUEST_TRIES):
-            generation = await self._try(request)
-            if generation is not None:
-                return generation
+            # What a given up try has brought is kept: the next goes on from there.
+            reason = await self._try(request, token_ids, keep)
+            if reason is not None:
+                return reason
             if self._engine.errored:
                 raise EngineDeadError("vLLM has stopped")
         raise RequestRejectedError(f"vLLM gave this request up {REQUEST_TRIES} times")
 
-    async def _try(self, request: Request) -> Generation | None:
+    async def _try(self, request: Request, token_ids: list[int], report: Report) -> str | None:
         """One attempt; None if vLLM gives the request up, the engine dead or alive."""
         import vllm.exceptions
         from vllm.inputs import TokensPrompt
@@ -122,24 +130,27 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineGenerateError as VllmBroken
 
         refused = (ValueError, getattr(vllm.exceptions, "VLLMClientError", ValueError))
-        prompt = TokensPrompt(prompt_token_ids=request.prompt_token_ids)
-        final = None
+        left = self._tokens_left(request, len(token_ids))
+        if left < 1:
+            return "length"
+        prompt = TokensPrompt(prompt_token_ids=[*request.prompt_token_ids, *token_ids])
+        params = self._params(request.policy, continued_seed(request.seed, len(token_ids)), left)
+        reason = None
         try:
             outputs = self._engine.generate(
-                prompt, self._params(request), uuid.uuid4().hex, lora_request=self._lora
+                prompt, params, f"{request.id}:{uuid.uuid4().hex[:8]}", lora_request=self._lora
             )
             async for output in outputs:
-                final = output
+                [completion] = output.outputs
+                report(completion.token_ids)
+                reason = completion.finish_reason
         except VllmDead as error:
             raise EngineDeadError(str(error)) from error
         except VllmBroken:
             return None
         except refused as error:
             raise RequestRejectedError(str(error)) from error
-        [completion] = final.outputs if final else [None]
-        if completion is None or completion.finish_reason in (None, "abort", "error"):
-            return None
-        return Generation(completion.text, list(completion.token_ids), completion.finish_reason)
+        return None if reason in ("abort", "error") else reason
 
     def close(self) -> None:
         """Shut the engine's processes down; the front end stops listening first."""
@@ -148,11 +159,14 @@ class VllmEngine:
             handler.get_loop().call_soon_threadsafe(handler.cancel)
         self._engine.shutdown()
 
-    def _params(self, request: Request) -> Any:
+    def _tokens_left(self, request: Request, generated: int) -> int:
+        whole = min(request.policy.max_tokens, self.context_tokens - len(request.prompt_token_ids))
+        return whole - generated
+
+    def _params(self, policy: SamplingPolicy, seed: int, max_tokens: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        policy = request.policy
         return SamplingParams(
             n=1,
             temperature=policy.temperature,
@@ -161,9 +175,10 @@ class VllmEngine:
             min_p=policy.min_p,
             presence_penalty=policy.presence_penalty,
             repetition_penalty=policy.repetition_penalty,
-            max_tokens=min(policy.max_tokens, self.context_tokens - len(request.prompt_token_ids)),
-            seed=request.seed,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            max_tokens=max_tokens,
+            seed=seed,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
         )
 
 
@@ -176,6 +191,7 @@ def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "max_num_seqs": slots,
+        "stream_interval": TOKENS_A_REPORT,
     }
     if config.engine.tensor_parallel > 1:
         # Its own processes on this node: no placement groups that could leak.

@@ -1,0 +1,144 @@
+"""What running traces have so far, saved so that the next engine goes on from there.
+
+An engine keeps the token ids of its traces, running and finished, until their rows are durable.
+At intervals and when it is told to end it writes them, a file for each part; whoever gets the same
+rows afterwards, another engine or another run, reads all such files of the part.
+"""
+
+import threading
+from array import array
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import QwqBatchError
+from pipeline.journal import Entry, Extent, covered_by
+from pipeline.ledger import Ledger
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("finish_reason", pa.string()),
+    ]
+)
+Key = tuple[Extent, int, int]  # part, row, sample
+
+
+@dataclass
+class Progress:
+    """The tokens of one trace; ``carried`` of them are from before, ``finish_reason`` ends it."""
+
+    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    finish_reason: str | None = None
+    carried: int = 0
+
+    def report(self, new: Sequence[int]) -> None:
+        """Add what the engine has generated since the last report."""
+        self.token_ids.extend(new)
+
+    @property
+    def _rank(self) -> tuple[bool, int]:
+        return self.finish_reason is not None, len(self.token_ids)
+
+    def is_further(self, other: "Progress") -> bool:
+        """Whether this has come further than ``other`` of the same trace."""
+        return self._rank > other._rank
+
+
+class Checkpoints:
+    """One engine's traces in one pass, and what other engines have saved of them."""
+
+    def __init__(self, ledger: Ledger, engine: str, number: int) -> None:
+        self._ledger, self._engine, self._number = ledger, engine, number
+        self._lock = threading.Lock()
+        self._progress: dict[Key, Progress] = {}
+        self._saved: set[Extent] = set()
+        self._read: dict[tuple[str, str], pa.Table] = {}
+
+    def start(self, keys: Sequence[Key], living: Set[str]) -> list[Progress]:
+        """Begin, or go on with, the traces ``keys``: the furthest that was saved of each.
+
+        What the engines ``living`` save is passed over: none of their rows comes here.
+        """
+        with self._lock:
+            found = self._saved_by_others({extent for extent, _, _ in keys}, living)
+            for key in keys:
+                mine = self._progress.setdefault(key, Progress())
+                other = found.get(key)
+                if other is not None and other.is_further(mine):
+                    self._progress[key] = other
+                self._progress[key].carried = len(self._progress[key].token_ids)
+            return [self._progress[key] for key in keys]
+
+    def save(self) -> None:
+        """Write what all traces have, but for those whose rows have become durable."""
+        with self._lock:
+            for extent in {key[0] for key in self._progress} | self._saved:
+                self._save(extent)
+
+    def _save(self, extent: Extent) -> None:
+        name = extent.running(self._engine, self._number)
+        self._forget_durable(extent)
+        rows = [
+            {
+                # How it ended is looked at first: when that is set, all its tokens are there.
+                "finish_reason": p.finish_reason,
+                "row": row,
+                "sample": sample,
+                "token_ids": p.token_ids.tolist(),
+            }
+            for (part, row, sample), p in list(self._progress.items())
+            if part == extent and len(p.token_ids)
+        ]
+        if rows:
+            sink = BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
+            self._ledger.store.put(name, sink.getvalue())
+            self._saved.add(extent)
+        elif extent in self._saved:
+            self._ledger.store.delete([name])
+            self._saved.discard(extent)
+
+    def _forget_durable(self, extent: Extent) -> None:
+        mine = [key for key in list(self._progress) if key[0] == extent]
+        if not any(self._progress[key].finish_reason for key in mine):
+            return
+        spans = [(extent.start, extent.stop)]
+        if not self._ledger.is_done(extent, self._number):
+            spans = covered_by(self._ledger.journal(extent, self._number))
+        for key in mine:
+            if any(start <= key[1] < stop for start, stop in spans):
+                del self._progress[key]
+
+    def _saved_by_others(self, extents: set[Extent], living: Set[str]) -> dict[Key, Progress]:
+        found: dict[Key, Progress] = {}
+        for extent in extents:
+            for entry in self._ledger.journal(extent, self._number):
+                if entry.engine is not None and entry.engine not in {*living, self._engine}:
+                    for key, progress in self._traces(extent, entry):
+                        if key not in found or progress.is_further(found[key]):
+                            found[key] = progress
+        return found
+
+    def _traces(self, extent: Extent, entry: Entry) -> list[tuple[Key, Progress]]:
+        """The traces of one checkpoint file; none if it is gone or unreadable."""
+        version = (entry.file.name, entry.file.tag)
+        if version not in self._read:
+            try:
+                data = self._ledger.store.read(entry.file.name)
+                self._read[version] = pq.read_table(BytesIO(data), schema=SCHEMA)
+            except (FileNotFoundError, pa.ArrowException, QwqBatchError):
+                # Its rows are durable by now, or its traces begin again: nothing finished is lost.
+                return []
+        return [
+            (
+                (extent, row["row"], row["sample"]),
+                Progress(array("i", row["token_ids"]), row["finish_reason"]),
+            )
+            for row in self._read[version].to_pylist()
+        ]

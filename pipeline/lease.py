@@ -1,0 +1,150 @@
+"""One driver at a time: a lease on the output location, without comparing clocks.
+
+Lease files are numbered, and a driver takes the lease by creating the next one, which of several
+only one can. The holder rewrites its file every `RENEW_SECONDS`; one that has not changed for
+`EXPIRE_SECONDS`, as the newcomer's own clock measures, is dead. On the holder's own machine a
+process that has ended is known to be dead at once.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import HeldError, QwqBatchError
+from pipeline.journal import LEASE, YAML
+from pipeline.storage import Storage
+
+RENEW_SECONDS = 10.0
+EXPIRE_SECONDS = 90.0
+LOOK_SECONDS = 1.0
+
+Lost = Callable[[QwqBatchError], None]
+
+
+@contextmanager
+def hold(store: Storage, lost: Lost) -> Iterator[None]:
+    """Hold the lease of ``store`` while the body runs; raises `HeldError` if another does.
+
+    ``lost`` is called, in another thread, if the lease is taken over meanwhile or can't be renewed.
+    """
+    lease = _Lease(store, lost)
+    lease.take()
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, store: Storage, lost: Lost) -> None:
+        self._store, self._lost = store, lost
+        self._number = 0
+        self._me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process": _process(os.getpid()),
+            "id": uuid.uuid4().hex,
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+
+    def take(self) -> None:
+        """Create the next lease file once the last one's holder is gone."""
+        while True:
+            last = self._numbers()[-1:]
+            if last and not self._is_free(last[0]):
+                holder = self._read(last[0]) or {}
+                raise HeldError(
+                    f"another driver is at work on {self._store.url}: process "
+                    f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; "
+                    "wait for it or end it"
+                )
+            self._number = last[0] + 1 if last else 1
+            if self._store.create(_name(self._number), self._text(beat=0)):
+                break
+        self._store.delete([_name(n) for n in self._numbers() if n < self._number])
+        self._thread.start()
+
+    def release(self) -> None:
+        """Say that the lease is free, unless it is another's by now."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            if self._numbers()[-1:] == [self._number]:
+                self._store.put(_name(self._number), self._text(released=True))
+        except QwqBatchError:
+            return  # it expires
+
+    def _is_free(self, number: int) -> bool:
+        """Watch lease ``number`` until it is sure whether its holder lives."""
+        first, deadline = self._read(number), time.monotonic() + EXPIRE_SECONDS
+        while (found := self._read(number)) is not None and found == first:
+            if found.get("released") or _is_dead(found) or time.monotonic() > deadline:
+                return True
+            time.sleep(LOOK_SECONDS)
+        return found is None or bool(found.get("released"))
+
+    def _keep(self) -> None:
+        beat, renewed = 0, time.monotonic()
+        while not self._ended.wait(RENEW_SECONDS):
+            beat += 1
+            try:
+                if self._numbers()[-1:] != [self._number]:
+                    self._lost(HeldError("another driver has taken this run over; this one ends"))
+                    return
+                self._store.put(_name(self._number), self._text(beat=beat))
+                renewed = time.monotonic()
+            except QwqBatchError as error:
+                if time.monotonic() - renewed > EXPIRE_SECONDS:
+                    self._lost(error)
+                    return
+
+    def _numbers(self) -> list[int]:
+        names = [info.name.rpartition("/")[2] for info in self._store.files(LEASE)]
+        return sorted(int(n.removesuffix(YAML)) for n in names if n.removesuffix(YAML).isdigit())
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        try:
+            found = yaml.safe_load(self._store.read(_name(number)))
+        except FileNotFoundError:
+            return None
+        return found if isinstance(found, dict) else {}
+
+    def _text(self, **more: Any) -> bytes:
+        return yaml.safe_dump({**self._me, **more}, sort_keys=False).encode()
+
+
+def _name(number: int) -> str:
+    return f"{LEASE}/{number:08}{YAML}"
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine (and container) that has ended."""
+    here, there = _process(os.getpid()), str(holder.get("process"))
+    if here is None or there.rpartition(" ")[0] != here.rpartition(" ")[0]:
+        return False
+    return _process(holder["pid"]) != there
+
+
+def _process(pid: int) -> str | None:
+    """What tells a process from all others: this boot, the pid namespace, its start.
+
+    None if it has ended, and where there is no /proc: then nothing is concluded.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+    # The state (Z: ended, not yet waited for), and nineteen fields on the start in clock ticks.
+    return None if status[0] in "ZX" else f"{boot} {namespace} {status[19]}"

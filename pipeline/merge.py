@@ -1,0 +1,115 @@
+"""Fragments to the Parquet file of a part, whose footer says what made it."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.journal import Entry
+from pipeline.schema import ROW_COLUMN, conform
+from pipeline.storage import Storage
+
+METADATA_KEY = b"qwq-batch"
+TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_tokens")
+# A row group of a part: large enough to read well, small enough to hold in memory.
+GROUP_ROWS, GROUP_BYTES = 1024, 64 * 2**20
+
+Read = Callable[[str], bytes]
+
+
+def fragment_tables(entries: Iterable[Entry], start: int, read: Read) -> Iterator[pa.Table]:
+    """The rows of fragments in order, each once whatever overlaps; with their row numbers."""
+    next_row = start
+    for entry in sorted(entries, key=lambda entry: entry.rows or (0, 0)):
+        assert entry.rows is not None
+        if entry.rows[1] > next_row:
+            table = pq.read_table(BytesIO(read(entry.file.name)))
+            yield table.filter(pc.greater_equal(table[ROW_COLUMN], next_row))
+            next_row = entry.rows[1]
+
+
+def with_updates(old: pa.Table, updates: pa.Table, start: int, sample: str) -> pa.Table:
+    """``old`` (a part whose first row is number ``start``) with newer and additional traces.
+
+    ``sample``: the name of that column. A row and sample in both is the newer's.
+    """
+    first = pc.equal(old[sample], 0).to_pylist()
+    row, numbers = start - 1, []
+    for begins in first:
+        row += begins
+        numbers.append(row)
+    old = old.append_column(ROW_COLUMN, pa.array(numbers, pa.int64()))
+    both = pa.concat_tables([conform(updates, old.schema), old])
+    order = pc.sort_indices(both, [(ROW_COLUMN, "ascending"), (sample, "ascending")])
+    keys = list(zip(both[ROW_COLUMN].to_pylist(), both[sample].to_pylist(), strict=True))
+    # Of equal keys the lower index, so the newer, counts whatever order the sort gave them.
+    newest: dict[tuple[int, int], int] = {}
+    for i in order.to_pylist():
+        newest[keys[i]] = min(i, newest.get(keys[i], i))
+    return both.take(list(newest.values()))
+
+
+def write_part(
+    tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, Any]
+) -> tuple[bytes, int]:
+    """The Parquet file of ``tables`` with counts in its footer; and how many traces it holds."""
+    sink, tally = BytesIO(), Tally(metadata["columns"])
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for group in _groups(tables):
+            table = conform(group, schema)
+            writer.write_table(table)
+            tally.add(table)
+        writer.add_key_value_metadata(
+            {METADATA_KEY.decode(): json.dumps({**metadata, "summary": tally.summary})}
+        )
+    return sink.getvalue(), tally.summary["traces"]
+
+
+def part_metadata(store: Storage, name: str) -> dict[str, Any]:
+    """What a finished part says of its making: columns, settings, versions, passes, summary."""
+    with store.open(name) as file:
+        found = pq.read_metadata(file).metadata or {}
+    if METADATA_KEY not in found:
+        raise OutputError(f"{store.path(name)} was not written by qwq-batch")
+    data: dict[str, Any] = json.loads(found[METADATA_KEY])
+    return data
+
+
+class Tally:
+    """Counts of a part for reports. ``names``: our column: its name in this run."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self.summary: dict[str, Any] = {
+            "traces": 0,
+            "states": {},
+            **dict.fromkeys(TOKEN_COLUMNS, 0),
+        }
+
+    def add(self, table: pa.Table) -> None:
+        """Count the traces of ``table``."""
+        states = self.summary["states"]
+        self.summary["traces"] += table.num_rows
+        for entry in table[self._names["state"]].value_counts().to_pylist():
+            states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
+        for key in TOKEN_COLUMNS:
+            self.summary[key] += pc.sum(table[self._names[key]]).as_py() or 0
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Gather small tables into larger ones."""
+    held: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        held.append(table)
+        rows, size = rows + table.num_rows, size + table.nbytes
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+            yield pa.concat_tables(held, promote_options="permissive")
+            held, rows, size = [], 0, 0
+    if held:
+        yield pa.concat_tables(held, promote_options="permissive")

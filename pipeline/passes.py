@@ -1,0 +1,122 @@
+"""The passes over an output: the run itself, top-ups with more samples, retries by state."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.journal import Contents
+from pipeline.ledger import SAMPLES, Ledger, differences
+from pipeline.merge import part_metadata
+from pipeline.plan import Part, Pass, Picks, Plan, make_plan
+from pipeline.reasoning import State
+
+THREADS = 32
+
+
+def plan_run(ledger: Ledger, parts: Sequence[Part]) -> Plan:
+    """What is to do of the run itself."""
+    contents = ledger.contents()
+    return make_plan(parts, contents.parts(), contents.covered(0))
+
+
+def plan(ledger: Ledger, parts: Sequence[Part], work: Pass) -> Plan:
+    """What is to do of ``work``; a later pass goes over the parts that are finished."""
+    if work.number == 0:
+        return plan_run(ledger, parts)
+    contents = ledger.contents()
+    there = [part for part in parts if part.name in contents.parts()]
+    done = contents.parts(work.number)
+    picks = None
+    if work.states:
+        left = [part for part in there if part.name not in done]
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = pool.map(lambda part: _picks(ledger, part, work.states), left)
+            picks = {part.name: rows for part, rows in zip(left, found, strict=True) if rows}
+    return make_plan(there, done, contents.covered(work.number), picks)
+
+
+def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
+    """The run itself, then the top-up to ``samples`` of each row where there are fewer."""
+    contents = ledger.contents()
+    known = ledger.passes(contents)
+    there = _samples_there(ledger, contents, known)
+    under_way = [p for p in known if not p.states and p.number not in contents.closed]
+    wanted = under_way[0].stop if under_way else max(samples, there)
+    if samples != wanted:
+        raise OutputError(
+            f"output.path {ledger.store.url} has {wanted} samples of each row, or is getting them; "
+            f"set sampling.n={wanted}, or choose another output.path"
+        )
+    yield Pass(0, 0, there)
+    if under_way:
+        yield under_way[0]
+    elif samples > there:
+        more = Pass(_next(known), there, samples)
+        ledger.open_pass(more)
+        yield more
+
+
+def to_retry(ledger: Ledger, settings: Mapping[str, Any], states: Sequence[str]) -> Pass:
+    """A new retry of the traces in ``states``, or the same if it is under way."""
+    contents = ledger.contents()
+    known = ledger.passes(contents)
+    manifest = ledger.manifest()
+    if manifest is None:
+        raise OutputError(f"output.path {ledger.store.url} holds no run; there is nothing to retry")
+    unknown = sorted(set(states) - set(State))
+    if unknown or not states:
+        raise OutputError(f"--state {','.join(unknown)}: states are {', '.join(State)}")
+    changes = differences(manifest["settings"], settings)
+    changed = tuple((key, value) for key, value in changes if key != SAMPLES)
+    there = _samples_there(ledger, contents, known)
+    wanted = Pass(_next(known), 0, there, tuple(sorted(set(states))), changed)
+    for open_pass in known:
+        if open_pass.states and open_pass.number not in contents.closed:
+            if (open_pass.states, open_pass.changed) == (wanted.states, wanted.changed):
+                return open_pass
+            raise OutputError(f"another retry is under way; finish it first: {_command(open_pass)}")
+    ledger.open_pass(wanted)
+    return wanted
+
+
+def samples_there(ledger: Ledger) -> int:
+    """How many samples each row has, top-ups that are over counted."""
+    contents = ledger.contents()
+    return _samples_there(ledger, contents, ledger.passes(contents))
+
+
+def _samples_there(ledger: Ledger, contents: Contents, known: Iterable[Pass]) -> int:
+    manifest = ledger.manifest()
+    assert manifest is not None
+    over = [p.stop for p in known if not p.states and p.number in contents.closed]
+    return max([int(manifest["settings"][SAMPLES]), *over])
+
+
+def _next(known: Sequence[Pass]) -> int:
+    return max((p.number for p in known), default=0) + 1
+
+
+def _command(work: Pass) -> str:
+    changes = "".join(f" --set {key}={value}" for key, value in work.changed)
+    return f"qwq-batch retry CONFIG --state {','.join(work.states)}{changes}"
+
+
+def _picks(ledger: Ledger, part: Part, states: tuple[str, ...]) -> Picks:
+    """The rows and samples of a finished part that ended in one of ``states``."""
+    footer = part_metadata(ledger.store, part.name)
+    if not any(footer["summary"]["states"].get(state) for state in states):
+        return ()
+    names = footer["columns"]
+    with ledger.store.open(part.name) as file:
+        table = pq.read_table(file, columns=[names["state"], names["sample"]])
+    picks: dict[int, list[int]] = {}
+    row = part.start - 1
+    columns = (table[names["state"]].to_pylist(), table[names["sample"]].to_pylist())
+    for state, sample in zip(*columns, strict=True):
+        row += sample == 0
+        if state in states:
+            picks.setdefault(row, []).append(sample)
+    return tuple((row, tuple(samples)) for row, samples in picks.items())
