@@ -122,6 +122,7 @@ class EngineActor:
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
+        self._casualties: list[RowKey] | None = None
         self._tasks: set[asyncio.Task[Trace]] = set()
         self._turns, self._stopped = Turns(), False
         try:
@@ -183,7 +184,7 @@ class EngineActor:
         """Say on which rows the engine died, save the traces, end the process."""
         with self._stops_once:  # for good: of all blocks' threads, one
             logger.error("engine %s died: %s", self._name, error)
-            ray.get(self._board.died.remote(self._name, list(+self._running)))
+            ray.get(self._board.died.remote(self._name, self._casualties))
             self._save()
             self._end_process()
 
@@ -279,7 +280,6 @@ class EngineActor:
         try:
             trace = await self._generate(sample, progress, suspicion)
             done = self._meter.done
-            done.generated += 1
         except RowError as error:
             trace = Trace(
                 State.FAILED, sample.key[2], sample.seed, self._work.attempt, error=str(error)
@@ -312,18 +312,20 @@ class EngineActor:
         name = f"{extent.shard}:{row}:{number}"
         carried = tuple(progress.token_ids)
         request = Request(name, sample.prompt, carried, self._policy, sample.seed)
+        if self._casualties is not None:
+            raise EngineDeadError("the engine has died before this row's turn")
         self._meter.running += 1
         self._running[sample.row] += 1
         try:
             reason = await self._engine.generate(request, progress.report)
         except EngineDeadError:
-            raise  # it still counts as running: on one of these the engine died
-        except BaseException:
-            self._running[sample.row] -= 1
+            if self._casualties is None:  # the first to hear of it
+                self._casualties = list(+self._running)
             raise
         finally:
             self._meter.running -= 1
-        self._running[sample.row] -= 1
+            self._running[sample.row] -= 1
+        self._meter.done.generated += 1
         return reason
 
     def _table(self, block: pa.Table, samples: list[Sample], traces: list[Trace]) -> pa.Table:

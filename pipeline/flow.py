@@ -35,7 +35,7 @@ from pipeline.schema import TRACE_COLUMNS, PromptColumns, output_schema, prompt_
 from pipeline.sink import TraceSink
 from pipeline.source import PromptSource, find_shards
 from pipeline.stop import Stop
-from pipeline.storage import Storage
+from pipeline.storage import Storage, check_reachable
 from pipeline.telemetry import start_board
 
 Watch = Callable[[Any, int], AbstractContextManager[None]]
@@ -68,6 +68,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     ``may_change``: how settings begin that need not be those of the run that is there.
     """
     check_engine_args(config.engine.vllm)
+    for url in (config.input.path, config.output.path):
+        check_reachable(url)
     shards, prompts = find_shards(config.input.path)
     wanted = config.input
     columns = prompt_columns(

@@ -42,7 +42,9 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
 
     Raises `ModelError` if it can't be loaded, is not a fast one or has no chat template.
     """
-    from transformers import AutoTokenizer
+    # Not AutoTokenizer: to find the class it imports PyTorch, five seconds of each process. What a
+    # class adds to tokenizer.json is nothing for Qwen2: the ids are the same.
+    from transformers import PreTrainedTokenizerFast
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     source = resolve_model(path)
@@ -50,9 +52,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             if "://" in source:
                 source = _download_tokenizer(source, folder)
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=False
-            )
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
     except Exception as error:  # the hub and the tokenizer's code raise all kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"can't load the tokenizer of model.path {path}: {reason}") from None

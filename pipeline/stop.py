@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # What Slurm and Kubernetes leave between SIGTERM and SIGKILL is 30 s unless set otherwise.
 SAVE_SECONDS = 20.0
 POLL_SECONDS = 0.1
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Broken(BaseException):
@@ -32,29 +33,38 @@ class Stop:
     def __init__(self) -> None:
         self._reason: QwqBatchError | None = None
         self._board: Any = None
-        self._begins = threading.Lock()
-        self._main = threading.current_thread() is threading.main_thread()
+        self._listens = False
+        self._saving: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     @contextmanager
     def listening(self) -> Iterator["Stop"]:
         """Take SIGTERM and SIGINT while the body runs; raises what ended it."""
-        if not self._main:
+        if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        kinds = (signal.SIGTERM, signal.SIGINT)
-        before = {kind: signal.signal(kind, self._on_signal) for kind in kinds}
+        before = {kind: signal.getsignal(kind) for kind in SIGNALS}
+        self._listens = True
+        self._take_signals()
         try:
             yield self
-        except _Broken:
-            assert self._reason is not None
-            raise self._reason from None
+        except BaseException:  # once there is a reason to end, whatever else fails follows from it
+            if self._reason is None:
+                raise
         finally:
+            self._listens = False
+            if self._saving is not None:
+                self._saving.join(SAVE_SECONDS)
             for kind, handler in before.items():
                 signal.signal(kind, handler)
+        if self._reason is not None:
+            raise self._reason
 
     @contextmanager
     def engines_of(self, board: Any) -> Iterator[None]:
         """While the body runs there are engines to be told, by ``board``."""
+        if self._listens:
+            self._take_signals()  # `ray.init` has put a handler of its own in their place
         self._board = board
         try:
             yield
@@ -63,11 +73,18 @@ class Stop:
 
     def because(self, reason: QwqBatchError) -> None:
         """End the run for ``reason``; called by any thread."""
-        self._reason = self._reason or reason
-        if self._main and self._begins.acquire(blocking=False):
-            self._save_then_break()
+        with self._lock:
+            self._reason = self._reason or reason
+            if self._listens and self._saving is None:
+                self._save_soon()
+
+    def _take_signals(self) -> None:
+        for kind in SIGNALS:
+            signal.signal(kind, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if not self._listens:
+            return
         told_before = self._reason is not None
         name = signal.Signals(number).name
         self._reason = self._reason or StoppedError(
@@ -77,21 +94,25 @@ class Stop:
         )
         if told_before or self._board is None:
             raise _Broken
-        if self._begins.acquire(blocking=False):
-            # Not here: the main thread may hold a lock of Ray's that asking Ray would wait for.
-            threading.Thread(target=self._save_then_break, daemon=True).start()
+        self._save_soon()
+
+    def _save_soon(self) -> None:
+        # In a thread: the main one may hold a lock of Ray's that asking Ray would wait for.
+        self._saving = threading.Thread(target=self._save_then_break, daemon=True)
+        self._saving.start()
 
     def _save_then_break(self) -> None:
-        board, deadline = self._board, time.monotonic() + SAVE_SECONDS
+        deadline = time.monotonic() + SAVE_SECONDS
         try:
-            if board is not None:
+            if (board := self._board) is not None:
                 ray.get(board.stop.remote(), timeout=SAVE_SECONDS)
-            while board is not None and time.monotonic() < deadline:
+            while (board := self._board) is not None and time.monotonic() < deadline:
                 if not ray.get(board.snapshot.remote(), timeout=SAVE_SECONDS).engines:
                     break
                 time.sleep(POLL_SECONDS)
         except Exception:
-            logger.warning("the engines could not be told to save what they have", exc_info=True)
+            logger.warning("the engines could not be told to save what they have")
+            logger.debug("because", exc_info=True)
         main = threading.main_thread().ident
-        assert main is not None
-        signal.pthread_kill(main, signal.SIGTERM)
+        if self._listens and main is not None:
+            signal.pthread_kill(main, signal.SIGTERM)

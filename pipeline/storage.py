@@ -22,15 +22,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
 
-# Throttling, 5xx, timeouts and resets are retried, with waits that double, by the client itself.
-# Its "standard" mode stops early when many threads meet errors at once; "legacy" does not.
-_BOTO = {
-    "retries": {"mode": "legacy", "max_attempts": 10},
-    "connect_timeout": 20,
-    "read_timeout": 60,
-}
-_S3: dict[str, Any] = {"config_kwargs": _BOTO, "use_listings_cache": False}
-CLIENT_OPTIONS = {"s3": _S3, "s3a": _S3}
+# Throttling, 5xx, timeouts and resets are retried, with waits that double, by the client itself:
+# ten attempts take about a minute. Its "standard" mode stops early when many threads meet errors at
+# once; "legacy" does not.
+ATTEMPTS, FIRST_ATTEMPTS = 10, 3
 DRAFT = ".draft"  # a local file that is being written, before it is renamed into place
 
 
@@ -47,13 +42,12 @@ class FileInfo:
 
 
 class Storage:
-    """A folder on some filesystem."""
+    """A folder on some filesystem; ``attempts`` are made at each request where that has a say."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, attempts: int = ATTEMPTS) -> None:
         self.url = url.rstrip("/")
-        options = CLIENT_OPTIONS.get(self.url.partition("://")[0], {})
         with self._errors("open"):
-            self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
+            self.fs, self.root = fsspec.core.url_to_fs(self.url, **_options(self.url, attempts))
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -226,6 +220,23 @@ class Storage:
             if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
                 raise StorageError(f"can't {verb} {self.url}: {_reason(error)}") from None
             raise
+
+
+def check_reachable(url: str) -> None:
+    """Raise `StorageError` soon, rather than after all attempts, if nothing answers at ``url``."""
+    Storage(url, FIRST_ATTEMPTS).is_folder()
+
+
+def _options(url: str, attempts: int) -> dict[str, Any]:
+    """What s3fs is told of us; other filesystems are left as they are."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    client = {
+        "retries": {"mode": "legacy", "max_attempts": attempts},
+        "connect_timeout": 20,
+        "read_timeout": 60,
+    }
+    return {"config_kwargs": client, "use_listings_cache": False}
 
 
 def _s3_code(error: BaseException) -> str | None:

@@ -71,6 +71,7 @@ class Turns:
                 await self._changed.wait_for(lambda: self._may_run(suspicion))
             finally:
                 self._waiting[suspicion] -= 1
+                self._changed.notify_all()
             self._running[suspicion] += 1
         try:
             yield

@@ -18,12 +18,14 @@ MakeConfig = Callable[..., RunConfig]
 
 
 def write_shards(folder: Path, sizes: list[int], prompt: str = "What is {} + 1?") -> int:
-    """Write shards of prompts with consecutive ids; returns how many rows there are."""
+    """Write shards of prompts with consecutive ids, those that are not there; returns the rows."""
     folder.mkdir(parents=True, exist_ok=True)
     first = 0
     for shard, size in enumerate(sizes):
         rows = [{"id": i, "prompt": prompt.format(i)} for i in range(first, first + size)]
-        pq.write_table(pa.Table.from_pylist(rows, PROMPTS), folder / f"shard-{shard:05}.parquet")
+        path = folder / f"shard-{shard:05}.parquet"
+        if not path.exists():
+            pq.write_table(pa.Table.from_pylist(rows, PROMPTS), path)
         first += size
     return first
 

@@ -13,8 +13,10 @@ import pytest
 from pipeline import flow, preview
 from pipeline.errors import EngineError, InputError, ModelError, OutputError
 from pipeline.ledger import Ledger
+from pipeline.merge import part_metadata
+from pipeline.plan import Pass
 from pipeline.reasoning import State
-from pipeline.report import part_metadata
+from pipeline.stop import Stop
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards
 
@@ -184,7 +186,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
         def look(self) -> None:
             ledger = Ledger(Storage(config.output.path))
             while not self.stop.wait(0.1):
-                seen.append(sum(len(f) for f in ledger.contents().fragments.values()))
+                seen.append(sum(len(f) for f in ledger.contents().covered(0).values()))
 
         def __enter__(self) -> None:
             self.thread.start()
@@ -193,7 +195,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
             self.stop.set()
             self.thread.join()
 
-    flow.execute(job, Watcher)
+    flow.execute(job, Pass(0, 0, 1), job.plan, Watcher, Stop())
     assert len(seen) > 2
     assert any(15 <= count < 20 for count in seen), "the other blocks waited for the longest trace"
 

@@ -15,6 +15,7 @@ PURE = [
     "plan",
     "prompts",
     "reasoning",
+    "suspects",
     "sampling",
     "schema",
     "engines.protocol",

@@ -1,11 +1,13 @@
 """The plan: every row in exactly one part and one range, whatever is done already."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.plan import Shard, bundles, make_plan, missing, split_parts
+from pipeline.plan import Picks, Shard, bundles, make_plan, missing, split_parts
 
 SIZES = st.lists(st.integers(0, 50), max_size=8)
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted).map(tuple))
@@ -69,3 +71,36 @@ def test_bundles_hold_what_is_to_do_in_order(
     ] == [(piece.part.name, row) for piece in plan.todo for row in range(piece.start, piece.stop)]
     assert plan.rows_todo == sum(piece.rows for piece in plan.todo)
     assert not {piece.part.name for piece in plan.todo} & done
+
+
+@given(SIZES, st.integers(1, 20), st.integers(1, 7), st.data())
+def test_chosen_rows_are_bundled_once_and_their_spans_cover_the_part(
+    sizes: list[int], per_part: int, per_bundle: int, data: st.DataObject
+) -> None:
+    """What is done of a chosen row's span stays done, wherever the work was cut in between."""
+    parts = split_parts(shards(sizes), per_part)
+    picks: dict[str, Picks] = {}
+    for part in parts[::2]:
+        rows = data.draw(st.sets(st.integers(part.start, max(part.start, part.stop - 1))))
+        if rows and part.rows:
+            picks[part.name] = tuple((row, (0, 1)) for row in sorted(rows))
+    plan = make_plan(parts, frozenset(), {}, picks)
+    assert plan.rows_todo == sum(map(len, picks.values()))
+    pieces = [piece for group in bundles(plan.todo, per_bundle) for piece in group]
+    chosen = [(piece.part.name, row) for piece in pieces for row, _ in piece.picks or ()]
+    assert chosen == [(name, row) for name, found in picks.items() for row, _ in found]
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for piece in pieces:
+        borders = [piece.start, *(row for row, _ in (piece.picks or ())[1:]), piece.stop]
+        spans.setdefault(piece.part.name, []).extend(pairwise(borders))
+    for part in parts:
+        if part.name in picks:
+            assert list(missing(part.start, part.stop, spans[part.name])) == []
+    done = {name: data.draw(st.lists(st.sampled_from(found))) for name, found in spans.items()}
+    left = make_plan(parts, frozenset(), done, picks)
+    again = [(piece.part.name, row) for piece in left.todo for row, _ in piece.picks or ()]
+    covered = {
+        (n, row) for n, found in done.items() for low, high in found for row in range(low, high)
+    }
+    assert again == [pick for pick in chosen if pick not in covered]
+    assert all(piece.picks and piece.picks[0][0] < piece.stop for piece in left.todo)

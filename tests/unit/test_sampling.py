@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling import PRESETS, derive_seed, warnings
+from pipeline.sampling import PRESETS, continued_seed, derive_seed, warnings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -46,7 +46,13 @@ def test_seeds_fit_a_float64_without_loss(run: int, shard: str, row: int, sample
 
 def test_seeds_differ_between_rows_samples_shards_and_runs() -> None:
     seeds = {
-        derive_seed(run, shard, row, sample)
+        derive_seed(run, shard, row, sample, attempt)
         for run in range(3) for shard in ("a", "b") for row in range(20) for sample in range(8)
+        for attempt in range(3)
     }  # fmt: skip
-    assert len(seeds) == 3 * 2 * 20 * 8
+    assert len(seeds) == 3 * 2 * 20 * 8 * 3
+
+
+def test_continued_trace_does_not_draw_the_same_numbers_again() -> None:
+    assert continued_seed(7, 0) == 7
+    assert len({continued_seed(7, tokens) for tokens in range(1000)}) == 1000

@@ -1,0 +1,70 @@
+"""What would mix two runs in one output is refused, in words that say what changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import flow
+from pipeline.errors import OutputError
+from tests.conftest import PROMPTS, MakeConfig, write_shards
+
+ENGINE: dict[str, Any] = {"simulated": {"tokens_median": 20, "seconds_per_token": 0}}
+CHANGES: list[tuple[str, str, Any]] = [
+    ("input", "prompt_column", "id"), ("output", "rows_per_part", 7), ("output", "raw_text", True),
+    ("output", "rename", {"answer": "reply"}), ("model", "path", "qwq-nano-preview"),
+    ("model", "preset", "qwq-32b-preview"), ("model", "revision", "abc"), ("model", "lora", "x"),
+    ("prompt", "system", "be brief"), ("prompt", "suffix", "math"), ("sampling", "temperature", 0.7),
+    ("sampling", "top_p", 0.9), ("sampling", "top_k", 30), ("sampling", "min_p", 0.1),
+    ("sampling", "presence_penalty", 0.5), ("sampling", "repetition_penalty", 1.1),
+    ("sampling", "max_tokens", 99), ("sampling", "seed", 1), ("engine", "kind", "vllm"),
+    ("engine", "vllm", {"quantization": "fp8"}),
+]  # fmt: skip
+
+
+def test_each_setting_that_changes_rows_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [2])
+    before = flow.run(make_config(engine=ENGINE))
+    for section, key, value in CHANGES:
+        changed: Any = {"engine": dict(ENGINE)}
+        changed.setdefault(section, {})[key] = value
+        name = f"{section}.{key}" + "".join(
+            f".{k}" for k in value if section == "engine" and key == "vllm"
+        )
+        with pytest.raises(OutputError, match=rf"{name}: there .*, now "):
+            flow.prepare(make_config(**changed))
+    with pytest.raises(OutputError, match=r"input.path: there .*/in', now .*/in/\*.parquet'"):
+        flow.prepare(make_config(engine=ENGINE, input={"path": str(tmp_path / "in/*.parquet")}))
+    assert flow.run(make_config(engine=ENGINE)) == before
+
+
+def test_settings_that_change_no_row_are_not_refused(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    write_shards(tmp_path / "in", [2])
+    before = flow.run(make_config(engine=ENGINE))
+    same = make_config(
+        engine={**ENGINE, "replicas": 2, "block_rows": 3, "vllm": {"max_num_seqs": 7}},
+        output={"checkpoint_seconds": 5},
+    )
+    assert flow.run(same) == before
+
+
+def test_changed_shard_is_refused_and_an_added_or_removed_one_is_not(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(engine=ENGINE)
+    write_shards(tmp_path / "in", [4, 4])
+    assert flow.run(config).traces == 8
+    write_shards(tmp_path / "more", [4, 4, 4])
+    (tmp_path / "more/shard-00002.parquet").rename(tmp_path / "in/shard-00002.parquet")
+    assert flow.run(config).traces == 12
+    (tmp_path / "in/shard-00000.parquet").unlink()
+    assert flow.run(config).traces == 8
+    rows = [{"id": i, "prompt": "other"} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/shard-00001.parquet")
+    with pytest.raises(OutputError, match=r"shard-00001.parquet: rows 4, now 5, size "):
+        flow.run(config)
+    assert not (tmp_path / "out/shard-00001.00001.parquet").exists()

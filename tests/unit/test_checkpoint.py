@@ -1,0 +1,90 @@
+"""Checkpoints: the furthest that was saved goes on, what is durable is forgotten."""
+
+from array import array
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import Checkpoints
+from pipeline.journal import RUNNING, Extent
+from pipeline.ledger import Ledger
+from pipeline.storage import Storage
+from tests.unit.test_ledger import EXTENT, block
+
+KEYS = [(EXTENT, 100, 0), (EXTENT, 100, 1), (EXTENT, 101, 0)]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Storage(str(tmp_path / "out")))
+
+
+def saved(ledger: Ledger) -> list[str]:
+    return [info.name for info in ledger.store.files() if info.name.endswith(RUNNING)]
+
+
+def test_next_engine_goes_on_where_the_last_was(ledger: Ledger) -> None:
+    first = Checkpoints(ledger, "one", 0)
+    a, b, c = first.start(KEYS, set())
+    a.report([1, 2])
+    b.report([3, 4, 5])
+    b.finish_reason = "stop"
+    first.save()
+    c.report([9])  # after the last save: lost
+    a, b, c = Checkpoints(ledger, "two", 0).start(KEYS, set())
+    assert (a.token_ids, a.finish_reason, a.carried) == (array("i", [1, 2]), None, 2)
+    assert (b.token_ids, b.finish_reason, b.carried) == (array("i", [3, 4, 5]), "stop", 3)
+    assert (c.token_ids, c.carried) == (array("i"), 0)
+
+
+def test_furthest_of_several_counts_and_a_finished_one_before_all(ledger: Ledger) -> None:
+    for engine, tokens, reason in (("x", [1], None), ("y", [1, 2], "stop"), ("z", [1, 2, 3], None)):
+        checkpoints = Checkpoints(ledger, engine, 0)
+        [trace] = checkpoints.start(KEYS[:1], {"x", "y", "z"})
+        trace.report(tokens)
+        trace.finish_reason = reason
+        checkpoints.save()
+    [trace] = Checkpoints(ledger, "new", 0).start(KEYS[:1], set())
+    assert (trace.token_ids.tolist(), trace.finish_reason) == ([1, 2], "stop")
+    [trace] = Checkpoints(ledger, "newer", 0).start(KEYS[:1], {"y"})
+    assert trace.token_ids.tolist() == [1, 2, 3]
+
+
+def test_engine_goes_on_with_its_own_trace_when_its_block_is_repeated(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1, 2, 3])
+    [again] = checkpoints.start(KEYS[:1], set())
+    assert (again.token_ids.tolist(), again.carried) == ([1, 2, 3], 3)
+
+
+def test_other_passes_and_parts_have_their_own(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1])
+    checkpoints.save()
+    other = Extent("en/shard-0.00002.parquet", 100, 110)
+    assert len(Checkpoints(ledger, "two", 1).start(KEYS[:1], set())[0].token_ids) == 0
+    assert len(Checkpoints(ledger, "two", 0).start([(other, 100, 0)], set())[0].token_ids) == 0
+
+
+def test_what_is_durable_is_forgotten(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    for trace in checkpoints.start(KEYS, set()):
+        trace.report([1])
+        trace.finish_reason = "stop"
+    checkpoints.save()
+    assert len(saved(ledger)) == 1
+    ledger.write_block(block([100], samples=(0, 1)))
+    checkpoints.save()
+    restarted = Checkpoints(ledger, "two", 0).start(KEYS, set())
+    assert [len(trace.token_ids) for trace in restarted] == [0, 0, 1]
+    ledger.write_block(block([101]))
+    checkpoints.save()
+    assert saved(ledger) == []
+
+
+def test_torn_checkpoint_costs_its_tokens_and_nothing_else(ledger: Ledger) -> None:
+    ledger.store.put(EXTENT.running("dead", 0), b"PAR1 torn")
+    [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
+    assert trace.carried == 0
