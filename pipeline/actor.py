@@ -7,6 +7,7 @@ running traces have is saved at intervals, and when the actor is told to end.
 """
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import signal
@@ -151,7 +152,7 @@ class EngineActor:
             # Not an exception for Ray Data, which would end the job: this process ends, Ray
             # starts the actor again elsewhere and repeats the blocks that it had.
             self._die(error)
-        except asyncio.CancelledError:
+        except concurrent.futures.CancelledError:
             threading.Event().wait()  # told to stop: the process ends, this block with it
         self._meter.done.rows += block.num_rows
         return self._table(block, samples, traces)

@@ -52,7 +52,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             if "://" in source:
                 source = _download_tokenizer(source, folder)
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
     except Exception as error:  # the hub and the tokenizer's code raise all kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"can't load the tokenizer of model.path {path}: {reason}") from None

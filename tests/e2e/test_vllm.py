@@ -6,8 +6,11 @@ Each test is one engine start (half a minute to a minute on two cores).
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Storage
-from tests.conftest import write_shards
+from tests.conftest import PROMPTS, write_shards
 from tests.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +87,76 @@ def _traces_are_what_the_model_can_do(rows: list[dict[str, Any]]) -> None:
             length = len(row["raw"]) - len("</think>") + 2
             assert row["think_tokens"] + row["answer_tokens"] == length
             assert row["think_tokens"] == row["raw"].index("</think>") + 1
+
+
+def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """SIGTERM to the driver in mid-count, SIGKILL to the next run's engine actor, then the end."""
+    (tmp_path / "in").mkdir()
+    rows = [{"id": i, "prompt": f"Count down from {100 + i}."} for i in range(24)]
+    pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/shard-00000.parquet")
+    command = [
+        sys.executable, "-m", "pipeline", "run", "configs/demo.yaml",
+        "--set", f"input.path={tmp_path / 'in'}", "--set", f"output.path={tmp_path / 'out'}",
+        "--set", "output.checkpoint_seconds=0.5",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first:
+        _wait_for(lambda: _tokens_saved(tmp_path / "out") > 1000, first)
+        first.terminate()
+        printed = first.communicate()[1]
+    assert first.returncode == 143, printed
+    assert "ended by SIGTERM" in printed
+    saved = _tokens_saved(tmp_path / "out")
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second:
+        _wait_for(lambda: _tokens_saved(tmp_path / "out") > saved + 1000, second)
+        for pid in _processes("EngineActor"):
+            os.kill(pid, signal.SIGKILL)
+        printed = second.communicate()[1]
+    assert second.returncode == 0, printed
+    traces = pq.read_table(tmp_path / "out").to_pylist()
+    assert [trace["id"] for trace in traces] == list(range(24))
+    assert sum(trace["carried_tokens"] for trace in traces) >= saved
+    right = [
+        trace["think"] == "\n".join(str(n) for n in range(100 + trace["id"], -1, -1))
+        for trace in traces
+    ]
+    assert sum(right) >= 18, "the count has gaps where it was broken off"
+    assert not _processes("EngineActor")
+    assert not _processes("VLLM::EngineCore")
+
+
+def _tokens_saved(output: Path) -> int:
+    """How many tokens of running traces are in checkpoints, of each trace the most."""
+    most: dict[int, int] = {}
+    for path in output.glob("_qwq/journal/*/*.running"):
+        try:
+            table = pq.read_table(path, columns=["row", "token_ids"])
+        except FileNotFoundError:
+            continue
+        for row in table.to_pylist():
+            most[row["row"]] = max(most.get(row["row"], 0), len(row["token_ids"]))
+    return sum(most.values())
+
+
+def _processes(name: str) -> list[int]:
+    """The running processes with ``name`` in their title."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            title = path.read_bytes()
+            state = (path.parent / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if name.encode() in title and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert driver.poll() is None, "the driver ended before"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
 
 
 def test_tensor_parallel_on_two_cpu_processes(tmp_path: Path) -> None:
