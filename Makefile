@@ -9,7 +9,7 @@ PINS := infra/requirements-cpu.txt
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check setup lock nano clean
+.PHONY: demo test faults check setup lock nano clean
 
 demo: setup
 	$(BIN)/qwq-batch run configs/demo.yaml
@@ -17,6 +17,10 @@ demo: setup
 
 test: check
 	$(BIN)/pytest
+
+# What each fault costs, as a table, with ten kills in a row instead of three (ten minutes).
+faults: setup
+	$(BIN)/pytest tests/faults --kills 10
 
 check: setup
 	$(BIN)/ruff format --check .
