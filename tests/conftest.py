@@ -8,11 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.config import RunConfig, parse_config
 from tests.s3 import S3Server, serve
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# The machine may be busy with anything: how long an example takes says nothing.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 MakeConfig = Callable[..., RunConfig]
 
