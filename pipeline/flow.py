@@ -136,6 +136,8 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
     if plan.todo:
         with cluster(job.config):
             execute(job, work, plan, watch, stop)
+        stop.take_signals()
+    stop.check()
     settle(job, work)
     if work.number and not passes.plan(job.ledger, job.parts, work).todo:
         job.ledger.close_pass(work)

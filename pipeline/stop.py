@@ -45,7 +45,7 @@ class Stop:
             return
         before = {kind: signal.getsignal(kind) for kind in SIGNALS}
         self._listens = True
-        self._take_signals()
+        self.take_signals()
         try:
             yield self
         except BaseException:  # once there is a reason to end, whatever else fails follows from it
@@ -60,27 +60,36 @@ class Stop:
         if self._reason is not None:
             raise self._reason
 
+    def take_signals(self) -> None:
+        """Take the signals (again): `ray.init` and `ray.shutdown` put others' handlers in place."""
+        if self._listens:
+            for kind in SIGNALS:
+                signal.signal(kind, self._on_signal)
+
     @contextmanager
     def engines_of(self, board: Any) -> Iterator[None]:
         """While the body runs there are engines to be told, by ``board``."""
-        if self._listens:
-            self._take_signals()  # `ray.init` has put a handler of its own in their place
+        self.take_signals()
         self._board = board
         try:
             yield
         finally:
-            self._board = None
+            with self._lock:
+                self._board = None
+        if self._reason is not None:
+            raise _Broken
+
+    def check(self) -> None:
+        """Raise if there is a reason to end, found while no engine was running."""
+        if self._reason is not None:
+            raise self._reason
 
     def because(self, reason: QwqBatchError) -> None:
         """End the run for ``reason``; called by any thread."""
         with self._lock:
             self._reason = self._reason or reason
-            if self._listens and self._saving is None:
+            if self._board is not None and self._saving is None and self._listens:
                 self._save_soon()
-
-    def _take_signals(self) -> None:
-        for kind in SIGNALS:
-            signal.signal(kind, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not self._listens:
@@ -104,15 +113,20 @@ class Stop:
     def _save_then_break(self) -> None:
         deadline = time.monotonic() + SAVE_SECONDS
         try:
-            if (board := self._board) is not None:
+            if (board := self._board) is not None and ray.is_initialized():
                 ray.get(board.stop.remote(), timeout=SAVE_SECONDS)
             while (board := self._board) is not None and time.monotonic() < deadline:
-                if not ray.get(board.snapshot.remote(), timeout=SAVE_SECONDS).engines:
+                if (
+                    not ray.is_initialized()
+                    or not ray.get(board.snapshot.remote(), timeout=SAVE_SECONDS).engines
+                ):
                     break
                 time.sleep(POLL_SECONDS)
         except Exception:
             logger.warning("the engines could not be told to save what they have")
             logger.debug("because", exc_info=True)
         main = threading.main_thread().ident
-        if self._listens and main is not None:
-            signal.pthread_kill(main, signal.SIGTERM)
+        with self._lock:
+            # Only now is it sure that the handler is ours; who has left `engines_of` knows anyway.
+            if self._board is not None and main is not None:
+                signal.pthread_kill(main, signal.SIGTERM)

@@ -30,9 +30,7 @@ def test_each_setting_that_changes_rows_is_refused(tmp_path: Path, make_config: 
     for section, key, value in CHANGES:
         changed: Any = {"engine": dict(ENGINE)}
         changed.setdefault(section, {})[key] = value
-        name = f"{section}.{key}" + "".join(
-            f".{k}" for k in value if section == "engine" and key == "vllm"
-        )
+        name = "engine.vllm.quantization" if key == "vllm" else f"{section}.{key}"
         with pytest.raises(OutputError, match=rf"{name}: there .*, now "):
             flow.prepare(make_config(**changed))
     with pytest.raises(OutputError, match=r"input.path: there .*/in', now .*/in/\*.parquet'"):
