@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -10,20 +11,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import s3fs
 
 KEY, SECRET = "tester", "tester-secret"
 START_SECONDS = 90
+# Below the ports that outgoing connections get, so that a restarted server finds its own free.
+PORTS = range(20_000, 22_768)
 
 
 @dataclass
 class S3Server:
-    """A running server and how to reach it."""
+    """A server with its data in ``folder``; after a kill it starts on the same ports and data."""
 
-    endpoint: str
+    folder: Path
+    ports: list[int] = field(default_factory=lambda: _free_ports(4))
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The URL at which it speaks S3."""
+        return f"http://127.0.0.1:{self.ports[-1]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -41,40 +51,56 @@ class S3Server:
             key=KEY, secret=SECRET, endpoint_url=self.endpoint, use_listings_cache=False
         )
 
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it takes and gives files."""
+        if self._process is not None:
+            return
+        for name in ("logs", "data"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "ids.json").write_text(json.dumps(_identities()))
+        log = self.folder / "server.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._command(), stdout=out, stderr=out, start_new_session=True
+            )
+        _wait_until_ready(self, self._process, log)
+
+    def kill(self) -> None:
+        """End it by SIGKILL (SIGTERM can take it over ten seconds); its data stay."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _command(self) -> list[str]:
+        master, volume, filer, s3 = self.ports
+        return [
+            _weed(), f"-logdir={self.folder / 'logs'}", "server", f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3",
+            f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+            f"-s3.port={s3}", f"-s3.config={self.folder / 'ids.json'}", "-s3.port.iceberg=0",
+            "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=1024",
+            "-master.electionTimeout=1s",  # by default 10 s, and a restart then takes 23 instead of 4
+        ]  # fmt: skip
+
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[S3Server]:
     """Run SeaweedFS with its data in ``folder`` while the body runs."""
-    master, volume, filer, s3 = _free_ports(4)
-    identities = {
-        "identities": [
-            {
-                "name": KEY,
-                "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-                "actions": ["Admin", "Read", "Write", "List"],
-            }
-        ]
-    }
-    for name in ("logs", "data"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "ids.json").write_text(json.dumps(identities))
-    command = [
-        _weed(), f"-logdir={folder / 'logs'}", "server", f"-dir={folder / 'data'}",
-        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3",
-        f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
-        f"-s3.port={s3}", f"-s3.config={folder / 'ids.json'}", "-s3.port.iceberg=0",
-        "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=1024",
-    ]  # fmt: skip
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    server = S3Server(f"http://127.0.0.1:{s3}")
+    server = S3Server(folder)
     try:
-        _wait_until_ready(server, process, folder / "server.log")
+        server.start()
         yield server
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # SIGTERM can take it over ten seconds
-        process.wait()
+        server.kill()
+
+
+def _identities() -> dict[str, object]:
+    credentials = {"accessKey": KEY, "secretKey": SECRET}
+    actions = ["Admin", "Read", "Write", "List"]
+    return {"identities": [{"name": KEY, "credentials": [credentials], "actions": actions}]}
 
 
 def _weed() -> str:
@@ -99,13 +125,21 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: P
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports such that port + 10000, which SeaweedFS takes for gRPC, is a port too."""
+    """Ports that are free, and so is each port + 10000, which SeaweedFS takes for gRPC."""
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
-        while len(ports) < count:
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1] % 20_000 + 20_000
-            if port not in ports:
+        for port in random.sample(PORTS, 1000):
+            if all(_binds(stack, number) for number in (port, port + 10_000)):
                 ports.append(port)
-        return ports
+            if len(ports) == count:
+                return ports
+    raise OSError(f"{count} free ports were not found in {PORTS}")
+
+
+def _binds(stack: contextlib.ExitStack, port: int) -> bool:
+    probe = stack.enter_context(socket.socket())
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True

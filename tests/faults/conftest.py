@@ -1,0 +1,95 @@
+"""Fixtures of the fault cases: one Ray cluster, runs on disk and on S3, a table at the end."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from tests.faults.harness import Case, Outcome, Output, wait_until
+from tests.faults.ray_cluster import RayCluster, ray_cluster
+from tests.s3 import S3Server
+
+BUCKET = "faults"
+OUTCOMES = pytest.StashKey[list[Outcome]]()
+NewCase = Callable[..., Case]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often to kill the driver in a row")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTCOMES] = []
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    outcomes = config.stash.get(OUTCOMES, [])
+    if not outcomes:
+        return
+    terminalreporter.section("faults")
+    names = ("traces", "lost", "doubled", "changed", "generated twice", "tokens twice")
+    terminalreporter.write_line(f"| fault | {' | '.join(names)} | carried over |")
+    terminalreporter.write_line("|---" * 8 + "|")
+    for outcome in outcomes:
+        cells = " | ".join(f"{v:,}" if isinstance(v, int) else v for v in vars(outcome).values())
+        terminalreporter.write_line(f"| {cells} |")
+
+
+@pytest.fixture
+def kills(pytestconfig: pytest.Config) -> int:
+    """How often to kill the driver; the option is unknown where this folder was not named."""
+    return int(pytestconfig.getoption("--kills", default=3))
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[RayCluster]:
+    """One cluster for all cases."""
+    with ray_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def new_case(tmp_path: Path, cluster: RayCluster, pytestconfig: pytest.Config) -> Iterator[NewCase]:
+    """Make a case on the local disk, or with ``server`` on S3, reached at ``endpoint``."""
+    cases: list[Case] = []
+
+    def make(
+        fault: str,
+        *,
+        sizes: list[int],
+        samples: int = 2,
+        server: S3Server | None = None,
+        endpoint: str | None = None,
+        **sections: dict[str, Any],
+    ) -> Case:
+        folder = tmp_path / f"case-{len(cases)}"
+        environment = dict(cluster.environment)
+        if server is None:
+            output = Output(str(folder / "out"), fsspec.filesystem("file"))
+        else:
+            output = _on_s3(server, f"s3://{BUCKET}/{tmp_path.name}-{len(cases)}")
+            of_s3 = server.environment | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
+            # Workers of a cluster do not have the driver's variables but by the job's environment.
+            job = {"runtime_env": {"env_vars": of_s3}}
+            environment |= {**of_s3, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+        case = Case(fault, folder, output, sizes, samples, environment, sections)
+        case.outcomes = pytestconfig.stash[OUTCOMES]
+        cases.append(case)
+        return case
+
+    yield make
+    for case in cases:
+        for driver in case.drivers:
+            driver.kill()
+    wait_until(lambda: not cluster.engines(), "the end of all engines", lambda: "")
+
+
+def _on_s3(server: S3Server, url: str) -> Output:
+    fs = server.filesystem()
+    fs.mkdirs(BUCKET, exist_ok=True)
+    return Output(url, fs)

@@ -1,0 +1,127 @@
+"""A Ray cluster whose nodes can be lost: each node is a ``ray start`` of its own."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from tests.faults.harness import wait_until
+
+WORKER_CPUS = 12  # logical ones: each engine, and each of Ray Data's operators, wants one
+OBJECT_STORE_BYTES = 2**30
+
+
+class Node:
+    """``ray start`` and the processes below it: the raylet, and the workers below that."""
+
+    def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
+        self._log = log
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
+            f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments,
+        ]  # fmt: skip
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        wait_until(self._is_ready, "a Ray node", log.read_text)
+
+    def engines(self) -> list[int]:
+        """The process ids of the engine actors on this node."""
+        return [process.pid for process in self._tree() if "EngineActor" in _title(process)]
+
+    def kill(self) -> None:
+        """End all its processes at once by SIGKILL, as when a machine is lost."""
+        for process in self._tree():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+
+    def _is_ready(self) -> bool:
+        text = self._log.read_text()
+        assert self._process.poll() is None, f"the Ray node ended:\n{text}"
+        return "Ray runtime started" in text
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            root = psutil.Process(self._process.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+class RayCluster:
+    """A head without CPUs, so that all work is on workers, which can come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workers: list[Node] = []
+        self._folder = folder
+        self._nodes = 0
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._address = f"127.0.0.1:{port}"
+        self.environment = {
+            **os.environ,
+            "RAY_ADDRESS": self._address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self._head = self._start(
+            "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false",
+            f"--temp-dir={folder}",
+        )  # fmt: skip
+
+    def add_worker(self) -> Node:
+        """Start a worker and wait until it has joined."""
+        self.workers.append(self._start(f"--address={self._address}", f"--num-cpus={WORKER_CPUS}"))
+        return self.workers[-1]
+
+    def lose(self, worker: Node) -> None:
+        """Kill a worker with all that runs on it."""
+        worker.kill()
+        self.workers.remove(worker)
+
+    def engines(self) -> list[int]:
+        """The process ids of all engine actors."""
+        return [pid for worker in self.workers for pid in worker.engines()]
+
+    def close(self) -> None:
+        """Kill all nodes."""
+        for node in [*self.workers, self._head]:
+            node.kill()
+
+    def _start(self, *arguments: str) -> Node:
+        self._nodes += 1
+        return Node(self._folder / f"node-{self._nodes}.log", self.environment, *arguments)
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[RayCluster]:
+    """A cluster of one worker; its folder has a short name, because sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="qwq-ray-"))
+    cluster = None
+    try:
+        cluster = RayCluster(folder)
+        cluster.add_worker()
+        yield cluster
+    finally:
+        if cluster is not None:
+            cluster.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

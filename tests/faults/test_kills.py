@@ -1,0 +1,150 @@
+"""Processes are killed, stopped and lost; nothing that was finished is."""
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import NewCase
+from tests.faults.harness import Case
+from tests.faults.ray_cluster import RayCluster
+
+# Traces of the same length, of which none ends before another, all running at once, none saved.
+LONG_TOKENS = 700
+LONG: dict[str, dict[str, Any]] = {
+    "output": {"checkpoint_seconds": 3600},
+    "engine": {
+        "simulated": {"tokens_median": LONG_TOKENS, "tokens_sigma": 0.02},
+        "vllm": {"max_num_seqs": 32},
+    },
+}
+EXPIRE_SECONDS = 8
+HASTY_LEASE = (
+    sys.executable,
+    "-c",
+    "import pipeline.lease as lease; "
+    f"lease.RENEW_SECONDS, lease.EXPIRE_SECONDS = 1, {EXPIRE_SECONDS}; "
+    "from pipeline.cli import main; main()",
+)
+
+
+@pytest.mark.parametrize("place", ["disk", "S3"])
+def test_driver_killed_at_random_moments_loses_nothing(
+    place: str, kills: int, new_case: NewCase, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue("s3_server") if place == "S3" else None
+    case = new_case("", sizes=[20 * kills, 0, 20 * kills], server=server)
+    moments, done = random.Random(0), 0
+    while done < kills:
+        driver = case.start()
+        if not driver.reaches(case.progress(), "a block of its own"):
+            case.finish(driver)
+            break
+        time.sleep(moments.uniform(0, 3))
+        driver.kill()
+        case.remember()
+        done += 1
+    assert done, "the run was over before the first kill, so this shows nothing"
+    case.finish()
+    case.fault = f"driver killed {done} times in a row, output on {place}"
+    case.check()
+
+
+def test_engine_killed_and_engine_told_to_end_while_the_driver_lives(
+    new_case: NewCase, cluster: RayCluster
+) -> None:
+    case = new_case("one engine SIGKILLed, one SIGTERMed", sizes=[50, 50])
+    driver = case.start()
+    for number in (SIGKILL, SIGTERM):
+        driver.must_reach(case.progress(), "another block")
+        driver.must_reach(cluster.engines, "an engine")
+        case.remember()
+        os.kill(cluster.engines()[0], number)
+    case.finish(driver)
+    case.check()
+
+
+def test_node_lost_with_an_engine_on_it_and_another_joins(
+    new_case: NewCase, cluster: RayCluster
+) -> None:
+    cluster.add_worker()
+    case = new_case("a node lost, another joins", sizes=[40, 40])
+    driver = case.start()
+    driver.must_reach(case.progress(), "a block")
+    case.remember()
+    cluster.lose(next(worker for worker in cluster.workers if worker.engines()))
+    cluster.add_worker()
+    case.finish(driver)
+    case.check()
+    cluster.lose(cluster.workers[-1])
+
+
+def test_long_traces_go_on_after_sigterm_and_start_anew_after_sigkill(new_case: NewCase) -> None:
+    told = new_case("SIGTERM, long traces, nothing finished", sizes=[16], **LONG)
+    killed = new_case("SIGKILL, the same, no checkpoint", sizes=[16], **LONG)
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(_end_while_all_run, (told, killed), (SIGTERM, SIGKILL)))
+        assert codes == [128 + SIGTERM, -SIGKILL], told.drivers[0].told()
+        assert not told.output.finished(), "a trace had finished, so this shows nothing"
+        list(pool.map(Case.finish, (told, killed)))
+    assert told.check().carried_tokens > 0
+    assert killed.check().carried_tokens == 0
+    assert told.generated().total() < killed.generated().total()
+
+
+def _end_while_all_run(case: Case, number: signal.Signals) -> int:
+    """Send ``number`` to a driver when each trace has a quarter of its tokens; its exit code."""
+    driver = case.start()
+    driver.must_reach(
+        lambda: sum(n >= LONG_TOKENS / 4 for n in case.generated().values()) == case.traces,
+        "a quarter of each trace",
+    )
+    driver.signal(number)
+    return driver.wait()
+
+
+def test_of_two_drivers_started_at_once_one_is_told_who_holds_the_run(new_case: NewCase) -> None:
+    case = new_case("two drivers at once", sizes=[40])
+    first, second = case.start(), case.start()
+    assert sorted([first.wait(), second.wait()]) == [0, 2], first.told() + second.told()
+    winner, loser = (first, second) if first.code == 0 else (second, first)
+    assert socket.gethostname() in loser.printed, loser.told()
+    assert str(winner.pid) in loser.printed, loser.told()
+    case.check()
+
+
+def test_driver_that_wakes_up_after_its_lease_was_taken_over_gives_way(new_case: NewCase) -> None:
+    case = new_case("driver stopped, its lease taken over, driver wakes up", sizes=[50, 50])
+    sleeper = case.start(HASTY_LEASE)
+    sleeper.must_reach(case.progress(), "a block")
+    sleeper.signal(SIGSTOP)
+    case.remember()
+    time.sleep(EXPIRE_SECONDS)
+    heir = case.start(HASTY_LEASE)
+    while not heir.reaches(case.progress(), "a block of the second driver") and heir.code == 2:
+        heir = case.start(HASTY_LEASE)  # the lease had not expired yet
+    case.remember()
+    sleeper.signal(SIGCONT)
+    assert sleeper.wait() in (1, 2), sleeper.told()
+    assert "taken this run over" in sleeper.printed, sleeper.told()
+    case.finish(heir)
+    case.check()
+
+
+def test_row_that_kills_every_engine_fails_alone(new_case: NewCase) -> None:
+    case = new_case(
+        "a row that kills every engine",
+        sizes=[30],
+        engine={"simulated": {"dies_of": "What is 13 + 1?"}},
+    )
+    case.finish()
+    case.check(failed=[13])
+    errors = [trace.error or "" for trace in case.output.traces() if trace.key[0] == 13]
+    assert all(error.startswith("engine_killed") for error in errors), errors
