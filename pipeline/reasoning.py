@@ -83,6 +83,17 @@ def state_of(parts: Split, finish_reason: str) -> State:
     return State.FINISHED
 
 
+def rescued_state(answer: str | None, ended: bool, looped: bool) -> State:
+    """The state of a trace whose thinking was closed for it, because it ``looped`` or ran out.
+
+    It is ``rescued`` if the model then answered and ``ended`` its turn; without a word of an answer
+    it is what it was before.
+    """
+    if answer is None or not answer.strip():
+        return State.LOOPED if looped else State.TRUNCATED
+    return State.RESCUED if ended else State.TRUNCATED
+
+
 def count_think_tokens(
     total: int,
     think_end: int,

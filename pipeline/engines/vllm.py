@@ -8,6 +8,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ class VllmEngine:
         """Run one request to its end; see `Engine.generate`."""
         token_ids = list(request.carried_token_ids)
 
-        def keep(new: Sequence[int]) -> None:
+        def keep(new: Sequence[int]) -> bool:
             token_ids.extend(new)
-            report(new)
+            return report(new)
 
         for _ in range(REQUEST_TRIES):
             # What a given up try has brought is kept: the next goes on from there.
@@ -140,10 +141,13 @@ class VllmEngine:
             outputs = self._engine.generate(
                 prompt, params, f"{request.id}:{uuid.uuid4().hex[:8]}", lora_request=self._lora
             )
-            async for output in outputs:
-                [completion] = output.outputs
-                report(completion.token_ids)
-                reason = completion.finish_reason
+            async with aclosing(outputs):  # to leave it early aborts the request
+                async for output in outputs:
+                    [completion] = output.outputs
+                    looped = report(completion.token_ids)
+                    reason = completion.finish_reason
+                    if looped and reason is None:
+                        return "repetition"
         except VllmDead as error:
             raise EngineDeadError(str(error)) from error
         except VllmBroken:

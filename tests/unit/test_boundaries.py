@@ -12,7 +12,9 @@ SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 PURE = [
     "config",
     "errors",
+    "loops",
     "plan",
+    "policy",
     "prompts",
     "reasoning",
     "suspects",
