@@ -311,10 +311,10 @@ class EngineActor:
                 await self._follow(sample, progress)
         return self._maker.trace(
             progress,
+            sample.prompt,
             sample=sample.key[2],
             seed=sample.seed,
             attempt=self._work.attempt,
-            prompt_tokens=len(sample.prompt),
         )
 
     async def _follow(self, sample: Sample, progress: Progress) -> None:

@@ -133,6 +133,7 @@ class ThinkingConfig(_Section):
     answer_tokens: Annotated[int, Field(ge=1)] = Field(
         2048, description="for the answer after thinking was closed"
     )
+    detect_loops: bool = Field(True, description="end a trace that goes in circles")
     loop_retries: Annotated[int, Field(ge=0, le=10)] = Field(
         1, description="how often a trace that goes in circles begins again, before it is closed"
     )

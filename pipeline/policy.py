@@ -47,6 +47,7 @@ class ThinkingPolicy:
     budget_tokens: int | None
     answer_tokens: int
     rescue: bool
+    detect_loops: bool
     loop_retries: int
     loop_presence_penalty: float
 
@@ -162,7 +163,7 @@ class Rules:
         limit = min(sampling.max_tokens, room)
         if not self.is_closed(progress.token_ids):
             limit = min(limit, self._thinking_limit(room))
-        return Step(replace(sampling, max_tokens=limit), seed, watch_loops=True)
+        return Step(replace(sampling, max_tokens=limit), seed, self.thinking.detect_loops)
 
     def end_step(self, progress: Progress, finish_reason: str, room: int) -> None:
         """Take note of how a step ended: set ``finish_reason``, or change what comes next."""

@@ -15,6 +15,8 @@ TRACE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("prompt_tokens", pa.int32()),
     pa.field("think_tokens", pa.int32(), nullable=False),
     pa.field("answer_tokens", pa.int32(), nullable=False),
+    pa.field("think_foreign", pa.float32()),
+    pa.field("answer_foreign", pa.float32()),
     pa.field("closed_by", pa.string()),
     pa.field("loop_retries", pa.int32(), nullable=False),
     pa.field("wasted_tokens", pa.int32(), nullable=False),

@@ -14,6 +14,7 @@ from pipeline.reasoning import (
     state_of,
 )
 from pipeline.sampling import ThinkFormat
+from pipeline.scripts import foreign_share
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Trace:
     prompt_tokens: int | None = None
     think_tokens: int = 0
     answer_tokens: int = 0
+    think_foreign: float | None = None
+    answer_foreign: float | None = None
     closed_by: str | None = None
     loop_retries: int = 0
     wasted_tokens: int = 0
@@ -64,18 +67,21 @@ class TraceMaker:
         return CLOSE_TAG in self.text(token_ids)
 
     def trace(
-        self, progress: Progress, *, sample: int, seed: int, attempt: int, prompt_tokens: int
+        self, progress: Progress, prompt: Sequence[int], *, sample: int, seed: int, attempt: int
     ) -> Trace:
-        """The trace of a sample that has ended."""
+        """The trace of a sample that has ended. ``prompt``: its token ids."""
         assert progress.finish_reason is not None
         made = self._closed(progress) if progress.closed_by else self._whole(progress)
+        prompt_text = self.text(prompt)
         return replace(
             made,
             sample=sample,
             seed=seed,
             attempt=attempt,
             finish_reason=progress.finish_reason,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=len(prompt),
+            think_foreign=foreign_share(made.think, prompt_text),
+            answer_foreign=foreign_share(made.answer, prompt_text),
             closed_by=progress.closed_by,
             loop_retries=progress.tries,
             wasted_tokens=progress.wasted_tokens,

@@ -20,6 +20,7 @@ PURE = [
     "suspects",
     "sampling",
     "schema",
+    "scripts",
     "engines.protocol",
 ]
 

@@ -16,7 +16,9 @@ from pipeline.trace import TraceMaker
 CLOSE, WORD, END = 7, 1, 9
 CLOSING_IDS = (3, 4, 5, CLOSE)
 SAMPLING = replace(PRESETS["qwq-32b"].sampling, max_tokens=100)
-THINKING = ThinkingPolicy(None, 20, rescue=True, loop_retries=1, loop_presence_penalty=0.5)
+THINKING = ThinkingPolicy(
+    None, 20, rescue=True, detect_loops=True, loop_retries=1, loop_presence_penalty=0.5
+)
 
 
 def rules(context: int = 200, max_tokens: int = 100, **thinking: object) -> Rules:
@@ -206,9 +208,10 @@ def test_closing_phrase_is_in_neither_part(
     progress.close(maker.closing, by)
     progress.report(tokenizer.encode(answer, add_special_tokens=False))
     progress.finish_reason = reason
-    trace = maker.trace(progress, sample=2, seed=7, attempt=0, prompt_tokens=11)
+    trace = maker.trace(progress, [65] * 11, sample=2, seed=7, attempt=0)
     assert (trace.state, trace.think) == (state, "Let me see\nWait")
     assert (trace.answer or "") == answer.strip("\n")
     assert (trace.think_tokens, trace.answer_tokens) == (len("Let me see\nWait"), len(answer))
+    assert (trace.prompt_tokens, trace.think_foreign) == (11, 0.0)
     assert (trace.closed_by, trace.loop_retries, trace.wasted_tokens) == (by, 1, 5)
     assert EARLY_STOP in (trace.raw or "")
