@@ -122,7 +122,9 @@ class EngineActor:
         config = self._config
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        self._maker = TraceMaker(tokenizer, PRESETS[config.model.preset].think_format)
+        self._maker = TraceMaker(
+            tokenizer, PRESETS[config.model.preset].think_format, config.answer.format
+        )
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()

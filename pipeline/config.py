@@ -10,15 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.policy import ThinkingPolicy
 from pipeline.sampling import PRESETS, PresetName, SamplingPolicy
 from pipeline.schema import TRACE_COLUMNS
+from pipeline.verify import AnswerFormat
 
 SUFFIXES = {
     "math": r"Please reason step by step, and put your final answer within \boxed{}.",
@@ -147,6 +148,19 @@ class ThinkingConfig(_Section):
         return ThinkingPolicy(**self.model_dump())
 
 
+class AnswerConfig(_Section):
+    """The form in which answers are read by machines, and what they are compared with."""
+
+    format: AnswerFormat = "text"
+    reference_column: str | None = Field(None, description="the input column with the right answer")
+
+    @model_validator(mode="after")
+    def _has_a_form(self) -> Self:
+        if self.reference_column is not None and self.format == "text":
+            raise ValueError("reference_column needs a format: boxed or choice")
+        return self
+
+
 class SimulatedConfig(_Section):
     """The simulated engine: no model, for scheduling and fault tests."""
 
@@ -204,6 +218,7 @@ class RunConfig(_Section):
     prompt: PromptConfig = PromptConfig()
     sampling: SamplingConfig = SamplingConfig()
     thinking: ThinkingConfig = ThinkingConfig()
+    answer: AnswerConfig = AnswerConfig()
     engine: EngineConfig = EngineConfig()
     ray: RayConfig = RayConfig()
 

@@ -40,6 +40,8 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.suffix": config.prompt.suffix_text,
         **{f"sampling.{key}": value for key, value in vars(config.policy).items()},
         **{f"thinking.{key}": value for key, value in config.thinking.model_dump().items()},
+        "answer.format": config.answer.format,
+        "answer.reference_column": config.answer.reference_column,
         "engine.kind": config.engine.kind,
     }
     for name in RESULT_ARGS:

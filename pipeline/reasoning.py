@@ -24,6 +24,7 @@ class State(StrEnum):
     LOOPED = "looped"
     RESCUED = "rescued"
     EMPTY = "empty"
+    UNPARSED = "unparsed"
     FAILED = "failed"
 
 

@@ -8,6 +8,7 @@ from pipeline.policy import CLOSING, Progress
 from pipeline.reasoning import (
     CLOSE_TAG,
     FINAL_ANSWER,
+    State,
     count_think_tokens,
     rescued_state,
     split,
@@ -15,6 +16,7 @@ from pipeline.reasoning import (
 )
 from pipeline.sampling import ThinkFormat
 from pipeline.scripts import foreign_share
+from pipeline.verify import AnswerFormat, parse
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Trace:
     prompt_tokens: int | None = None
     think_tokens: int = 0
     answer_tokens: int = 0
+    parsed: str | None = None
+    correct: bool | None = None
     think_foreign: float | None = None
     answer_foreign: float | None = None
     closed_by: str | None = None
@@ -44,8 +48,11 @@ class Trace:
 class TraceMaker:
     """Makes traces of token ids, with a model's tokenizer and its way to close the thinking."""
 
-    def __init__(self, tokenizer: Any, think_format: ThinkFormat) -> None:
+    def __init__(
+        self, tokenizer: Any, think_format: ThinkFormat, answer_format: AnswerFormat = "text"
+    ) -> None:
         self._tokenizer, self._think_format = tokenizer, think_format
+        self._answer_format = answer_format
         found = tokenizer.convert_tokens_to_ids(CLOSE_TAG)
         one = isinstance(found, int) and found != tokenizer.unk_token_id
         self._close_id = found if one else None
@@ -73,8 +80,14 @@ class TraceMaker:
         assert progress.finish_reason is not None
         made = self._closed(progress) if progress.closed_by else self._whole(progress)
         prompt_text = self.text(prompt)
+        state, parsed = State(made.state), None
+        if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
+            parsed = parse(made.answer, self._answer_format)
+            state = State.UNPARSED if parsed is None else state
         return replace(
             made,
+            state=state,
+            parsed=parsed,
             sample=sample,
             seed=seed,
             attempt=attempt,
