@@ -18,6 +18,7 @@ PURE = [
     "prompts",
     "reasoning",
     "suspects",
+    "verify",
     "sampling",
     "schema",
     "scripts",
