@@ -18,6 +18,8 @@ _FIELD = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(r"""[\s"'*`(\[]*([A-Z])[\s"'*`)\].:]*""")
+_SAID = re.compile(r"answer is:?\s*\$?([^\n$]+)", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _IN_TEXT = re.compile(r"\\text(?:bf|rm|it)?\{([^{}]*)\}|\\mathrm\{([^{}]*)\}")
 
 
@@ -56,6 +58,22 @@ def choice(text: str) -> str | None:
     lines = [line for line in text.splitlines() if line.strip()]
     found = _LETTER.fullmatch(lines[-1]) if lines else None
     return found[1] if found else None
+
+
+def qwen_answer(raw: str) -> str:
+    r"""What Qwen's own math evaluation takes for the answer of an output, guesses included.
+
+    It looks behind ``\n</think>\n\n``, in the whole text where that is missing: at the last box,
+    then behind "answer is", then at the last number.
+    """
+    _, marker, answer = raw.partition("\n</think>\n\n")
+    text = answer if marker else raw
+    if (box := boxed(text)) is not None:
+        return box
+    if said := _SAID.findall(text):
+        return str(said[-1]).strip().rstrip(".")
+    numbers = _NUMBER.findall(text.replace(",", ""))
+    return str(numbers[-1]) if numbers else ""
 
 
 def is_correct(parsed: str | None, reference: object, answer_format: AnswerFormat) -> bool | None:

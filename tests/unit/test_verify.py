@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.verify import boxed, choice, is_correct, parse
+from pipeline.verify import boxed, choice, is_correct, parse, qwen_answer
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,21 @@ def test_formulas_are_compared_by_their_value(
     parsed: str | None, reference: object, same: bool | None
 ) -> None:
     assert is_correct(parsed, reference, "boxed") is same
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        ("is it 4\n</think>\n\nIt is \\boxed{3}.", "3"),
+        ("maybe \\boxed{4}, or \\boxed{5} and no end", "5"),
+        ("x\n</think>\n\nThe answer is 12.", "12"),
+        ("x\n</think>\n\nSo 3 and 1,024 it is", "1024"),
+        ("x\n</think>\nso \\boxed{7}", "7"),
+        ("no idea", ""),
+    ],
+)
+def test_answer_as_qwen_takes_it(raw: str, found: str) -> None:
+    assert qwen_answer(raw) == found
 
 
 def test_choices_are_compared_by_their_letter() -> None:
