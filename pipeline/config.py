@@ -174,6 +174,9 @@ class SimulatedConfig(_Section):
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="the share of traces that think in circles until they are ended"
     )
+    right: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="the share of traces that answer 42 rather than any number"
+    )
     dies_of: str | None = Field(
         None, description="an engine that gets a prompt with this text dies"
     )

@@ -17,6 +17,8 @@ TRACE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("answer_tokens", pa.int32(), nullable=False),
     pa.field("parsed", pa.string()),
     pa.field("correct", pa.bool_()),
+    pa.field("vote", pa.string()),
+    pa.field("agreement", pa.float32()),
     pa.field("think_foreign", pa.float32()),
     pa.field("answer_foreign", pa.float32()),
     pa.field("closed_by", pa.string()),

@@ -35,6 +35,8 @@ class Trace:
     answer_tokens: int = 0
     parsed: str | None = None
     correct: bool | None = None
+    vote: str | None = None
+    agreement: float | None = None
     think_foreign: float | None = None
     answer_foreign: float | None = None
     closed_by: str | None = None

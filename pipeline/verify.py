@@ -4,6 +4,8 @@ An answer that is not in the agreed form is not guessed at: its trace is ``unpar
 """
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 AnswerFormat = Literal["text", "boxed", "choice"]
@@ -94,6 +96,26 @@ def is_correct(parsed: str | None, reference: object, answer_format: AnswerForma
     if answer_format == "boxed":
         return _same_formula(boxed(expected) or expected, parsed)
     return False
+
+
+def vote(answers: Sequence[str | None], answer_format: AnswerFormat) -> tuple[str | None, float]:
+    """The answer that most samples of a row agree on, and their share of all samples.
+
+    Formulas agree if they are equal in value. Of answers with as many samples the earliest counts;
+    None and 0 where no sample has an answer.
+    """
+    groups: list[tuple[str, int]] = []
+    for answer, count in Counter(answer for answer in answers if answer is not None).items():
+        for i, (other, size) in enumerate(groups):
+            if is_correct(answer, other, answer_format):
+                groups[i] = (other, size + count)
+                break
+        else:
+            groups.append((answer, count))
+    if not groups:
+        return None, 0.0
+    winner, size = max(groups, key=lambda group: group[1])
+    return winner, size / len(answers)
 
 
 def _same_formula(expected: str, found: str) -> bool:

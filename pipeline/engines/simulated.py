@@ -75,6 +75,8 @@ class SimulatedEngine:
         length = round(config.tokens_median * math.exp(rng.gauss(0, config.tokens_sigma)))
         answer = f"\\boxed{{{rng.randrange(1000)}}}"
         loops = rng.random() < config.loops
+        if rng.random() < config.right:
+            answer = "\\boxed{42}"
         if config.varies:
             answer += f" {random.randrange(10**9):09}"
         carried = list(request.carried_token_ids)

@@ -89,3 +89,22 @@ def test_answers_are_parsed_and_compared(tmp_path: Path, make_config: MakeConfig
         flow.run(make_config(answer={"format": "boxed", "reference_column": "gold"}))
     with pytest.raises(ConfigError, match=r"reference_column needs a format: boxed or choice"):
         make_config(answer={"reference_column": "right"})
+
+
+def test_samples_vote_and_a_top_up_votes_again(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [20])
+    engine = {"simulated": {"tokens_median": 60, "seconds_per_token": 0, "right": 0.6}}
+    two, five = (
+        make_config(engine=engine, answer={"format": "boxed"}, sampling={"n": n}) for n in (2, 5)
+    )
+    flow.run(two)
+    assert {row["agreement"] for row in traces(two)} == {0.5, 1.0}
+    flow.run(five)
+    rows = traces(five)
+    for i in range(0, 100, 5):
+        answers = [row["parsed"] for row in rows[i : i + 5]]
+        most = max(answers.count(answer) for answer in answers)
+        assert {row["agreement"] for row in rows[i : i + 5]} == {pytest.approx(most / 5)}
+        [vote] = {row["vote"] for row in rows[i : i + 5]}
+        assert answers.count(vote) == most
+    assert sum(row["agreement"] > 0.5 for row in rows) > 40

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.verify import boxed, choice, is_correct, parse, qwen_answer
+from pipeline.verify import boxed, choice, is_correct, parse, qwen_answer, vote
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,25 @@ def test_nothing_raises_and_what_is_found_is_in_the_text(text: str, kind: str) -
 def test_balanced_content_of_a_box_is_found_whole(inner: str, before: str) -> None:
     if inner.count("{") == inner.count("}") == inner.count("\\") == 0 and inner.strip():
         assert boxed(f"{before}\\boxed{{{inner}}} .") == inner.strip()
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner", "share"),
+    [
+        (["3", "4", "3", None], "3", 0.5),
+        (["0.5", r"\frac{1}{2}", "1/2", "2"], "0.5", 0.75),
+        (["1", "2"], "1", 0.5),
+        ([None, None], None, 0.0),
+        (["7"], "7", 1.0),
+    ],
+)
+def test_vote_is_by_value(answers: list[str | None], winner: str | None, share: float) -> None:
+    assert vote(answers, "boxed") == (winner, share)
+
+
+@given(st.lists(st.none() | st.sampled_from("ABCD"), min_size=1))
+def test_vote_of_choices_is_a_most_frequent_one(answers: list[str | None]) -> None:
+    winner, share = vote(answers, "choice")
+    counts = [answers.count(letter) for letter in "ABCD"]
+    assert share * len(answers) == pytest.approx(max(counts))
+    assert winner is None if max(counts) == 0 else answers.count(winner) == max(counts)
