@@ -7,10 +7,12 @@ budget, thinking that qwq-nano was taught never to close, and prompts that need 
 Markdown table.
 """
 
+import asyncio
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ from infra.nano.evaluate import is_right
 from infra.nano.tasks import Task, count_task, countdown_prompt, loop_task
 from pipeline import flow
 from pipeline.config import parse_config
+from pipeline.engines import Request
+from pipeline.engines.vllm import VllmEngine
+from pipeline.model import load_tokenizer
+from pipeline.policy import ClosedBy, Progress
+from pipeline.trace import TraceMaker
 
 ROWS = 24
 BUDGET_TOKENS, LOOP_TOKENS = 300, 4096
@@ -41,6 +48,15 @@ CASES: dict[str, tuple[Callable[[random.Random], Task], int]] = {
     "going in circles, 4,096 tokens": (endless, LOOP_TOKENS),
     "counting letters, 4,096 tokens": (count_task, LOOP_TOKENS),
 }
+CONFIG: dict[str, Any] = {
+    "input": {"path": "-"},
+    "output": {"path": "-"},
+    "model": {"path": "qwq-nano"},
+    "engine": {
+        "device": "cpu",
+        "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 8192},
+    },
+}
 OFF = {"rescue": False, "detect_loops": False}
 ON = {"answer_tokens": 100}
 
@@ -54,24 +70,45 @@ def run(
     (folder / "in").mkdir(parents=True)
     columns = {key: [getattr(t, key) for t in tasks] for key in ("prompt", "expected")}
     pq.write_table(pa.table(columns), folder / "in" / "prompts.parquet")
-    config = {
+    config = CONFIG | {
         "input": {"path": str(folder / "in")},
         "output": {"path": str(folder / "out")},
-        "model": {"path": "qwq-nano"},
         "sampling": {"max_tokens": max_tokens},
         "thinking": thinking,
-        "engine": {
-            "device": "cpu",
-            "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 8192},
-        },
     }
     flow.run(parse_config(config))
     traces: list[dict[str, Any]] = pq.read_table(folder / "out").to_pylist()
     return traces
 
 
+async def second_pass() -> tuple[int, int]:
+    """How many prompt tokens the second pass of a rescue has, and how many it did not compute."""
+    config = parse_config(CONFIG | {"sampling": {"max_tokens": LOOP_TOKENS}})
+    engine = VllmEngine(config, 8)
+    maker = TraceMaker(load_tokenizer("qwq-nano"), "think_tags")
+    prompt = load_tokenizer("qwq-nano").apply_chat_template(
+        [{"role": "user", "content": "Go round in circles about time."}],
+        add_generation_prompt=True, return_dict=False,
+    )  # fmt: skip
+    so_far = Progress()
+
+    def keep(new: Sequence[int]) -> bool:
+        so_far.report(new)
+        return False
+
+    await engine.generate(Request("first", prompt, (), config.policy, 1), keep)
+    so_far.close(maker.closing, ClosedBy.LOOP)
+    carried = so_far.token_ids.tolist()
+    policy = replace(config.policy, max_tokens=len(carried) + 50)
+    before = engine.prompt_tokens, engine.cached_tokens
+    await engine.generate(Request("second", prompt, carried, policy, 1), keep)
+    found = engine.prompt_tokens - before[0], engine.cached_tokens - before[1]
+    engine.close()
+    return found
+
+
 def main() -> None:
-    """Run all cases twice and print the table."""
+    """Run all cases twice and print the table, then what a second pass costs."""
     print("| prompts | policy | states | right | tokens | of them given up |")
     print("|---|---|---|---|---|---|")
     for name, (make, max_tokens) in CASES.items():
@@ -84,6 +121,11 @@ def main() -> None:
             tokens = wasted + sum(t["think_tokens"] + t["answer_tokens"] for t in traces)
             right = sum(map(is_right, traces))
             print(f"| {name} | {policy} | {told} | {right} | {tokens:,} | {wasted:,} |", flush=True)
+    tokens, cached = asyncio.run(second_pass())
+    print(
+        f"\nThe second pass of a rescue: of {tokens:,} prompt tokens {cached:,} "
+        f"({cached / tokens:.1%}) were in the prefix cache."
+    )
 
 
 if __name__ == "__main__":

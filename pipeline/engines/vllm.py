@@ -90,6 +90,8 @@ class VllmEngine:
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
         self._slots = slots
+        # Of all prompts, carried tokens included: their tokens, and those found in the prefix cache.
+        self.prompt_tokens = self.cached_tokens = 0
         self._lora = None
         if config.model.lora is not None:
             from vllm.lora.request import LoRARequest
@@ -136,7 +138,7 @@ class VllmEngine:
             return "length"
         prompt = TokensPrompt(prompt_token_ids=[*request.prompt_token_ids, *token_ids])
         params = self._params(request.policy, continued_seed(request.seed, len(token_ids)), left)
-        reason = None
+        reason, cached = None, 0
         try:
             outputs = self._engine.generate(
                 prompt, params, f"{request.id}:{uuid.uuid4().hex[:8]}", lora_request=self._lora
@@ -146,8 +148,12 @@ class VllmEngine:
                     [completion] = output.outputs
                     looped = report(completion.token_ids)
                     reason = completion.finish_reason
+                    cached = output.num_cached_tokens or 0
                     if looped and reason is None:
-                        return "repetition"
+                        reason = "repetition"
+                        break
+            self.prompt_tokens += len(prompt["prompt_token_ids"])
+            self.cached_tokens += cached
         except VllmDead as error:
             raise EngineDeadError(str(error)) from error
         except VllmBroken:
