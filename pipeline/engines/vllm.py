@@ -90,7 +90,7 @@ class VllmEngine:
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
         self._slots = slots
-        # Of all prompts, carried tokens included: their tokens, and those found in the prefix cache.
+        # Tokens of all prompts, carried ones too, and how many were in the prefix cache.
         self.prompt_tokens = self.cached_tokens = 0
         self._lora = None
         if config.model.lora is not None:
