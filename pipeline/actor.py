@@ -17,15 +17,16 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 
-from pipeline.checkpoint import Checkpoints, Key, Progress
+from pipeline.checkpoint import Checkpoints, Key
 from pipeline.config import RunConfig
-from pipeline.engines import Engine, Request
+from pipeline.engines import Engine, Report, Request
 from pipeline.errors import (
     EngineDeadError,
     EngineError,
@@ -36,8 +37,10 @@ from pipeline.errors import (
 )
 from pipeline.journal import Extent
 from pipeline.ledger import Ledger
+from pipeline.loops import LoopWatch
 from pipeline.model import load_tokenizer
 from pipeline.plan import Pass
+from pipeline.policy import Progress, Rules
 from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.reasoning import State
 from pipeline.sampling import PRESETS, derive_seed
@@ -119,7 +122,9 @@ class EngineActor:
         config = self._config
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        self._maker = TraceMaker(tokenizer, PRESETS[config.model.preset].think_format)
+        self._maker = TraceMaker(
+            tokenizer, PRESETS[config.model.preset].think_format, config.answer.format
+        )
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
@@ -131,7 +136,15 @@ class EngineActor:
         except ModelError:
             logger.exception("the engine did not start; trying once more")
             self._engine = build_engine(config, tokenizer)
-        self._renderer = PromptRenderer(tokenizer, self._engine.context_tokens)
+        context = self._engine.context_tokens
+        self._renderer = PromptRenderer(tokenizer, context)
+        self._rules = Rules(
+            config.policy,
+            config.thinking.policy,
+            context,
+            self._maker.closing,
+            self._maker.is_closed,
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The traces of a block: a row for each sample of each of its rows, in order."""
@@ -297,28 +310,39 @@ class EngineActor:
             if suspicion == Suspicion.GUILTY:
                 raise EngineKilledError("the engine died each time this row ran")
             async with self._turns.turn(suspicion):
-                progress.finish_reason = await self._engine_runs(sample, progress)
+                await self._follow(sample, progress)
         return self._maker.trace(
-            progress.token_ids,
-            progress.finish_reason,
+            progress,
+            sample.prompt,
             sample=sample.key[2],
             seed=sample.seed,
             attempt=self._work.attempt,
-            prompt_tokens=len(sample.prompt),
-            carried_tokens=progress.carried,
         )
 
-    async def _engine_runs(self, sample: Sample, progress: Progress) -> str:
+    async def _follow(self, sample: Sample, progress: Progress) -> None:
+        """Bring one trace to its end, step by step as the policy says."""
         extent, row, number = sample.key
-        name = f"{extent.shard}:{row}:{number}"
-        carried = tuple(progress.token_ids)
-        request = Request(name, sample.prompt, carried, self._policy, sample.seed)
+        room = self._rules.room(len(sample.prompt))
+        while progress.finish_reason is None:
+            step = self._rules.next_step(progress, sample.seed, room)
+            carried = tuple(progress.token_ids)
+            watch = LoopWatch(self._maker.text) if step.watch_loops else None
+            if watch is not None:
+                watch.add(carried)
+            request = Request(
+                f"{extent.shard}:{row}:{number}", sample.prompt, carried, step.policy, step.seed
+            )
+            reason = await self._engine_runs(sample, request, partial(_keep, progress, watch))
+            self._rules.end_step(progress, reason, room)
+        self._meter.done.generated += 1
+
+    async def _engine_runs(self, sample: Sample, request: Request, report: Report) -> str:
         if self._casualties is not None:
             raise EngineDeadError("the engine has died before this row's turn")
         self._meter.running += 1
         self._running[sample.row] += 1
         try:
-            reason = await self._engine.generate(request, progress.report)
+            return await self._engine.generate(request, report)
         except EngineDeadError:
             if self._casualties is None:  # the first to hear of it
                 self._casualties = list(+self._running)
@@ -326,8 +350,6 @@ class EngineActor:
         finally:
             self._meter.running -= 1
             self._running[sample.row] -= 1
-        self._meter.done.generated += 1
-        return reason
 
     def _table(self, block: pa.Table, samples: list[Sample], traces: list[Trace]) -> pa.Table:
         """The block's columns, each row for each of its samples, with the traces' beside them."""
@@ -341,3 +363,9 @@ class EngineActor:
             values = pa.array([getattr(trace, field.name) for trace in traces], field.type)
             table = table.append_column(named, values)
         return table
+
+
+def _keep(progress: Progress, watch: LoopWatch | None, new: Sequence[int]) -> bool:
+    """Add new tokens to ``progress``; whether they go in circles."""
+    progress.report(new)
+    return watch is not None and watch.add(new)

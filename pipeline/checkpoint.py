@@ -6,9 +6,7 @@ rows afterwards, another engine or another run, reads all such files of the part
 """
 
 import threading
-from array import array
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
 from io import BytesIO
 
 import pyarrow as pa
@@ -17,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import QwqBatchError
 from pipeline.journal import Entry, Extent, covered_by
 from pipeline.ledger import Ledger
+from pipeline.policy import Progress
 
 SCHEMA = pa.schema(
     [
@@ -24,30 +23,14 @@ SCHEMA = pa.schema(
         pa.field("sample", pa.int32(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("finish_reason", pa.string()),
+        pa.field("closed_at", pa.int32()),
+        pa.field("closing_tokens", pa.int32(), nullable=False),
+        pa.field("closed_by", pa.string()),
+        pa.field("tries", pa.int32(), nullable=False),
+        pa.field("wasted_tokens", pa.int32(), nullable=False),
     ]
 )
 Key = tuple[Extent, int, int]  # part, row, sample
-
-
-@dataclass
-class Progress:
-    """The tokens of one trace; ``carried`` of them are from before, ``finish_reason`` ends it."""
-
-    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
-    finish_reason: str | None = None
-    carried: int = 0
-
-    def report(self, new: Sequence[int]) -> None:
-        """Add what the engine has generated since the last report."""
-        self.token_ids.extend(new)
-
-    @property
-    def _rank(self) -> tuple[bool, int]:
-        return self.finish_reason is not None, len(self.token_ids)
-
-    def is_further(self, other: "Progress") -> bool:
-        """Whether this has come further than ``other`` of the same trace."""
-        return self._rank > other._rank
 
 
 class Checkpoints:
@@ -85,15 +68,9 @@ class Checkpoints:
         name = extent.running(self._engine, self._number)
         self._forget_durable(extent)
         rows = [
-            {
-                # How it ended is looked at first: when that is set, all its tokens are there.
-                "finish_reason": p.finish_reason,
-                "row": row,
-                "sample": sample,
-                "token_ids": p.token_ids.tolist(),
-            }
-            for (part, row, sample), p in list(self._progress.items())
-            if part == extent and len(p.token_ids)
+            {"row": row, "sample": sample, **progress.snapshot()}
+            for (part, row, sample), progress in list(self._progress.items())
+            if part == extent and progress.has_begun
         ]
         if rows:
             sink = BytesIO()
@@ -138,7 +115,7 @@ class Checkpoints:
         return [
             (
                 (extent, row["row"], row["sample"]),
-                Progress(array("i", row["token_ids"]), row["finish_reason"]),
+                Progress.restored(row),
             )
             for row in self._read[version].to_pylist()
         ]

@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.policy import ThinkingPolicy
 from pipeline.sampling import PRESETS, PresetName, SamplingPolicy
 from pipeline.schema import TRACE_COLUMNS
+from pipeline.verify import AnswerFormat
 
 SUFFIXES = {
     "math": r"Please reason step by step, and put your final answer within \boxed{}.",
@@ -122,6 +124,43 @@ class SamplingConfig(_Section):
         return value
 
 
+class ThinkingConfig(_Section):
+    """How long a trace may think, and what is done about one that does not come to an end."""
+
+    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="thinking is closed after so many; None: what sampling.max_tokens leaves"
+    )
+    rescue: bool = Field(True, description="close thinking that runs out or loops, and answer")
+    answer_tokens: Annotated[int, Field(ge=1)] = Field(
+        2048, description="for the answer after thinking was closed"
+    )
+    detect_loops: bool = Field(True, description="end a trace that goes in circles")
+    loop_retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        1, description="how often a trace that goes in circles begins again, before it is closed"
+    )
+    loop_presence_penalty: Annotated[float, Field(ge=0, le=2)] = Field(
+        0.5, description="with at least this presence penalty"
+    )
+
+    @property
+    def policy(self) -> ThinkingPolicy:
+        """The same for `pipeline.policy`."""
+        return ThinkingPolicy(**self.model_dump())
+
+
+class AnswerConfig(_Section):
+    """The form in which answers are read by machines, and what they are compared with."""
+
+    format: AnswerFormat = "text"
+    reference_column: str | None = Field(None, description="the input column with the right answer")
+
+    @model_validator(mode="after")
+    def _has_a_form(self) -> Self:
+        if self.reference_column is not None and self.format == "text":
+            raise ValueError("reference_column needs a format: boxed or choice")
+        return self
+
+
 class SimulatedConfig(_Section):
     """The simulated engine: no model, for scheduling and fault tests."""
 
@@ -131,6 +170,12 @@ class SimulatedConfig(_Section):
     dies_with: str | None = Field(
         None,
         description="a file: the first engine to see it removes it and dies; a folder: all die",
+    )
+    loops: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="the share of traces that think in circles until they are ended"
+    )
+    right: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="the share of traces that answer 42 rather than any number"
     )
     dies_of: str | None = Field(
         None, description="an engine that gets a prompt with this text dies"
@@ -175,6 +220,8 @@ class RunConfig(_Section):
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()
     sampling: SamplingConfig = SamplingConfig()
+    thinking: ThinkingConfig = ThinkingConfig()
+    answer: AnswerConfig = AnswerConfig()
     engine: EngineConfig = EngineConfig()
     ray: RayConfig = RayConfig()
 

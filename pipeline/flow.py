@@ -24,7 +24,7 @@ from pipeline.cluster import (
 )
 from pipeline.config import RunConfig
 from pipeline.engines.vllm import check_engine_args
-from pipeline.errors import OutputError
+from pipeline.errors import InputError, OutputError
 from pipeline.journal import Extent
 from pipeline.ledger import SAMPLES, Ledger
 from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
@@ -75,6 +75,12 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     columns = prompt_columns(
         prompts, PromptColumns(wanted.prompt_column, wanted.messages_column, wanted.tools_column)
     )
+    reference = config.answer.reference_column
+    if reference is not None and reference not in prompts.names:
+        raise InputError(
+            f"answer.reference_column is {reference}, but the input has only the columns "
+            f"{', '.join(prompts.names)}"
+        )
     traces = output_schema(prompts, config.output.rename, config.output.raw_text)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
@@ -166,7 +172,8 @@ def execute(job: Job, work: Pass, plan: Plan, watch: Watch, stop: Stop) -> None:
             **engine_resources(engine),
         )
     )
-    sink = TraceSink(job.ledger.store.location, work, job.traces, job.metadata(work))
+    metadata, answer = job.metadata(work), job.config.answer
+    sink = TraceSink(job.ledger.store.location, work, job.traces, metadata, answer)
     with watch(board, plan.rows_todo), stop.engines_of(board):
         try:
             traces.write_datasink(sink)

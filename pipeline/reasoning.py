@@ -24,6 +24,7 @@ class State(StrEnum):
     LOOPED = "looped"
     RESCUED = "rescued"
     EMPTY = "empty"
+    UNPARSED = "unparsed"
     FAILED = "failed"
 
 
@@ -81,6 +82,17 @@ def state_of(parts: Split, finish_reason: str) -> State:
     if parts.answer is None or not parts.answer.strip():
         return State.EMPTY
     return State.FINISHED
+
+
+def rescued_state(answer: str | None, ended: bool, looped: bool) -> State:
+    """The state of a trace whose thinking was closed for it, because it ``looped`` or ran out.
+
+    It is ``rescued`` if the model then answered and ``ended`` its turn; without a word of an answer
+    it is what it was before.
+    """
+    if answer is None or not answer.strip():
+        return State.LOOPED if looped else State.TRUNCATED
+    return State.RESCUED if ended else State.TRUNCATED
 
 
 def count_think_tokens(

@@ -106,5 +106,10 @@ def continued_seed(seed: int, tokens: int) -> int:
     return _hash48(f"{seed}\0{tokens}") if tokens else seed
 
 
+def derive_again(seed: int, tries: int) -> int:
+    """The seed with which a trace that went in circles ``tries`` times begins again."""
+    return _hash48(f"{seed}\0again\0{tries}")
+
+
 def _hash48(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest())

@@ -7,18 +7,26 @@ import pyarrow as pa
 from ray.data import Datasink
 from ray.data.block import Block
 
+from pipeline.config import AnswerConfig
 from pipeline.ledger import Ledger
 from pipeline.plan import Pass
 from pipeline.storage import Storage
+from pipeline.verify import is_correct
 
 
 class TraceSink(Datasink[None]):
     """Writes blocks to the journal of the run at ``url``; a full part to its file."""
 
     def __init__(
-        self, url: str, work: Pass, schema: pa.Schema, metadata: Mapping[str, Any]
+        self,
+        url: str,
+        work: Pass,
+        schema: pa.Schema,
+        metadata: Mapping[str, Any],
+        answer: AnswerConfig,
     ) -> None:
         self._url, self._work, self._schema, self._metadata = url, work, schema, dict(metadata)
+        self._answer = answer
 
     def get_name(self) -> str:
         """The name in Ray Data's own logs."""
@@ -30,5 +38,20 @@ class TraceSink(Datasink[None]):
         for block in blocks:
             assert isinstance(block, pa.Table)
             if block.num_rows:
+                block = self._compared(block)
                 for extent in ledger.write_block(block, self._work.number):
                     ledger.commit(extent, self._work, self._schema, self._metadata)
+
+    def _compared(self, block: pa.Table) -> pa.Table:
+        """``block`` with the column that says which answers are right, where that is known.
+
+        Here and not in the engine's process, which a formula that takes seconds would hold up; a
+        task runs in its process's main thread, as `is_correct` wants it.
+        """
+        column, names = self._answer.reference_column, self._metadata["columns"]
+        if column is None:
+            return block
+        pairs = zip(block[names["parsed"]].to_pylist(), block[column].to_pylist(), strict=True)
+        found = [is_correct(parsed, reference, self._answer.format) for parsed, reference in pairs]
+        at = block.column_names.index(names["correct"])
+        return block.set_column(at, block.schema.field(at), pa.array(found, pa.bool_()))

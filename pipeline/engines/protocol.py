@@ -9,7 +9,8 @@ from pipeline.sampling import SamplingPolicy
 # How often an engine tells of the tokens of a running request.
 TOKENS_A_REPORT = 64
 
-Report = Callable[[Sequence[int]], None]
+# Gets new token ids; True: this request is to end, it goes in circles.
+Report = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Engine(Protocol):
     async def generate(self, request: Request, report: Report) -> str:
         """Run one request to its end; returns why it ended, in vLLM's words.
 
-        The words are ``stop``, ``length`` or ``repetition``. ``report`` gets every new token id
-        once, in order, some `TOKENS_A_REPORT` at a time; all of them when this returns. Raises
-        `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.
+        The words are ``stop``, ``length`` or, where ``report`` has ended it, ``repetition``.
+        ``report`` gets every new token id once, in order, some `TOKENS_A_REPORT` at a time; all of
+        them when this returns. Raises `RequestRejectedError` if this request can't run,
+        `EngineDeadError` if none can.
         """
         ...
 

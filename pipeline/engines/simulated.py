@@ -15,11 +15,12 @@ from typing import Any
 from pipeline.config import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
 from pipeline.errors import EngineDeadError
+from pipeline.policy import EARLY_STOP
 from pipeline.reasoning import CLOSE_TAG, FINAL_ANSWER
 from pipeline.sampling import ThinkFormat
 
 CONTEXT_TOKENS = 40_960
-THOUGHT = "Let me think about this once more.\n"
+LOOP = "Wait, let me think about this once more.\n"
 
 
 class SimulatedEngine:
@@ -31,8 +32,8 @@ class SimulatedEngine:
         marker = f"\n{CLOSE_TAG}\n\n" if think_format == "think_tags" else f"\n\n{FINAL_ANSWER}\n\n"
         self._config = config
         self._tokenizer = tokenizer
-        self._thought = tokenizer.encode(THOUGHT, add_special_tokens=False)
-        self._marker = tokenizer.encode(marker, add_special_tokens=False)
+        self._marker = marker
+        self._loop = self._encode(LOOP)
         self._slots = slots
         self._running = asyncio.Semaphore(slots)
         self._dead = False
@@ -51,32 +52,50 @@ class SimulatedEngine:
         """Sleep for as long as the trace is, telling of its tokens meanwhile."""
         async with self._running:
             self._die_if_told(request)
-            whole = self._trace(request.seed)
+            whole = self._trace(request)
             token_ids = whole[: request.policy.max_tokens]
             for start in range(len(request.carried_token_ids), len(token_ids), TOKENS_A_REPORT):
                 new = token_ids[start : start + TOKENS_A_REPORT]
                 await asyncio.sleep(len(new) * self._config.seconds_per_token)
                 self._die_if_told(request)
                 self._note(request.id, len(new))
-                report(new)
+                if report(new):
+                    return "repetition"
             return "stop" if len(token_ids) == len(whole) else "length"
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def _trace(self, seed: int) -> list[int]:
-        """The token ids of a whole trace."""
-        rng = random.Random(seed)
-        length = round(
-            self._config.tokens_median * math.exp(rng.gauss(0, self._config.tokens_sigma))
-        )
+    def _trace(self, request: Request) -> list[int]:
+        """The token ids of a whole trace; where thinking was closed for it, an answer behind that.
+
+        One that loops is as long as it may be.
+        """
+        rng, config = random.Random(request.seed), self._config
+        length = round(config.tokens_median * math.exp(rng.gauss(0, config.tokens_sigma)))
         answer = f"\\boxed{{{rng.randrange(1000)}}}"
-        if self._config.varies:
+        loops = rng.random() < config.loops
+        if rng.random() < config.right:
+            answer = "\\boxed{42}"
+        if config.varies:
             answer += f" {random.randrange(10**9):09}"
-        tail = [*self._marker, *self._tokenizer.encode(answer, add_special_tokens=False)]
-        thoughts = max(1, length - len(tail))
-        repeats = -(-thoughts // len(self._thought))
-        return [*(self._thought * repeats)[:thoughts], *tail]
+        carried = list(request.carried_token_ids)
+        if EARLY_STOP in self._tokenizer.decode(carried[-400:]):
+            return [*carried, *self._encode(answer)]
+        if loops:
+            longest = request.policy.max_tokens + 1
+            return (self._loop * (longest // len(self._loop) + 1))[:longest]
+        tail = self._encode(self._marker + answer)
+        thoughts = self._thoughts(max(1, length - len(tail)))
+        return [*thoughts, *tail]
+
+    def _thoughts(self, length: int) -> list[int]:
+        lines = (f"Step {i}: what does {i * i} tell me?\n" for i in range(length // 8 + 1))
+        return self._encode("".join(lines))[:length]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def _die_if_told(self, request: Request) -> None:
         flag, of = self._config.dies_with, self._config.dies_of

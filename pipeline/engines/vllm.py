@@ -8,6 +8,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ class VllmEngine:
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
         self._slots = slots
+        # Tokens of all prompts, carried ones too, and how many were in the prefix cache.
+        self.prompt_tokens = self.cached_tokens = 0
         self._lora = None
         if config.model.lora is not None:
             from vllm.lora.request import LoRARequest
@@ -109,9 +112,9 @@ class VllmEngine:
         """Run one request to its end; see `Engine.generate`."""
         token_ids = list(request.carried_token_ids)
 
-        def keep(new: Sequence[int]) -> None:
+        def keep(new: Sequence[int]) -> bool:
             token_ids.extend(new)
-            report(new)
+            return report(new)
 
         for _ in range(REQUEST_TRIES):
             # What a given up try has brought is kept: the next goes on from there.
@@ -135,15 +138,22 @@ class VllmEngine:
             return "length"
         prompt = TokensPrompt(prompt_token_ids=[*request.prompt_token_ids, *token_ids])
         params = self._params(request.policy, continued_seed(request.seed, len(token_ids)), left)
-        reason = None
+        reason, cached = None, 0
         try:
             outputs = self._engine.generate(
                 prompt, params, f"{request.id}:{uuid.uuid4().hex[:8]}", lora_request=self._lora
             )
-            async for output in outputs:
-                [completion] = output.outputs
-                report(completion.token_ids)
-                reason = completion.finish_reason
+            async with aclosing(outputs):  # to leave it early aborts the request
+                async for output in outputs:
+                    [completion] = output.outputs
+                    looped = report(completion.token_ids)
+                    reason = completion.finish_reason
+                    cached = output.num_cached_tokens or 0
+                    if looped and reason is None:
+                        reason = "repetition"
+                        break
+            self.prompt_tokens += len(prompt["prompt_token_ids"])
+            self.cached_tokens += cached
         except VllmDead as error:
             raise EngineDeadError(str(error)) from error
         except VllmBroken:

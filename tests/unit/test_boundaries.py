@@ -12,12 +12,16 @@ SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 PURE = [
     "config",
     "errors",
+    "loops",
     "plan",
+    "policy",
     "prompts",
     "reasoning",
     "suspects",
+    "verify",
     "sampling",
     "schema",
+    "scripts",
     "engines.protocol",
 ]
 

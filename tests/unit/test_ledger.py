@@ -43,7 +43,7 @@ def block(
     traces = [
         {"id": row, "think": text, "answer": f"{text}{row}", "state": state, "sample": sample,
          "think_tokens": 2, "answer_tokens": 1, "prompt_tokens": 5, "carried_tokens": 0,
-         "attempt": 0, "seed": 9}
+         "attempt": 0, "seed": 9, "loop_retries": 0, "wasted_tokens": 0}
         for row, _, sample in keys
     ]  # fmt: skip
     table = pa.Table.from_pylist(traces, SCHEMA)

@@ -13,7 +13,8 @@ def test_all_input_columns_are_kept_and_ours_follow() -> None:
     names = output_schema(PROMPTS, {}, raw_text=False).names
     assert names == [
         "id", "prompt", "think", "answer", "state", "finish_reason", "prompt_tokens",
-        "think_tokens", "answer_tokens", "carried_tokens", "sample", "attempt", "seed", "error",
+        "think_tokens", "answer_tokens", "parsed", "correct", "vote", "agreement", "think_foreign", "answer_foreign", "closed_by", "loop_retries", "wasted_tokens",
+        "carried_tokens", "sample", "attempt", "seed", "error",
     ]  # fmt: skip
     assert output_schema(PROMPTS, {}, raw_text=True).names == [*names, "raw"]
 

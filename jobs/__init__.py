@@ -1,0 +1,1 @@
+"""Short entry points for what people do with traces."""

@@ -1,0 +1,191 @@
+"""The reasoning policy: what is done next with a trace, given what it has so far; no I/O.
+
+A first pass thinks and, if all goes well, answers. Where the thinking goes in circles it is begun
+again under another seed; where it goes in circles still, or uses up its budget, it is closed with
+Qwen's own early-stop phrase, and a second pass answers from there. The engine's prefix cache makes
+the second pass cheap: all its prompt but the phrase has just been computed.
+"""
+
+import threading
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from pipeline.reasoning import CLOSE_TAG, FINAL_ANSWER
+from pipeline.sampling import SamplingPolicy, ThinkFormat, derive_again
+
+# From Qwen's documentation of QwQ and Qwen3, "thinking budget".
+EARLY_STOP = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking "
+    "directly now."
+)
+CLOSING: dict[ThinkFormat, str] = {
+    "think_tags": f"\n\n{EARLY_STOP}\n{CLOSE_TAG}\n\n",
+    # Preview has no tags: what it writes by itself before its answers takes their place.
+    "final_answer": f"\n\n{EARLY_STOP}\n\n{FINAL_ANSWER}\n\n",
+}
+
+
+class ClosedBy(StrEnum):
+    """Why a trace's thinking was closed for it."""
+
+    BUDGET = "budget"
+    LOOP = "loop"
+
+
+@dataclass(frozen=True)
+class ThinkingPolicy:
+    """Budgets in tokens, and what is done about loops.
+
+    ``budget_tokens``: after so many, thinking is closed (None: whatever ``max_tokens`` and the
+    context leave). ``answer_tokens``: for the answer after that. ``loop_retries``: how often a
+    trace that goes in circles begins again, with ``loop_presence_penalty``.
+    """
+
+    budget_tokens: int | None
+    answer_tokens: int
+    rescue: bool
+    detect_loops: bool
+    loop_retries: int
+    loop_presence_penalty: float
+
+
+@dataclass
+class Progress:
+    """What one trace has so far; all that a later engine needs to go on.
+
+    ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
+    phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
+    of them an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
+    circles and were given up. ``finish_reason`` ends it.
+    """
+
+    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    finish_reason: str | None = None
+    carried: int = 0
+    closed_at: int | None = None
+    closing_tokens: int = 0
+    closed_by: str | None = None
+    tries: int = 0
+    wasted_tokens: int = 0
+
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    def report(self, new: Sequence[int]) -> None:
+        """Add what the engine has generated since the last report."""
+        self.token_ids.extend(new)
+
+    def begin_again(self) -> None:
+        """Give the present try up."""
+        self.wasted_tokens += len(self.token_ids)
+        self.token_ids, self.tries, self.carried = array("i"), self.tries + 1, 0
+
+    def close(self, closing: Sequence[int], by: ClosedBy) -> None:
+        """Close the thinking with the tokens ``closing``."""
+        self.closed_at, self.closing_tokens = len(self.token_ids), len(closing)
+        self.closed_by = by
+        self.token_ids.extend(closing)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it but ``carried``, at one moment, as plain values."""
+        with self.lock:
+            # How it ended is looked at first: when that is set, all its tokens are there.
+            return {name: getattr(self, name) for name in SAVED} | {
+                "token_ids": self.token_ids.tolist()
+            }
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> "Progress":
+        """The inverse of `snapshot`."""
+        plain = {name: saved[name] for name in SAVED}
+        return cls(token_ids=array("i", saved["token_ids"]), **plain)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to save."""
+        return bool(self.token_ids) or self.tries > 0
+
+    @property
+    def _rank(self) -> tuple[bool, int, bool, int]:
+        closed = self.closed_at is not None
+        return self.finish_reason is not None, self.tries, closed, len(self.token_ids)
+
+    def is_further(self, other: "Progress") -> bool:
+        """Whether this has come further than ``other`` of the same trace."""
+        return self._rank > other._rank
+
+
+SAVED = ("finish_reason", "closed_at", "closing_tokens", "closed_by", "tries", "wasted_tokens")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to ask an engine for next.
+
+    ``policy.max_tokens`` bounds the whole output, closing phrase included.
+    """
+
+    policy: SamplingPolicy
+    seed: int
+    watch_loops: bool
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The policy of a run, with what it needs to know of the model.
+
+    ``closing``: the token ids that close the thinking. ``is_closed``: whether token ids hold the
+    end of the thinking. ``context_tokens``: for prompt and output together.
+    """
+
+    sampling: SamplingPolicy
+    thinking: ThinkingPolicy
+    context_tokens: int
+    closing: Sequence[int]
+    is_closed: Callable[[Sequence[int]], bool]
+
+    def room(self, prompt_tokens: int) -> int:
+        """How many tokens of output the context has room for."""
+        return self.context_tokens - prompt_tokens
+
+    def next_step(self, progress: Progress, seed: int, room: int) -> Step:
+        """The step that ``progress``, which has not ended, is at."""
+        sampling = self.sampling
+        if progress.tries:
+            seed = derive_again(seed, progress.tries)
+            penalty = max(sampling.presence_penalty, self.thinking.loop_presence_penalty)
+            sampling = replace(sampling, presence_penalty=penalty)
+        if progress.closed_at is not None:
+            limit = progress.closed_at + progress.closing_tokens + self.thinking.answer_tokens
+            return Step(replace(sampling, max_tokens=min(limit, room)), seed, watch_loops=False)
+        limit = min(sampling.max_tokens, room)
+        if not self.is_closed(progress.token_ids):
+            limit = min(limit, self._thinking_limit(room))
+        return Step(replace(sampling, max_tokens=limit), seed, self.thinking.detect_loops)
+
+    def end_step(self, progress: Progress, finish_reason: str, room: int) -> None:
+        """Take note of how a step ended: set ``finish_reason``, or change what comes next."""
+        looped = finish_reason == "repetition"
+        with progress.lock:
+            if progress.closed_at is not None or finish_reason == "stop":
+                progress.finish_reason = finish_reason
+            elif looped and progress.tries < self.thinking.loop_retries:
+                progress.begin_again()
+            elif self.is_closed(progress.token_ids):
+                if looped or len(progress.token_ids) >= min(self.sampling.max_tokens, room):
+                    progress.finish_reason = finish_reason
+                # Else the budget ran out after the thinking was over, and the answer goes on.
+            elif self.thinking.rescue:
+                progress.close(self.closing, ClosedBy.LOOP if looped else ClosedBy.BUDGET)
+            else:
+                progress.finish_reason = finish_reason
+
+    def _thinking_limit(self, room: int) -> int:
+        """The most tokens of thinking, with room for an answer after it where one may be needed."""
+        budget = self.thinking.budget_tokens or self.sampling.max_tokens
+        if not self.thinking.rescue:
+            return min(budget, room)
+        left = room - len(self.closing) - self.thinking.answer_tokens
+        return min(budget, left if left >= 1 else room)

@@ -1,0 +1,122 @@
+"""Answers that machines read: found where they are, never guessed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.verify import boxed, choice, is_correct, parse, qwen_answer, vote
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"The answer is \boxed{3}.", "3"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"First \boxed{1}, no: \boxed{2}", "2"),
+        (r"\boxed{ 7 } and then \boxed{8", "7"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\fbox{x} \boxed {y}", "y"),
+        (r"\boxed{}", None),
+        ("the answer is 3", None),
+        ("", None),
+    ],
+)
+def test_boxed(text: str, found: str | None) -> None:
+    assert boxed(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('"answer": "C"', "C"),
+        ('{"answer": "b"}', "B"),
+        ('```json\n{\n  "answer": "D"\n}\n```', "D"),
+        ("**Answer: B**", "B"),
+        ("Answer: (A)", "A"),
+        ("answer = C.", "C"),
+        ("'answer': 'A' and later 'answer': 'B'", "B"),
+        (r"So \boxed{C}", "C"),
+        (r"So \boxed{\text{D}}", "D"),
+        ("It must be the third.\n\nC", "C"),
+        ("**B**", "B"),
+        ("The answer is: a matter of taste", None),
+        ("answer: A matter of taste", None),
+        ("answer: C because it is so", "C"),
+        ("answer: A, because it is so", "A"),
+        ("I can't tell.", None),
+        (r"\boxed{12}", None),
+        ("", None),
+    ],
+)
+def test_choice(text: str, found: str | None) -> None:
+    assert choice(text) == found
+
+
+@pytest.mark.parametrize(
+    ("parsed", "reference", "same"),
+    [
+        ("3", "3", True), ("3", 3, True), (r"\frac{1}{2}", "0.5", True), ("12", 13, False),
+        (r"2\sqrt{3}", r"\sqrt{12}", True), ("1,234", 1234, True), ("x = 5", "5", True),
+        ("5", r"so \boxed{5}", True), (r"\frac{", "3", False), (None, "3", False),
+        ("3", None, None), ("9" * 500, "1", False),
+    ],
+)  # fmt: skip
+def test_formulas_are_compared_by_their_value(
+    parsed: str | None, reference: object, same: bool | None
+) -> None:
+    assert is_correct(parsed, reference, "boxed") is same
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        ("is it 4\n</think>\n\nIt is \\boxed{3}.", "3"),
+        ("maybe \\boxed{4}, or \\boxed{5} and no end", "5"),
+        ("x\n</think>\n\nThe answer is 12.", "12"),
+        ("x\n</think>\n\nSo 3 and 1,024 it is", "1024"),
+        ("x\n</think>\nso \\boxed{7}", "7"),
+        ("no idea", ""),
+    ],
+)
+def test_answer_as_qwen_takes_it(raw: str, found: str) -> None:
+    assert qwen_answer(raw) == found
+
+
+def test_choices_are_compared_by_their_letter() -> None:
+    assert is_correct("C", '"answer": "C"', "choice") is True
+    assert is_correct("C", "c", "choice") is True
+    assert is_correct("C", "B", "choice") is False
+
+
+@given(st.text(), st.sampled_from(["text", "boxed", "choice"]))
+def test_nothing_raises_and_what_is_found_is_in_the_text(text: str, kind: str) -> None:
+    found = parse(text, kind)  # type: ignore[arg-type]
+    assert found is None or found.lower() in text.lower()
+
+
+@given(st.text("ab{}12 \\", max_size=20), st.text(max_size=20))
+def test_balanced_content_of_a_box_is_found_whole(inner: str, before: str) -> None:
+    if inner.count("{") == inner.count("}") == inner.count("\\") == 0 and inner.strip():
+        assert boxed(f"{before}\\boxed{{{inner}}} .") == inner.strip()
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner", "share"),
+    [
+        (["3", "4", "3", None], "3", 0.5),
+        (["0.5", r"\frac{1}{2}", "1/2", "2"], "0.5", 0.75),
+        (["1", "2"], "1", 0.5),
+        ([None, None], None, 0.0),
+        (["7"], "7", 1.0),
+    ],
+)
+def test_vote_is_by_value(answers: list[str | None], winner: str | None, share: float) -> None:
+    assert vote(answers, "boxed") == (winner, share)
+
+
+@given(st.lists(st.none() | st.sampled_from("ABCD"), min_size=1))
+def test_vote_of_choices_is_a_most_frequent_one(answers: list[str | None]) -> None:
+    winner, share = vote(answers, "choice")
+    counts = [answers.count(letter) for letter in "ABCD"]
+    assert share * len(answers) == pytest.approx(max(counts))
+    assert winner is None if max(counts) == 0 else answers.count(winner) == max(counts)
