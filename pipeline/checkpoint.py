@@ -55,7 +55,7 @@ class Checkpoints:
                 other = found.get(key)
                 if other is not None and other.is_further(mine):
                     self._progress[key] = other
-                self._progress[key].carried = len(self._progress[key].token_ids)
+                self._progress[key].carried = self._progress[key].generated
             return [self._progress[key] for key in keys]
 
     def save(self) -> None:

@@ -15,6 +15,8 @@ EXACT_TOKENS, EXACT_ROUNDS = 1024, 4
 LONGEST_PERIOD = 1024
 # Two stretches that agree in so many tokens are looked at for a period.
 ANCHOR_TOKENS = 16
+# What is longer without an end is no sentence; only its last tokens are kept.
+LONGEST_SENTENCE = 2048
 # Near-repeats: among the last so many sentences, each came so often on average.
 WINDOWS, OCCURRENCES = (24, 48, 96, 192, 384), 6
 
@@ -61,12 +63,12 @@ class LoopWatch:
     def _repeats_nearly(self, new: Sequence[int]) -> bool:
         self._pending.extend(new)
         text = self._decode(self._pending)
-        *whole, _ = _ENDS.split(text)
+        *whole, rest = _ENDS.split(text)
         if not whole:
+            del self._pending[:-LONGEST_SENTENCE]
             return False
         # The rest begins a sentence that is not whole yet; it is decoded again with the next piece.
-        kept = len(text) - len(_ENDS.split(text)[-1])
-        self._pending = self._after(kept)
+        self._pending = self._after(len(text) - len(rest))
         found = [self._loops_with(plain) for plain in map(_normal, whole) if plain]
         return any(found)
 

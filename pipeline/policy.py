@@ -58,7 +58,7 @@ class Progress:
 
     ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
     phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
-    of them an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
+    an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
     circles and were given up. ``finish_reason`` ends it.
     """
 
@@ -101,6 +101,11 @@ class Progress:
         """The inverse of `snapshot`."""
         plain = {name: saved[name] for name in SAVED}
         return cls(token_ids=array("i", saved["token_ids"]), **plain)
+
+    @property
+    def generated(self) -> int:
+        """How many tokens of the present try the model has generated."""
+        return len(self.token_ids) - self.closing_tokens
 
     @property
     def has_begun(self) -> bool:

@@ -1,6 +1,7 @@
 """Fixtures of the fault cases: one Ray cluster, runs on disk and on S3, a table at the end."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,13 @@ def kills(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[RayCluster]:
-    """One cluster for all cases."""
-    with ray_cluster() as cluster:
-        yield cluster
+    """One cluster for all cases; it does not stay behind when the tests are told to end."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ray_cluster() as cluster:
+            yield cluster
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

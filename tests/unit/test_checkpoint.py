@@ -1,6 +1,7 @@
 """Checkpoints: the furthest that was saved goes on, what is durable is forgotten."""
 
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from pipeline.checkpoint import Checkpoints
 from pipeline.journal import RUNNING, Extent
 from pipeline.ledger import Ledger
+from pipeline.policy import ClosedBy
 from pipeline.storage import Storage
 from tests.unit.test_ledger import EXTENT, block
 
@@ -88,3 +90,18 @@ def test_torn_checkpoint_costs_its_tokens_and_nothing_else(ledger: Ledger) -> No
     ledger.store.put(EXTENT.running("dead", 0), b"PAR1 torn")
     [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
     assert trace.carried == 0
+
+
+def test_rescue_goes_on_and_its_phrase_is_not_counted_as_carried(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1, 2, 3])
+    trace.begin_again()
+    trace.report([4, 5])
+    trace.close([7, 8, 9], ClosedBy.LOOP)
+    trace.report([6])
+    checkpoints.save()
+    [again] = Checkpoints(ledger, "two", 0).start(KEYS[:1], set())
+    assert again == replace(trace, carried=3)
+    assert again.token_ids.tolist() == [4, 5, 7, 8, 9, 6]
+    assert (again.closed_at, again.closing_tokens, again.tries, again.wasted_tokens) == (2, 3, 1, 3)
