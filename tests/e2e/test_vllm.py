@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +106,21 @@ def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         "--set", f"input.path={tmp_path / 'in'}", "--set", f"output.path={tmp_path / 'out'}",
         "--set", "output.checkpoint_seconds=0.5", "--set", "thinking.detect_loops=false",
     ]  # fmt: skip
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first:
+    mark = f"QWQ_TEST={uuid.uuid4().hex}"
+    with _driver(command, mark) as first:
         _wait_for(lambda: sum(_saved(tmp_path / "out").values()) > 1000, first)
         first.terminate()
         printed = first.communicate()[1]
     assert first.returncode == 143, printed
     assert "ended by SIGTERM" in printed
     saved = _saved(tmp_path / "out")
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second:
+    with _driver(command, mark) as second:
         _wait_for(
             lambda: any(n > saved.get(r, n) for r, n in _saved(tmp_path / "out").items()), second
         )
-        for pid in _processes("EngineActor"):
+        engines = _processes("EngineActor", mark)
+        assert engines, "no engine was found, so none is killed"
+        for pid in engines:
             os.kill(pid, signal.SIGKILL)
         printed = second.communicate()[1]
     assert second.returncode == 0, printed
@@ -127,8 +132,7 @@ def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         for trace in traces
     ]
     assert sum(right) >= 18, "the count has gaps where it was broken off"
-    assert not _processes("EngineActor")
-    assert not _processes("VLLM::EngineCore")
+    _wait_for(lambda: not _processes("EngineActor", mark) + _processes("VLLM::EngineCore", mark))
 
 
 def _saved(output: Path) -> dict[int, int]:
@@ -136,32 +140,39 @@ def _saved(output: Path) -> dict[int, int]:
     most: dict[int, int] = {}
     for path in output.glob("_qwq/journal/*/*.running"):
         try:
-            table = pq.read_table(path, columns=["row", "token_ids"])
+            data = path.read_bytes()  # at once: the file is replaced again and again
         except FileNotFoundError:
             continue
-        for row in table.to_pylist():
+        for row in pq.read_table(BytesIO(data), columns=["row", "token_ids"]).to_pylist():
             most[row["row"]] = max(most.get(row["row"], 0), len(row["token_ids"]))
     return most
 
 
-def _processes(name: str) -> list[int]:
-    """The running processes with ``name`` in their title."""
+def _driver(command: list[str], mark: str) -> subprocess.Popen[str]:
+    """Start the command; all its processes, wherever they end up, have ``mark`` as a variable."""
+    name, _, value = mark.partition("=")
+    environment = {**os.environ, name: value}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _processes(name: str, mark: str) -> list[int]:
+    """The running processes with ``name`` in their title and ``mark`` in their environment."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            title = path.read_bytes()
-            state = (path.parent / "stat").read_text().rpartition(")")[2].split()[0]
+            title, variables = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if name.encode() in title and state != "Z":
-            found.append(int(path.parent.name))
+        if name.encode() in title and mark.encode() in variables and state != "Z":
+            found.append(int(path.name))
     return found
 
 
-def _wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 600
+def _wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 300
     while not condition():
-        assert driver.poll() is None, "the driver ended before"
+        assert driver is None or driver.poll() is None, "the driver ended before"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
 
