@@ -18,6 +18,7 @@ from tests.conftest import PROMPTS, MakeConfig, write_shards
 # A third of the traces is longer than the limit.
 ENGINE = {"simulated": {"tokens_median": 80, "tokens_sigma": 0.5, "seconds_per_token": 0.0002}}
 CUT = {"max_tokens": 100}
+ENDS: dict[str, Any] = {"thinking": {"rescue": False}}
 
 
 def traces(config: RunConfig) -> list[dict[str, Any]]:
@@ -70,10 +71,10 @@ def test_retry_does_again_what_ended_so_and_leaves_the_rest(
 
     pq.write_table(pa.Table.from_pylist(prompts, PROMPTS), tmp_path / "in/shard-00000.parquet")
     parts = {"rows_per_part": 16}
-    first = make_config(engine=ENGINE, sampling={**CUT, "n": 2}, output=parts)
+    first = make_config(engine=ENGINE, sampling={**CUT, "n": 2}, output=parts, **ENDS)
     flow.run(first)
     before = traces(first)
-    longer = make_config(engine=ENGINE, sampling={"max_tokens": 4000, "n": 2}, output=parts)
+    longer = make_config(engine=ENGINE, sampling={"max_tokens": 4000, "n": 2}, output=parts, **ENDS)
     summary = flow.retry(longer, ["truncated", "failed"])
     after = traces(longer)
     assert summary.is_complete
@@ -98,13 +99,13 @@ def test_retry_under_way_goes_on_and_another_is_refused(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     write_shards(tmp_path / "in", [30])
-    first = make_config(engine=ENGINE, sampling=CUT)
+    first = make_config(engine=ENGINE, sampling=CUT, **ENDS)
     flow.run(first)
     ledger = Ledger(Storage(first.output.path))
     ledger.open_pass(Pass(1, 0, 1, ("truncated",), (("sampling.max_tokens", 4000),)))
     with pytest.raises(OutputError, match=r"CONFIG --state truncated --set sampling.max_tokens=40"):
         flow.retry(first, ["truncated"])
-    longer = make_config(engine=ENGINE, sampling={"max_tokens": 4000})
+    longer = make_config(engine=ENGINE, sampling={"max_tokens": 4000}, **ENDS)
     assert flow.retry(longer, ["truncated"]).states == {"finished": 30}
     assert {row["attempt"] for row in traces(longer)} == {0, 1}
     assert ledger.contents().closed == {1}
