@@ -290,14 +290,13 @@ class EngineActor:
             self._tasks.difference_update(tasks)
 
     async def _sample(self, sample: Sample, progress: Progress, suspicion: Suspicion) -> Trace:
-        done = self._meter.done
         try:
             trace = await self._generate(sample, progress, suspicion)
-            done = self._meter.done
         except RowError as error:
             trace = Trace(
                 State.FAILED, sample.key[2], sample.seed, self._work.attempt, error=str(error)
             )
+        done = self._meter.done
         done.prompt_tokens += trace.prompt_tokens or 0
         done.output_tokens += trace.think_tokens + trace.answer_tokens - trace.carried_tokens
         done.states[trace.state] += 1

@@ -6,10 +6,11 @@ rows afterwards, another engine or another run, reads all such files of the part
 """
 
 import threading
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from io import BytesIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import QwqBatchError
@@ -49,7 +50,10 @@ class Checkpoints:
         What the engines ``living`` save is passed over: none of their rows comes here.
         """
         with self._lock:
-            found = self._saved_by_others({extent for extent, _, _ in keys}, living)
+            rows: dict[Extent, set[int]] = {}
+            for extent, row, _ in keys:
+                rows.setdefault(extent, set()).add(row)
+            found = self._saved_by_others(rows, living)
             for key in keys:
                 mine = self._progress.setdefault(key, Progress())
                 other = found.get(key)
@@ -92,18 +96,20 @@ class Checkpoints:
             if any(start <= key[1] < stop for start, stop in spans):
                 del self._progress[key]
 
-    def _saved_by_others(self, extents: set[Extent], living: Set[str]) -> dict[Key, Progress]:
+    def _saved_by_others(
+        self, wanted: Mapping[Extent, set[int]], living: Set[str]
+    ) -> dict[Key, Progress]:
         found: dict[Key, Progress] = {}
-        for extent in extents:
+        for extent, rows in wanted.items():
             for entry in self._ledger.journal(extent, self._number):
                 if entry.engine is not None and entry.engine not in {*living, self._engine}:
-                    for key, progress in self._traces(extent, entry):
+                    for key, progress in self._traces(extent, entry, rows):
                         if key not in found or progress.is_further(found[key]):
                             found[key] = progress
         return found
 
-    def _traces(self, extent: Extent, entry: Entry) -> list[tuple[Key, Progress]]:
-        """The traces of one checkpoint file; none if it is gone or unreadable."""
+    def _traces(self, extent: Extent, entry: Entry, rows: set[int]) -> list[tuple[Key, Progress]]:
+        """The traces of ``rows`` in one checkpoint file; none if it is gone or unreadable."""
         version = (entry.file.name, entry.file.tag)
         if version not in self._read:
             try:
@@ -112,10 +118,9 @@ class Checkpoints:
             except (FileNotFoundError, pa.ArrowException, QwqBatchError):
                 # Its rows are durable by now, or its traces begin again: nothing finished is lost.
                 return []
+        table = self._read[version]
+        mine = table.filter(pc.is_in(table["row"], pa.array(list(rows), pa.int64())))
         return [
-            (
-                (extent, row["row"], row["sample"]),
-                Progress.restored(row),
-            )
-            for row in self._read[version].to_pylist()
+            ((extent, row["row"], row["sample"]), Progress.restored(row))
+            for row in mine.to_pylist()
         ]

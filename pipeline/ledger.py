@@ -62,7 +62,8 @@ class Ledger:
         """
         found = self.manifest()
         if found is None:
-            foreign = [i.name for i in self.store.files() if not i.name.startswith(BOOKKEEPING)]
+            names = [info.name for info in self.store.files()]
+            foreign = [n for n in names if not n.startswith(f"{BOOKKEEPING}/")]
             if foreign:
                 raise OutputError(
                     f"output.path {self.store.url} is not empty and not the output of a run (it "
@@ -227,9 +228,9 @@ class Ledger:
                 data, traces = write_part(tables, schema, metadata)
                 expected = extent.rows * work.stop
             else:
-                data, traces, expected = self._update(
-                    extent, work, pa.concat_tables(tables), schema
-                )
+                # Fragments of different runs may have other types: a new shard can widen a column.
+                updates = pa.concat_tables(tables, promote_options="permissive")
+                data, traces, expected = self._update(extent, work, updates, schema)
         except FileNotFoundError:  # another committer was faster and has removed them
             return self.is_done(extent, work.number)
         if traces != expected:
