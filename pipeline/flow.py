@@ -53,7 +53,11 @@ class Job:
     ledger: Ledger
     shards: tuple[Shard, ...]
     parts: tuple[Part, ...]
-    plan: Plan
+
+    @property
+    def plan(self) -> Plan:
+        """What is to do of the run itself, by a listing made now."""
+        return passes.plan_run(self.ledger, self.parts)
 
     def metadata(self, work: Pass) -> dict[str, Any]:
         """What each output file of ``work`` says of its making."""
@@ -89,8 +93,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)
     parts = tuple(split_parts(shards, config.output.rows_per_part))
-    plan = passes.plan_run(ledger, parts)
-    return Job(config, columns, prompts, traces, settings, ledger, tuple(shards), parts, plan)
+    return Job(config, columns, prompts, traces, settings, ledger, tuple(shards), parts)
 
 
 def _refuse_output_in_input(config: RunConfig, output: Storage) -> None:

@@ -85,7 +85,7 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
 
 
 def _first_rows(job: Job, count: int) -> Iterator[TableRow]:
-    for part in job.plan.parts:
+    for part in job.parts:
         piece = Range(part, part.start, min(part.stop, part.start + count))
         for table in read_rows(job.config.input.path, piece, job.prompts):
             count -= table.num_rows

@@ -1,7 +1,7 @@
 """A simulated engine: no model, but slots, lengths and deaths, for scheduling and fault tests.
 
 Its traces have the form of the preset's, their lengths are log-normal, and a request's result
-depends on its seed alone.
+depends on its seed alone, unless the config says that it varies.
 """
 
 import asyncio
