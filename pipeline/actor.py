@@ -15,7 +15,7 @@ import threading
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ from pipeline.plan import Pass
 from pipeline.policy import Progress, Rules
 from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.reasoning import State
-from pipeline.sampling import PRESETS, derive_seed
+from pipeline.sampling import PRESETS, derive_seed, still_to_draw
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, PromptColumns, trace_fields
 from pipeline.storage import Storage
 from pipeline.suspects import Suspicion, Turns
@@ -122,14 +122,15 @@ class EngineActor:
         config = self._config
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
+        answer = config.answer
         self._maker = TraceMaker(
-            tokenizer, PRESETS[config.model.preset].think_format, config.answer.format
+            tokenizer, PRESETS[config.model.preset].think_format, answer.format, answer.json_form
         )
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
         self._casualties: list[RowKey] | None = None
-        self._tasks: set[asyncio.Task[Trace]] = set()
+        self._tasks: set[asyncio.Task[list[Trace]]] = set()
         self._turns, self._stopped = Turns(), False
         try:
             self._engine = build_engine(config, tokenizer)
@@ -144,6 +145,7 @@ class EngineActor:
             context,
             self._maker.closing,
             self._maker.is_closed,
+            self._maker.answer_pass,
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -151,13 +153,12 @@ class EngineActor:
         if self._failure is not None:
             raise self._failure
         self._close_with_actor()
-        samples = [s for i in range(block.num_rows) for s in self._prepare(TableRow(block, i))]
-        rows = list(dict.fromkeys(sample.row for sample in samples))
-        found, living = ray.get(self._board.brief.remote(rows))
-        suspicions = dict(zip(rows, found, strict=True))
-        progress = self._checkpoints.start([sample.key for sample in samples], living)
+        rows = [self._prepare(TableRow(block, i)) for i in range(block.num_rows)]
+        keys = [sample.key for samples in rows for sample in samples]
+        suspicions, living = ray.get(self._board.brief.remote([row[0].row for row in rows]))
+        progress = dict(zip(keys, self._checkpoints.start(keys, living), strict=True))
         running = asyncio.run_coroutine_threadsafe(
-            self._run(samples, progress, suspicions), self._loop
+            self._run(rows, progress, suspicions), self._loop
         )
         try:
             traces = running.result()
@@ -168,7 +169,7 @@ class EngineActor:
         except concurrent.futures.CancelledError:
             threading.Event().wait()  # told to stop: the process ends, this block with it
         self._meter.done.rows += block.num_rows
-        return self._table(block, samples, traces)
+        return self._table(block, traces)
 
     def close(self) -> None:
         """Shut the engine down, then say so."""
@@ -259,9 +260,9 @@ class EngineActor:
         prompt: Sequence[int] = ()
         problem: RowError | None = None
         try:
-            added = self._config.prompt
+            config = self._config
             prompt = render_row(
-                self._renderer, row, self._columns, added.system, added.suffix_text
+                self._renderer, row, self._columns, config.prompt.system, config.suffix_text
             ).token_ids
         except RowError as error:
             problem = error.with_traceback(None)
@@ -272,22 +273,36 @@ class EngineActor:
 
     async def _run(
         self,
-        samples: list[Sample],
-        progress: list[Progress],
-        suspicions: dict[RowKey, Suspicion],
-    ) -> list[Trace]:
-        """Run all samples at once; the traces in the samples' order."""
+        rows: list[list[Sample]],
+        progress: Mapping[Key, Progress],
+        suspicions: list[Suspicion],
+    ) -> list[list[Trace]]:
+        """Run all rows at once; the traces of each, in the samples' order."""
         if self._stopped:
             raise asyncio.CancelledError
         tasks = [
-            asyncio.ensure_future(self._sample(sample, so_far, suspicions[sample.row]))
-            for sample, so_far in zip(samples, progress, strict=True)
+            asyncio.ensure_future(self._row(samples, progress, suspicion))
+            for samples, suspicion in zip(rows, suspicions, strict=True)
         ]
         self._tasks.update(tasks)
         try:
             return await asyncio.gather(*tasks)
         finally:
             self._tasks.difference_update(tasks)
+
+    async def _row(
+        self, samples: list[Sample], progress: Mapping[Key, Progress], suspicion: Suspicion
+    ) -> list[Trace]:
+        """The traces of one row: of all samples at once, or of as many as it takes to agree."""
+        agree, traces = self._policy.agree, list[Trace]()
+        if agree is None or self._work.is_retry:
+            agree = len(samples)
+        while left := still_to_draw([t.parsed for t in traces], agree, len(samples)):
+            drawn = samples[len(traces) : len(traces) + left]
+            traces += await asyncio.gather(
+                *(self._sample(sample, progress[sample.key], suspicion) for sample in drawn)
+            )
+        return traces
 
     async def _sample(self, sample: Sample, progress: Progress, suspicion: Suspicion) -> Trace:
         try:
@@ -329,7 +344,13 @@ class EngineActor:
             if watch is not None:
                 watch.add(carried)
             request = Request(
-                f"{extent.shard}:{row}:{number}", sample.prompt, carried, step.policy, step.seed
+                f"{extent.shard}:{row}:{number}",
+                sample.prompt,
+                carried,
+                step.policy,
+                step.seed,
+                step.stop_id,
+                step.schema,
             )
             reason = await self._engine_runs(sample, request, partial(_keep, progress, watch))
             self._rules.end_step(progress, reason, room)
@@ -350,13 +371,12 @@ class EngineActor:
             self._meter.running -= 1
             self._running[sample.row] -= 1
 
-    def _table(self, block: pa.Table, samples: list[Sample], traces: list[Trace]) -> pa.Table:
-        """The block's columns, each row for each of its samples, with the traces' beside them."""
+    def _table(self, block: pa.Table, rows: list[list[Trace]]) -> pa.Table:
+        """The block's columns, each row for each of its traces, with the traces' beside them."""
         output = self._config.output
-        counts = [len(wanted) for wanted in block[SAMPLES_COLUMN].to_pylist()]
-        table = block
-        if any(count != 1 for count in counts):
-            table = block.take([i for i, count in enumerate(counts) for _ in range(count)])
+        table, traces = block, [trace for row in rows for trace in row]
+        if any(len(row) != 1 for row in rows):
+            table = block.take([i for i, row in enumerate(rows) for _ in row])
         fields = trace_fields({}, output.raw_text)
         for field, named in zip(fields, trace_fields(output.rename, output.raw_text), strict=True):
             values = pa.array([getattr(trace, field.name) for trace in traces], field.type)

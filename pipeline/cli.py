@@ -66,8 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         if name == "retry":
             sub.add_argument(
-                "--state", required=True, metavar="STATES", type=lambda text: text.split(","),
+                "--state", default=[], metavar="STATES", type=lambda text: text.split(","),
                 help="which, such as failed,looped,truncated",
+            )  # fmt: skip
+            sub.add_argument(
+                "--foreign", type=_share, metavar="SHARE",
+                help="those with more than this share (0 to 1) of letters, in thinking or answer, "
+                "in scripts that the prompt does not use",
             )  # fmt: skip
         if name == "plan":
             sub.add_argument(
@@ -87,11 +92,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _load(args: argparse.Namespace) -> RunConfig:
-    from pipeline.sampling import warnings
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to below 1, not {text!r}")
+    return share
 
+
+def _load(args: argparse.Namespace) -> RunConfig:
     config = load_config(args.config, args.overrides)
-    for warning in warnings(config.policy):
+    for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return config
 
@@ -107,7 +120,7 @@ def _retry(args: argparse.Namespace) -> int:
     from pipeline import flow, progress
 
     config, started = _load(args), time.monotonic()
-    summary = flow.retry(config, args.state, progress.watch)
+    summary = flow.retry(config, args.state, args.foreign, progress.watch)
     return _report(summary, config, time.monotonic() - started)
 
 

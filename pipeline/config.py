@@ -8,7 +8,9 @@ No I/O but reading the one YAML file.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.errors import ConfigError
 from pipeline.policy import ThinkingPolicy
-from pipeline.sampling import PRESETS, PresetName, SamplingPolicy
+from pipeline.sampling import PRESETS, PresetName, SamplingPolicy, warnings
 from pipeline.schema import TRACE_COLUMNS
-from pipeline.verify import AnswerFormat
+from pipeline.verify import AnswerFormat, JsonForm
 
 SUFFIXES = {
     "math": r"Please reason step by step, and put your final answer within \boxed{}.",
@@ -27,7 +29,10 @@ SUFFIXES = {
         "Please show your choice in the `answer` field with only the choice letter, "
         'e.g.,`"answer": "C"`.'
     ),
+    "json": "Please give your answer as JSON that matches this schema: {schema}",
 }
+# What the answers of each format are to be asked for with.
+FORMS = {"boxed": "math", "choice": "choice", "json": "json"}
 
 
 class _Section(BaseModel):
@@ -87,19 +92,19 @@ class PromptConfig(_Section):
 
     system: str | None = None
     suffix: str | None = Field(
-        None, description="text after the (last) user turn; math and choice are Qwen's own"
+        None,
+        description="text after the (last) user turn; math and choice are Qwen's own, json names "
+        "the schema",
     )
-
-    @property
-    def suffix_text(self) -> str | None:
-        """The suffix itself: a named one spelled out."""
-        return None if self.suffix is None else SUFFIXES.get(self.suffix, self.suffix)
 
 
 class SamplingConfig(_Section):
     """Overrides of the preset's sampling policy; None keeps the preset's value."""
 
     n: Annotated[int, Field(ge=1, le=4096)] | None = None
+    agree: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="draw a row's samples until so many agree, n at most; None: always n"
+    )
     temperature: Annotated[float, Field(ge=0.05, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -152,13 +157,65 @@ class AnswerConfig(_Section):
     """The form in which answers are read by machines, and what they are compared with."""
 
     format: AnswerFormat = "text"
+    json_schema: dict[str, Any] | str | None = Field(
+        None,
+        description="of JSON answers: a JSON Schema, a file that holds one, or a pydantic model as "
+        "package.module:Class",
+    )
     reference_column: str | None = Field(None, description="the input column with the right answer")
 
     @model_validator(mode="after")
     def _has_a_form(self) -> Self:
         if self.reference_column is not None and self.format == "text":
-            raise ValueError("reference_column needs a format: boxed or choice")
+            raise ValueError("reference_column needs a format: boxed, choice or json")
+        if (self.format == "json") != (self.json_schema is not None):
+            raise ValueError("json_schema and the format json go together")
+        if self.json_form is not None:
+            check_schema(self.json_form.schema)
         return self
+
+    @cached_property
+    def json_form(self) -> JsonForm | None:
+        """The schema itself, from wherever it is; None for other formats."""
+        return None if self.json_schema is None else load_form(self.json_schema)
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema as compact JSON text."""
+        form = self.json_form
+        return None if form is None else json.dumps(form.schema, separators=(",", ":"))
+
+
+def load_form(source: Mapping[str, Any] | str) -> JsonForm:
+    """The form of JSON answers that ``source`` is or names; `ValueError` if there is none."""
+    if isinstance(source, Mapping):
+        return JsonForm(source)
+    module, colon, name = source.partition(":")
+    if colon and not module.endswith((".json", ".yaml")):
+        try:
+            model = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"json_schema {source}: {error}") from None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise ValueError(f"json_schema {source} is not a pydantic model")
+        return JsonForm(model.model_json_schema(), model)
+    try:
+        found = yaml.safe_load(Path(source).read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"json_schema {source} can't be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"json_schema {source} must hold a mapping")  # noqa: TRY004 (pydantic's)
+    return JsonForm(found)
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if ``schema`` is not a JSON Schema."""
+    import jsonschema
+
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"json_schema is not a JSON Schema: {error.message}") from None
 
 
 class SimulatedConfig(_Section):
@@ -231,6 +288,36 @@ class RunConfig(_Section):
         preset = PRESETS[self.model.preset].sampling
         overrides = self.sampling.model_dump(exclude_none=True)
         return SamplingPolicy(**{**preset.__dict__, **overrides})
+
+    @property
+    def suffix_text(self) -> str | None:
+        """What is added to the user's turn: a named suffix spelled out."""
+        suffix = self.prompt.suffix
+        if suffix is None or suffix not in SUFFIXES:
+            return suffix
+        return SUFFIXES[suffix].replace("{schema}", self.answer.schema_text or "")
+
+    @model_validator(mode="after")
+    def _asks_for_what_there_is(self) -> Self:
+        if self.prompt.suffix == "json" and self.answer.format != "json":
+            raise ValueError("prompt.suffix json needs answer.format json and its schema")
+        agree = self.sampling.agree
+        if agree is not None and self.answer.format == "text":
+            raise ValueError("sampling.agree needs an answer.format: boxed, choice or json")
+        if agree is not None and agree > self.policy.n:
+            raise ValueError(f"sampling.agree is {agree}, more than sampling.n, {self.policy.n}")
+        return self
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """What is allowed but probably not meant, each naming its setting."""
+        yield from warnings(self.policy)
+        form = FORMS.get(self.answer.format)
+        if form is not None and self.prompt.suffix is None:
+            yield (
+                f"answer.format is {self.answer.format}, and no prompt.suffix asks for it; unless "
+                f"your prompts do, set prompt.suffix={form}"
+            )
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:

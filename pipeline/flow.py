@@ -119,17 +119,26 @@ def run(config: RunConfig, watch: Watch = unwatched) -> Summary:
         job.ledger.record_shards(job.shards)
         for work in passes.to_run(job.ledger, config.policy.n):
             carry_out(job, work, watch, stop)
-    return summarize(job.ledger.store, job.parts, config.policy.n)
+    return summarize(job.ledger.store, job.parts, config.policy.n, config.policy.agree)
 
 
-def retry(config: RunConfig, states: Sequence[str], watch: Watch = unwatched) -> Summary:
-    """Do the traces again that ended in ``states``, with the policy of ``config``."""
+def retry(
+    config: RunConfig,
+    states: Sequence[str] = (),
+    foreign: float | None = None,
+    watch: Watch = unwatched,
+) -> Summary:
+    """Do the traces again that ended in ``states``, with the policy of ``config``.
+
+    And those with more than the share ``foreign`` of letters in scripts that their prompt does not
+    use.
+    """
     job = prepare(config, RETRY_MAY_CHANGE)
     with at_work(job) as stop:
-        work = passes.to_retry(job.ledger, job.settings, states)
+        work = passes.to_retry(job.ledger, job.settings, states, foreign)
         carry_out(job, work, watch, stop)
         samples = passes.samples_there(job.ledger)
-    return summarize(job.ledger.store, job.parts, samples)
+    return summarize(job.ledger.store, job.parts, samples, config.policy.agree)
 
 
 @contextmanager
@@ -155,7 +164,8 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
 def execute(job: Job, work: Pass, plan: Plan, watch: Watch, stop: Stop) -> None:
     """Source, engines, sink: the part that Ray Data runs."""
     engine, board = job.config.engine, start_board()
-    _, blocks_in_flight = concurrency(job.config, len(work.samples))
+    at_once = min(len(work.samples), job.config.policy.first_draw)
+    _, blocks_in_flight = concurrency(job.config, at_once)
     source = PromptSource(plan.todo, work.samples, job.config.input.path, job.prompts)
     configure_ray_data(job.config)
     traces = (

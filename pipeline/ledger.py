@@ -43,7 +43,7 @@ from pipeline.schema import (
 )
 from pipeline.storage import Storage
 
-SAMPLES = "sampling.n"
+SAMPLES, AGREE = "sampling.n", "sampling.agree"
 
 
 class Ledger:
@@ -154,13 +154,14 @@ class Ledger:
             data = self._read_yaml(pass_name(number) + YAML) or {}
             first, stop = data["samples"]
             changed = tuple(sorted(data["changed"].items()))
-            found.append(Pass(number, first, stop, tuple(data["states"]), changed))
+            found.append(Pass(number, first, stop, tuple(data["states"]), changed, data["foreign"]))
         return found
 
     def open_pass(self, work: Pass) -> None:
         """Record that ``work`` has begun."""
         data = {
             "states": list(work.states),
+            "foreign": work.foreign,
             "samples": [work.first, work.stop],
             "changed": dict(work.changed),
             "opened": _now(),
@@ -225,18 +226,21 @@ class Ledger:
         try:
             tables = fragment_tables(fragments, extent.start, self.store.read)
             if work.number == 0:
-                data, traces = write_part(tables, schema, metadata)
+                data, found_there = write_part(tables, schema, metadata)
                 expected = extent.rows * work.stop
             else:
                 # Fragments of different runs may have other types: a new shard can widen a column.
                 updates = pa.concat_tables(tables, promote_options="permissive")
-                data, traces, expected = self._update(extent, work, updates, schema)
+                data, found_there, expected = self._update(extent, work, updates, schema)
         except FileNotFoundError:  # another committer was faster and has removed them
             return self.is_done(extent, work.number)
-        if traces != expected:
+        rows, traces = found_there["rows"], found_there["traces"]
+        adaptive = metadata["settings"].get(AGREE) is not None
+        if rows != extent.rows or (traces != expected and not adaptive):
             raise OutputError(
-                f"the fragments in {self.store.path(extent.journal)} make {traces} traces, "
-                f"not {expected}; remove that folder to do these rows again"
+                f"the fragments in {self.store.path(extent.journal)} make {traces} traces of "
+                f"{rows} rows, not {expected} of {extent.rows}; remove that folder to do these "
+                "rows again"
             )
         self.store.put(extent.name, data)
         if work.number:
@@ -246,17 +250,22 @@ class Ledger:
 
     def _update(
         self, extent: Extent, work: Pass, updates: pa.Table, schema: pa.Schema
-    ) -> tuple[bytes, int, int]:
-        """A finished part with the traces of a later pass in it; its traces, how many it needs."""
+    ) -> tuple[bytes, dict[str, Any], int]:
+        """A finished part with a later pass's traces in it; its counts, the traces it needs."""
         with self.store.open(extent.name) as file:
             old = pq.read_table(file)
         metadata = part_metadata(self.store, extent.name)
-        expected = old.num_rows if work.states else extent.rows * work.stop
+        expected = old.num_rows if work.is_retry else extent.rows * work.stop
         metadata["passes"] = [p for p in metadata.get("passes", []) if p["number"] != work.number]
         metadata["passes"].append(
-            {"number": work.number, "states": work.states, "changed": dict(work.changed)}
+            {
+                "number": work.number,
+                "states": work.states,
+                "foreign": work.foreign,
+                "changed": dict(work.changed),
+            }
         )
-        if not work.states:
+        if not work.is_retry:
             metadata["settings"][SAMPLES] = work.stop
         table = with_updates(old, updates, extent.start, metadata["columns"]["sample"])
         return *write_part([table], schema, metadata), expected

@@ -37,10 +37,11 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "model.lora": config.model.lora,
         "model.chat_template": hashlib.blake2b(chat_template.encode(), digest_size=8).hexdigest(),
         "prompt.system": config.prompt.system,
-        "prompt.suffix": config.prompt.suffix_text,
+        "prompt.suffix": config.suffix_text,
         **{f"sampling.{key}": value for key, value in vars(config.policy).items()},
         **{f"thinking.{key}": value for key, value in config.thinking.model_dump().items()},
         "answer.format": config.answer.format,
+        "answer.json_schema": config.answer.schema_text,
         "answer.reference_column": config.answer.reference_column,
         "engine.kind": config.engine.kind,
     }

@@ -57,8 +57,8 @@ def with_updates(old: pa.Table, updates: pa.Table, start: int, sample: str) -> p
 
 def write_part(
     tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, Any]
-) -> tuple[bytes, int]:
-    """The Parquet file of ``tables`` with counts in its footer; and how many traces it holds."""
+) -> tuple[bytes, dict[str, Any]]:
+    """The Parquet file of ``tables`` with counts in its footer; and these counts."""
     sink, tally = BytesIO(), Tally(metadata["columns"])
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for group in _groups(tables):
@@ -68,7 +68,7 @@ def write_part(
         writer.add_key_value_metadata(
             {METADATA_KEY.decode(): json.dumps({**metadata, "summary": tally.summary})}
         )
-    return sink.getvalue(), tally.summary["traces"]
+    return sink.getvalue(), tally.summary
 
 
 def part_metadata(store: Storage, name: str) -> dict[str, Any]:
@@ -87,6 +87,7 @@ class Tally:
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
         self.summary: dict[str, Any] = {
+            "rows": 0,
             "traces": 0,
             "states": {},
             **dict.fromkeys(TOKEN_COLUMNS, 0),
@@ -96,6 +97,7 @@ class Tally:
         """Count the traces of ``table``."""
         states = self.summary["states"]
         self.summary["traces"] += table.num_rows
+        self.summary["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
         for entry in table[self._names["state"]].value_counts().to_pylist():
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
         for key in TOKEN_COLUMNS:

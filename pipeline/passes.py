@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.journal import Contents
-from pipeline.ledger import SAMPLES, Ledger, differences
+from pipeline.ledger import AGREE, SAMPLES, Ledger, differences
 from pipeline.merge import part_metadata
 from pipeline.plan import Part, Pass, Picks, Plan, make_plan
 from pipeline.reasoning import State
 
 THREADS = 32
+PICKED_BY = ("sample", "state", "think_foreign", "answer_foreign")
 
 
 def plan_run(ledger: Ledger, parts: Sequence[Part]) -> Plan:
@@ -30,10 +32,10 @@ def plan(ledger: Ledger, parts: Sequence[Part], work: Pass) -> Plan:
     there = [part for part in parts if part.name in contents.parts()]
     done = contents.parts(work.number)
     picks = None
-    if work.states:
+    if work.is_retry:
         left = [part for part in there if part.name not in done]
         with ThreadPoolExecutor(THREADS) as pool:
-            found = pool.map(lambda part: _picks(ledger, part, work.states), left)
+            found = pool.map(lambda part: _picks(ledger, part, work), left)
             picks = {part.name: rows for part, rows in zip(left, found, strict=True) if rows}
     return make_plan(there, done, contents.covered(work.number), picks)
 
@@ -43,12 +45,17 @@ def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
     contents = ledger.contents()
     known = ledger.passes(contents)
     there = _samples_there(ledger, contents, known)
-    under_way = [p for p in known if not p.states and p.number not in contents.closed]
+    under_way = [p for p in known if not p.is_retry and p.number not in contents.closed]
     wanted = under_way[0].stop if under_way else max(samples, there)
     if samples != wanted:
         raise OutputError(
             f"output.path {ledger.store.url} has {wanted} samples of each row, or is getting them; "
             f"set sampling.n={wanted}, or choose another output.path"
+        )
+    if samples > there and _manifest(ledger)["settings"].get(AGREE) is not None:
+        raise OutputError(
+            f"sampling.n can't be raised from {there}: with sampling.agree, rows that agree have "
+            "fewer samples than that; choose another output.path"
         )
     yield Pass(0, 0, there)
     if under_way:
@@ -59,23 +66,25 @@ def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
         yield more
 
 
-def to_retry(ledger: Ledger, settings: Mapping[str, Any], states: Sequence[str]) -> Pass:
-    """A new retry of the traces in ``states``, or the same if it is under way."""
+def to_retry(
+    ledger: Ledger, settings: Mapping[str, Any], states: Sequence[str], foreign: float | None
+) -> Pass:
+    """A new retry of the traces in ``states`` or too ``foreign``, or the same if under way."""
     contents = ledger.contents()
     known = ledger.passes(contents)
     manifest = ledger.manifest()
     if manifest is None:
         raise OutputError(f"output.path {ledger.store.url} holds no run; there is nothing to retry")
     unknown = sorted(set(states) - set(State))
-    if unknown or not states:
+    if unknown or not (states or foreign is not None):
         raise OutputError(f"--state {','.join(unknown)}: states are {', '.join(State)}")
     changes = differences(manifest["settings"], settings)
     changed = tuple((key, value) for key, value in changes if key != SAMPLES)
     there = _samples_there(ledger, contents, known)
-    wanted = Pass(_next(known), 0, there, tuple(sorted(set(states))), changed)
+    wanted = Pass(_next(known), 0, there, tuple(sorted(set(states))), changed, foreign)
     for open_pass in known:
-        if open_pass.states and open_pass.number not in contents.closed:
-            if (open_pass.states, open_pass.changed) == (wanted.states, wanted.changed):
+        if open_pass.is_retry and open_pass.number not in contents.closed:
+            if replace(open_pass, number=0, stop=0) == replace(wanted, number=0, stop=0):
                 return open_pass
             raise OutputError(f"another retry is under way; finish it first: {_command(open_pass)}")
     ledger.open_pass(wanted)
@@ -89,10 +98,14 @@ def samples_there(ledger: Ledger) -> int:
 
 
 def _samples_there(ledger: Ledger, contents: Contents, known: Iterable[Pass]) -> int:
+    over = [p.stop for p in known if not p.is_retry and p.number in contents.closed]
+    return max([int(_manifest(ledger)["settings"][SAMPLES]), *over])
+
+
+def _manifest(ledger: Ledger) -> dict[str, Any]:
     manifest = ledger.manifest()
     assert manifest is not None
-    over = [p.stop for p in known if not p.states and p.number in contents.closed]
-    return max([int(manifest["settings"][SAMPLES]), *over])
+    return manifest
 
 
 def _next(known: Sequence[Pass]) -> int:
@@ -101,22 +114,24 @@ def _next(known: Sequence[Pass]) -> int:
 
 def _command(work: Pass) -> str:
     changes = "".join(f" --set {key}={value}" for key, value in work.changed)
-    return f"qwq-batch retry CONFIG --state {','.join(work.states)}{changes}"
+    states = f" --state {','.join(work.states)}" if work.states else ""
+    foreign = f" --foreign {work.foreign}" if work.foreign is not None else ""
+    return f"qwq-batch retry CONFIG{states}{foreign}{changes}"
 
 
-def _picks(ledger: Ledger, part: Part, states: tuple[str, ...]) -> Picks:
-    """The rows and samples of a finished part that ended in one of ``states``."""
+def _picks(ledger: Ledger, part: Part, work: Pass) -> Picks:
+    """The rows and samples of a finished part that the retry ``work`` is to do again."""
     footer = part_metadata(ledger.store, part.name)
-    if not any(footer["summary"]["states"].get(state) for state in states):
+    if work.foreign is None and not any(map(footer["summary"]["states"].get, work.states)):
         return ()
-    names = footer["columns"]
+    names = [footer["columns"][name] for name in PICKED_BY]
     with ledger.store.open(part.name) as file:
-        table = pq.read_table(file, columns=[names["state"], names["sample"]])
+        table = pq.read_table(file, columns=names)
     picks: dict[int, list[int]] = {}
     row = part.start - 1
-    columns = (table[names["state"]].to_pylist(), table[names["sample"]].to_pylist())
-    for state, sample in zip(*columns, strict=True):
+    for sample, state, *shares in zip(*(table[name].to_pylist() for name in names), strict=True):
         row += sample == 0
-        if state in states:
+        is_foreign = work.foreign is not None and max(s or 0 for s in shares) > work.foreign
+        if state in work.states or is_foreign:
             picks.setdefault(row, []).append(sample)
     return tuple((row, tuple(samples)) for row, samples in picks.items())

@@ -74,8 +74,9 @@ class Range:
 class Pass:
     """One going over parts: the run itself (number 0), a retry, or a top-up with more samples.
 
-    Each row is given the samples ``first`` to ``stop`` (exclusive); a retry has ``states``, and
-    does again only what ended in one of them. ``changed``: its settings that are not the run's.
+    Each row is given the samples ``first`` to ``stop`` (exclusive). A retry does again only what
+    ended in one of ``states``, or has more than the share ``foreign`` of letters in scripts that
+    its prompt does not use. ``changed``: its settings that are not the run's.
     """
 
     number: int
@@ -83,11 +84,17 @@ class Pass:
     stop: int
     states: tuple[str, ...] = ()
     changed: tuple[tuple[str, Any], ...] = ()
+    foreign: float | None = None
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether it does traces again, rather than for the first time."""
+        return bool(self.states) or self.foreign is not None
 
     @property
     def attempt(self) -> int:
         """What its seeds and its traces' ``attempt`` hold: a retry's number, otherwise 0."""
-        return self.number if self.states else 0
+        return self.number if self.is_retry else 0
 
     @property
     def samples(self) -> tuple[int, ...]:

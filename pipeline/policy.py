@@ -26,6 +26,11 @@ CLOSING: dict[ThinkFormat, str] = {
     # Preview has no tags: what it writes by itself before its answers takes their place.
     "final_answer": f"\n\n{EARLY_STOP}\n\n{FINAL_ANSWER}\n\n",
 }
+# Between thinking that is over and an answer that is generated apart.
+OPENING: dict[ThinkFormat, str] = {
+    "think_tags": "\n\n",
+    "final_answer": f"\n\n{FINAL_ANSWER}\n\n",
+}
 
 
 class ClosedBy(StrEnum):
@@ -59,7 +64,8 @@ class Progress:
     ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
     phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
     an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
-    circles and were given up. ``finish_reason`` ends it.
+    circles and were given up. ``closed_by`` stays None where the model closed its thinking itself
+    and only the answer is a pass of its own. ``finish_reason`` ends it.
     """
 
     token_ids: "array[int]" = field(default_factory=lambda: array("i"))
@@ -82,8 +88,8 @@ class Progress:
         self.wasted_tokens += len(self.token_ids)
         self.token_ids, self.tries, self.carried = array("i"), self.tries + 1, 0
 
-    def close(self, closing: Sequence[int], by: ClosedBy) -> None:
-        """Close the thinking with the tokens ``closing``."""
+    def close(self, closing: Sequence[int], by: ClosedBy | None) -> None:
+        """Close the thinking with the tokens ``closing``, or lead over to the answer with them."""
         self.closed_at, self.closing_tokens = len(self.token_ids), len(closing)
         self.closed_by = by
         self.token_ids.extend(closing)
@@ -126,15 +132,34 @@ SAVED = ("finish_reason", "closed_at", "closing_tokens", "closed_by", "tries", "
 
 
 @dataclass(frozen=True)
+class AnswerPass:
+    """How an answer is generated apart from its thinking, under a grammar.
+
+    ``schema``: the JSON Schema, as JSON text. ``stop_id``: the token that closes the thinking; None
+    where that is more than one, and the model ends its turn in its own words first. ``opening``:
+    the token ids that stand between thinking that has closed itself and the answer. ``ends``: the
+    token ids that end a turn.
+    """
+
+    schema: str
+    stop_id: int | None
+    opening: Sequence[int]
+    ends: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
 class Step:
     """What to ask an engine for next.
 
-    ``policy.max_tokens`` bounds the whole output, closing phrase included.
+    ``policy.max_tokens`` bounds the whole output, closing phrase included. ``stop_id``: a token
+    that ends the step; ``schema``: what it generates is JSON that fits it.
     """
 
     policy: SamplingPolicy
     seed: int
     watch_loops: bool
+    stop_id: int | None = None
+    schema: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +167,8 @@ class Rules:
     """The policy of a run, with what it needs to know of the model.
 
     ``closing``: the token ids that close the thinking. ``is_closed``: whether token ids hold the
-    end of the thinking. ``context_tokens``: for prompt and output together.
+    end of the thinking. ``context_tokens``: for prompt and output together. ``answer``: None where
+    the model goes on from thinking to answer by itself.
     """
 
     sampling: SamplingPolicy
@@ -150,6 +176,7 @@ class Rules:
     context_tokens: int
     closing: Sequence[int]
     is_closed: Callable[[Sequence[int]], bool]
+    answer: AnswerPass | None = None
 
     def room(self, prompt_tokens: int) -> int:
         """How many tokens of output the context has room for."""
@@ -164,21 +191,27 @@ class Rules:
             sampling = replace(sampling, presence_penalty=penalty)
         if progress.closed_at is not None:
             limit = progress.closed_at + progress.closing_tokens + self.thinking.answer_tokens
-            return Step(replace(sampling, max_tokens=min(limit, room)), seed, watch_loops=False)
+            schema = None if self.answer is None else self.answer.schema
+            sampling = replace(sampling, max_tokens=min(limit, room))
+            return Step(sampling, seed, watch_loops=False, schema=schema)
         limit = min(sampling.max_tokens, room)
-        if not self.is_closed(progress.token_ids):
+        if self.answer is not None or not self.is_closed(progress.token_ids):
             limit = min(limit, self._thinking_limit(room))
-        return Step(replace(sampling, max_tokens=limit), seed, self.thinking.detect_loops)
+        stop_id = None if self.answer is None else self.answer.stop_id
+        sampling = replace(sampling, max_tokens=limit)
+        return Step(sampling, seed, self.thinking.detect_loops, stop_id)
 
     def end_step(self, progress: Progress, finish_reason: str, room: int) -> None:
         """Take note of how a step ended: set ``finish_reason``, or change what comes next."""
         looped = finish_reason == "repetition"
         with progress.lock:
-            if progress.closed_at is not None or finish_reason == "stop":
+            if self._has_thought(progress, finish_reason):
+                self._lead_over(progress)
+            elif progress.closed_at is not None or finish_reason == "stop":
                 progress.finish_reason = finish_reason
             elif looped and progress.tries < self.thinking.loop_retries:
                 progress.begin_again()
-            elif self.is_closed(progress.token_ids):
+            elif self.answer is None and self.is_closed(progress.token_ids):
                 if looped or len(progress.token_ids) >= min(self.sampling.max_tokens, room):
                     progress.finish_reason = finish_reason
                 # Else the budget ran out after the thinking was over, and the answer goes on.
@@ -186,6 +219,19 @@ class Rules:
                 progress.close(self.closing, ClosedBy.LOOP if looped else ClosedBy.BUDGET)
             else:
                 progress.finish_reason = finish_reason
+
+    def _has_thought(self, progress: Progress, finish_reason: str) -> bool:
+        """Whether the model has closed its thinking itself, and the answer is still to come."""
+        if self.answer is None or progress.closed_at is not None or finish_reason != "stop":
+            return False
+        return self.answer.stop_id is None or self.is_closed(progress.token_ids)
+
+    def _lead_over(self, progress: Progress) -> None:
+        """From thinking that is over to the answer; a turn that has ended has not."""
+        assert self.answer is not None
+        while progress.token_ids and progress.token_ids[-1] in self.answer.ends:
+            progress.token_ids.pop()
+        progress.close(self.answer.opening, None)
 
     def _thinking_limit(self, room: int) -> int:
         """The most tokens of thinking, with room for an answer after it where one may be needed."""

@@ -31,7 +31,7 @@ def prompts(job: Job, count: int) -> Iterator[dict[str, Any]]:
     for row in _first_rows(job, count):
         try:
             prompt = render_row(
-                renderer, row, job.columns, config.prompt.system, config.prompt.suffix_text
+                renderer, row, job.columns, config.prompt.system, config.suffix_text
             )
         except RowError as error:
             yield {"prompt": None, "prompt_tokens": None, "error": str(error)}
@@ -49,14 +49,15 @@ def plan_lines(job: Job) -> Iterator[str]:
         f"{plan.rows_todo:,} rows to do"
     )
     yield f"columns   {', '.join(job.traces.names)}"
-    engine, (in_flight, _) = config.engine, concurrency(config, config.policy.n)
+    engine, (in_flight, _) = config.engine, concurrency(config, config.policy.first_draw)
     yield (
         f"engines   {engine.replicas} x {engine.kind} on {engine.tensor_parallel} {engine.device}, "
         f"{config.model.path} ({config.model.preset}), {in_flight} rows in flight each"
     )
     if engine.vllm:
         yield f"vllm      {json.dumps(engine.vllm)}"
-    yield "sampling  " + ", ".join(f"{key} {value}" for key, value in vars(config.policy).items())
+    policy = {key: value for key, value in vars(config.policy).items() if value is not None}
+    yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
     for prompt in prompts(job, 1):
         yield f"prompt 1  {prompt['prompt_tokens']} tokens"
         yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]

@@ -18,6 +18,7 @@ class Summary:
     """A run's output: traces expected and present, by state, tokens, and parts that lack."""
 
     expected: int
+    rows: int
     traces: int
     states: Counter[str]
     prompt_tokens: int
@@ -25,11 +26,15 @@ class Summary:
     answer_tokens: int
     carried_tokens: int
     missing_parts: tuple[str, ...]
+    agree: int | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Whether every input row is there with all its samples, whatever their states."""
-        return not self.missing_parts and self.traces == self.expected
+        """Whether every input row is there with all its samples, whatever their states.
+
+        Where samples are drawn until enough ``agree``, each row has those that it took.
+        """
+        return not self.missing_parts and (self.agree is not None or self.traces == self.expected)
 
     @property
     def output_tokens(self) -> int:
@@ -41,6 +46,12 @@ class Summary:
         for state in State:
             if count := self.states.get(state, 0):
                 yield f"{state:<10} {count:>9,} traces  {count / max(1, self.traces):>6.1%}"
+        if self.agree is not None and not self.missing_parts:
+            spared = self.expected - self.traces
+            yield (
+                f"{'agreement':<10} {spared:>9,} samples not needed, "
+                f"{spared / max(1, self.expected):.1%} (drawn until {self.agree} agree)"
+            )
         yield (
             f"{'tokens':<10} {self.prompt_tokens:>9,} prompt, {self.think_tokens:,} think, "
             f"{self.answer_tokens:,} answer"
@@ -48,8 +59,13 @@ class Summary:
         )
 
 
-def summarize(store: Storage, parts: Iterable[Part], samples: int) -> Summary:
-    """Add up the footers of the run's parts; parts that are not there are named."""
+def summarize(
+    store: Storage, parts: Iterable[Part], samples: int, agree: int | None = None
+) -> Summary:
+    """Add up the footers of the run's parts; parts that are not there are named.
+
+    ``samples``: how many each row has, at most if they are drawn until enough ``agree``.
+    """
     parts = list(parts)
     present = {info.name for info in store.files()}
     there = [part.name for part in parts if part.name in present]
@@ -60,6 +76,7 @@ def summarize(store: Storage, parts: Iterable[Part], samples: int) -> Summary:
         states.update(summary["states"])
     return Summary(
         expected=sum(part.rows for part in parts) * samples,
+        rows=sum(summary["rows"] for summary in found),
         traces=sum(summary["traces"] for summary in found),
         states=states,
         prompt_tokens=sum(summary["prompt_tokens"] for summary in found),
@@ -67,4 +84,5 @@ def summarize(store: Storage, parts: Iterable[Part], samples: int) -> Summary:
         answer_tokens=sum(summary["answer_tokens"] for summary in found),
         carried_tokens=sum(summary["carried_tokens"] for summary in found),
         missing_parts=tuple(part.name for part in parts if part.name not in present),
+        agree=agree,
     )

@@ -5,7 +5,8 @@ README: temperature 0.6, top_p 0.95, top_k between 20 and 40, min_p 0, never gre
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,10 @@ ThinkFormat = Literal["think_tags", "final_answer"]
 
 @dataclass(frozen=True)
 class SamplingPolicy:
-    """How every trace is sampled; ``max_tokens`` counts thinking and answer together."""
+    """How every trace is sampled; ``max_tokens`` counts thinking and answer together.
+
+    ``agree``: samples of a row are drawn until so many agree, ``n`` at most; None: always ``n``.
+    """
 
     n: int
     temperature: float
@@ -26,6 +30,12 @@ class SamplingPolicy:
     repetition_penalty: float
     max_tokens: int
     seed: int
+    agree: int | None = None
+
+    @property
+    def first_draw(self) -> int:
+        """How many samples of a row are drawn at once, before any is known."""
+        return min(self.n, self.agree or self.n)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,16 @@ def warnings(policy: SamplingPolicy) -> Iterator[str]:
             f"sampling.max_tokens is {policy.max_tokens}; reasoning traces take thousands of "
             "tokens, so most will be truncated (the preset has 32768)"
         )
+
+
+def still_to_draw(answers: Sequence[str | None], agree: int, most: int) -> int:
+    """How many more samples it takes until ``agree`` answers can be the same, ``most`` in all.
+
+    Only the same text agrees: to find that 1/2 is 0.5 takes algebra, to draw once more does not.
+    """
+    counts = Counter(answer for answer in answers if answer is not None)
+    lacking = agree - max(counts.values(), default=0)
+    return max(0, min(lacking, most - len(answers)))
 
 
 def derive_seed(run_seed: int, shard: str, row: int, sample: int, attempt: int = 0) -> int:

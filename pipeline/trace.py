@@ -1,13 +1,15 @@
 """A trace: one sample of one row, made from the token ids that an engine generated."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.policy import CLOSING, Progress
+from pipeline.policy import CLOSING, OPENING, AnswerPass, Progress
 from pipeline.reasoning import (
     CLOSE_TAG,
     FINAL_ANSWER,
+    Split,
     State,
     count_think_tokens,
     rescued_state,
@@ -16,7 +18,7 @@ from pipeline.reasoning import (
 )
 from pipeline.sampling import ThinkFormat
 from pipeline.scripts import foreign_share
-from pipeline.verify import AnswerFormat, parse
+from pipeline.verify import AnswerFormat, JsonForm, parse
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,31 @@ class TraceMaker:
     """Makes traces of token ids, with a model's tokenizer and its way to close the thinking."""
 
     def __init__(
-        self, tokenizer: Any, think_format: ThinkFormat, answer_format: AnswerFormat = "text"
+        self,
+        tokenizer: Any,
+        think_format: ThinkFormat,
+        answer_format: AnswerFormat = "text",
+        form: JsonForm | None = None,
     ) -> None:
         self._tokenizer, self._think_format = tokenizer, think_format
-        self._answer_format = answer_format
+        self._answer_format, self._form = answer_format, form
         found = tokenizer.convert_tokens_to_ids(CLOSE_TAG)
         one = isinstance(found, int) and found != tokenizer.unk_token_id
         self._close_id = found if one else None
         self.closing: list[int] = tokenizer.encode(CLOSING[think_format], add_special_tokens=False)
+
+    @property
+    def answer_pass(self) -> AnswerPass | None:
+        """How JSON answers are generated; None for all others."""
+        if self._form is None:
+            return None
+        opening = OPENING[self._think_format]
+        return AnswerPass(
+            json.dumps(self._form.schema),
+            self._close_id if self._think_format == "think_tags" else None,
+            self._tokenizer.encode(opening, add_special_tokens=False),
+            self._tokenizer.all_special_ids,
+        )
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text without control tokens, such as the end of turn."""
@@ -80,11 +99,11 @@ class TraceMaker:
     ) -> Trace:
         """The trace of a sample that has ended. ``prompt``: its token ids."""
         assert progress.finish_reason is not None
-        made = self._closed(progress) if progress.closed_by else self._whole(progress)
+        made = self._whole(progress) if progress.closed_at is None else self._in_two(progress)
         prompt_text = self.text(prompt)
         state, parsed = State(made.state), None
         if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
-            parsed = parse(made.answer, self._answer_format)
+            parsed = parse(made.answer, self._answer_format, self._form)
             state = State.UNPARSED if parsed is None else state
         return replace(
             made,
@@ -121,15 +140,20 @@ class TraceMaker:
             answer_tokens=len(token_ids) - think_tokens,
         )
 
-    def _closed(self, progress: Progress) -> Trace:
-        """A trace whose thinking was closed for it; the closing phrase is in neither part."""
+    def _in_two(self, progress: Progress) -> Trace:
+        """A trace whose answer was a pass of its own; what led over to it is in neither part."""
         token_ids, at = progress.token_ids.tolist(), progress.closed_at or 0
         answer_ids = token_ids[at + progress.closing_tokens :]
         # Cut off, the thinking has no end that a splitter would find.
         think = split(self.text(token_ids[:at]), self._think_format, ended=False).think
         answer = self.text(answer_ids).strip("\n") if answer_ids else None
+        ended = progress.finish_reason == "stop"
+        if progress.closed_by is None:
+            state = state_of(Split(think, answer, at), progress.finish_reason or "")
+        else:
+            state = rescued_state(answer, ended, progress.closed_by == "loop")
         return Trace(
-            rescued_state(answer, progress.finish_reason == "stop", progress.closed_by == "loop"),
+            state,
             think=think,
             answer=answer,
             think_tokens=at,

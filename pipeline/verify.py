@@ -3,12 +3,17 @@
 An answer that is not in the agreed form is not guessed at: its trace is ``unparsed``.
 """
 
+import contextlib
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-AnswerFormat = Literal["text", "boxed", "choice"]
+from pydantic import BaseModel
+
+AnswerFormat = Literal["text", "boxed", "choice", "json"]
 
 # A longer answer is no number or formula that is worth comparing as one.
 LONGEST_FORMULA = 400
@@ -25,14 +30,60 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _IN_TEXT = re.compile(r"\\text(?:bf|rm|it)?\{([^{}]*)\}|\\mathrm\{([^{}]*)\}")
 
 
-def parse(answer: str | None, answer_format: AnswerFormat) -> str | None:
-    """What ``answer`` says in ``answer_format``; None if it is not in that form."""
+@dataclass(frozen=True)
+class JsonForm:
+    """The form of JSON answers: a JSON Schema and, where it was made from one, a pydantic model."""
+
+    schema: Mapping[str, Any]
+    model: type[BaseModel] | None = None
+
+    def parse(self, text: str) -> str | None:
+        """The JSON value that ``text`` is, as `canonical` writes it; None if it is not valid."""
+        import jsonschema
+
+        try:
+            value = json.loads(text, parse_constant=_refuse)
+            jsonschema.validate(value, self.schema)
+            if self.model is not None:
+                self.model.model_validate_json(text)
+        except (ValueError, RecursionError, jsonschema.ValidationError):
+            return None
+        return canonical(value)
+
+
+def canonical(value: Any) -> str:
+    """One JSON text for all spellings of a value: keys in order, 2.0 as 2."""
+    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def parse(
+    answer: str | None, answer_format: AnswerFormat, form: JsonForm | None = None
+) -> str | None:
+    """What ``answer`` says in ``answer_format``; None if it is not in that form.
+
+    ``form``: that of JSON answers.
+    """
     if answer is None:
         return None
     if answer_format == "boxed":
         return boxed(answer)
     if answer_format == "choice":
         return choice(answer)
+    if answer_format == "json":
+        assert form is not None
+        return form.parse(answer)
     return answer
 
 
@@ -82,13 +133,15 @@ def is_correct(parsed: str | None, reference: object, answer_format: AnswerForma
     """Whether ``parsed`` says the same as ``reference``; None if there is no reference.
 
     Formulas are compared by `math_verify`, which must be called in a process's main thread: it
-    ends what takes too long by a signal.
+    ends what takes too long by a signal. A JSON reference is a value, or JSON text of one.
     """
     if reference is None:
         return None
-    expected = str(reference).strip()
     if parsed is None:
         return False
+    if answer_format == "json":
+        return parsed in _as_json(reference)
+    expected = str(reference).strip()
     if parsed.strip() == expected:
         return True
     if answer_format == "choice":
@@ -107,7 +160,8 @@ def vote(answers: Sequence[str | None], answer_format: AnswerFormat) -> tuple[st
     groups: list[tuple[str, int]] = []
     for answer, count in Counter(answer for answer in answers if answer is not None).items():
         for i, (other, size) in enumerate(groups):
-            if is_correct(answer, other, answer_format):
+            # JSON answers are canonical: those that say the same are the same text.
+            if answer_format != "json" and is_correct(answer, other, answer_format):
                 groups[i] = (other, size + count)
                 break
         else:
@@ -116,6 +170,15 @@ def vote(answers: Sequence[str | None], answer_format: AnswerFormat) -> tuple[st
         return None, 0.0
     winner, size = max(groups, key=lambda group: group[1])
     return winner, size / len(answers)
+
+
+def _as_json(reference: object) -> Iterator[str]:
+    """What ``reference`` is as JSON: text may be JSON or the value itself."""
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        yield canonical(reference)
+    if isinstance(reference, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield canonical(json.loads(reference))
 
 
 def _same_formula(expected: str, found: str) -> bool:

@@ -18,7 +18,9 @@ class Request:
     """One sample of one row, from its prompt or from where an earlier run had brought it.
 
     ``id`` is for logs. ``carried_token_ids`` were generated before; what is still to come
-    continues them, and ``policy.max_tokens`` counts them too.
+    continues them, and ``policy.max_tokens`` counts them too. ``stop_id``: a token, besides those
+    that end a turn, after which it stops. ``schema``: a JSON Schema that what is generated fits;
+    it is reported all at once, because a grammar can't go on from the middle.
     """
 
     id: str
@@ -26,6 +28,8 @@ class Request:
     carried_token_ids: Sequence[int]
     policy: SamplingPolicy
     seed: int
+    stop_id: int | None = None
+    schema: str | None = None
 
 
 class Engine(Protocol):

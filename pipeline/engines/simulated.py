@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from pipeline.sampling import ThinkFormat
 
 CONTEXT_TOKENS = 40_960
 LOOP = "Wait, let me think about this once more.\n"
+
+
+def example(schema: Mapping[str, Any], number: int) -> Any:
+    """A value that fits a simple JSON Schema; ``number`` chooses which."""
+    if "enum" in schema:
+        return schema["enum"][number % len(schema["enum"])]
+    if schema.get("type") == "object":
+        return {name: example(of, number) for name, of in schema.get("properties", {}).items()}
+    kinds = {"integer": number, "number": number, "boolean": number % 2 == 0, "array": []}
+    return kinds.get(str(schema.get("type")), str(number))
 
 
 class SimulatedEngine:
@@ -54,8 +65,9 @@ class SimulatedEngine:
             self._die_if_told(request)
             whole = self._trace(request)
             token_ids = whole[: request.policy.max_tokens]
-            for start in range(len(request.carried_token_ids), len(token_ids), TOKENS_A_REPORT):
-                new = token_ids[start : start + TOKENS_A_REPORT]
+            size = TOKENS_A_REPORT if request.schema is None else len(token_ids)
+            for start in range(len(request.carried_token_ids), len(token_ids), size):
+                new = token_ids[start : start + size]
                 await asyncio.sleep(len(new) * self._config.seconds_per_token)
                 self._die_if_told(request)
                 self._note(request.id, len(new))
@@ -80,6 +92,10 @@ class SimulatedEngine:
         if config.varies:
             answer += f" {random.randrange(10**9):09}"
         carried = list(request.carried_token_ids)
+        if request.schema is not None:
+            right = answer == "\\boxed{42}"
+            value = example(json.loads(request.schema), 42 if right else rng.randrange(1000))
+            return [*carried, *self._encode(json.dumps(value))]
         if EARLY_STOP in self._tokenizer.decode(carried[-400:]):
             return [*carried, *self._encode(answer)]
         if loops:
@@ -87,6 +103,8 @@ class SimulatedEngine:
             return (self._loop * (longest // len(self._loop) + 1))[:longest]
         tail = self._encode(self._marker + answer)
         thoughts = self._thoughts(max(1, length - len(tail)))
+        if request.stop_id in tail:
+            tail = tail[: tail.index(request.stop_id) + 1]
         return [*thoughts, *tail]
 
     def _thoughts(self, length: int) -> list[int]:

@@ -5,10 +5,12 @@ Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLL
 
 import ast
 import asyncio
+import json
 import os
 import uuid
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRej
 from pipeline.model import resolve_model
 from pipeline.sampling import SamplingPolicy, continued_seed
 
+# With white space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Engine arguments that are not the user's to set, and why.
 OURS = {
     "model": "set model.path instead",
@@ -90,6 +94,7 @@ class VllmEngine:
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
         self._slots = slots
+        self._checking, self._unchecked = asyncio.Lock(), config.answer.schema_text
         # Tokens of all prompts, carried ones too, and how many were in the prefix cache.
         self.prompt_tokens = self.cached_tokens = 0
         self._lora = None
@@ -111,18 +116,24 @@ class VllmEngine:
     async def generate(self, request: Request, report: Report) -> str:
         """Run one request to its end; see `Engine.generate`."""
         token_ids = list(request.carried_token_ids)
+        whole = request.schema is not None  # a grammar can't go on from the middle
+        await self._check_schema(request.policy)
 
         def keep(new: Sequence[int]) -> bool:
             token_ids.extend(new)
-            return report(new)
+            return not whole and report(new)
 
         for _ in range(REQUEST_TRIES):
             # What a given up try has brought is kept: the next goes on from there.
             reason = await self._try(request, token_ids, keep)
             if reason is not None:
+                if whole:
+                    report(token_ids[len(request.carried_token_ids) :])
                 return reason
             if self._engine.errored:
                 raise EngineDeadError("vLLM has stopped")
+            if whole:
+                del token_ids[len(request.carried_token_ids) :]
         raise RequestRejectedError(f"vLLM gave this request up {REQUEST_TRIES} times")
 
     async def _try(self, request: Request, token_ids: list[int], report: Report) -> str | None:
@@ -137,7 +148,7 @@ class VllmEngine:
         if left < 1:
             return "length"
         prompt = TokensPrompt(prompt_token_ids=[*request.prompt_token_ids, *token_ids])
-        params = self._params(request.policy, continued_seed(request.seed, len(token_ids)), left)
+        params = self._params(request, continued_seed(request.seed, len(token_ids)), left)
         reason, cached = None, 0
         try:
             outputs = self._engine.generate(
@@ -173,10 +184,27 @@ class VllmEngine:
         whole = min(request.policy.max_tokens, self.context_tokens - len(request.prompt_token_ids))
         return whole - generated
 
-    def _params(self, policy: SamplingPolicy, seed: int, max_tokens: int) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+    async def _check_schema(self, policy: SamplingPolicy) -> None:
+        """Generate a token by the schema first: else each row would think before it is refused."""
+        async with self._checking:
+            if self._unchecked is not None:
+                trial = Request("schema", (0,), (), replace(policy, max_tokens=1), 0)
+                try:
+                    await self._try(replace(trial, schema=self._unchecked), [], lambda _: False)
+                except RequestRejectedError as error:
+                    raise ModelError(
+                        f"vLLM can't generate by answer.json_schema: {error}"
+                    ) from None
+                self._unchecked = None
 
+    def _params(self, request: Request, seed: int, max_tokens: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        policy, grammar = request.policy, None
+        if request.schema is not None:
+            schema = {**json.loads(request.schema), "x-guidance": SPACING}
+            grammar = StructuredOutputsParams(json=schema)
         return SamplingParams(
             n=1,
             temperature=policy.temperature,
@@ -187,6 +215,8 @@ class VllmEngine:
             repetition_penalty=policy.repetition_penalty,
             max_tokens=max_tokens,
             seed=seed,
+            stop_token_ids=None if request.stop_id is None else [request.stop_id],
+            structured_outputs=grammar,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -208,6 +238,10 @@ def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
         ours["distributed_executor_backend"] = "mp"
     if config.model.lora is not None:
         ours["enable_lora"] = True
+    if config.answer.schema_text is not None:
+        # llguidance knows more of JSON Schema than xgrammar; white space where the model likes is
+        # room to go in circles.
+        ours["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
     if config.engine.device == "cpu":
         # A seeded request whose prompt is cut in chunks ends the engine on CPU: the model runner
         # winds its random generator back, and PyTorch's CPU generator "does not use offset".

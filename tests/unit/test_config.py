@@ -78,8 +78,8 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
     config = load_config(file, overrides)
     assert config.policy.n == 4
     assert config.engine.vllm == {"enforce_eager": True}
-    assert config.prompt.suffix_text is not None
-    assert r"\boxed{}" in config.prompt.suffix_text
+    assert config.suffix_text is not None
+    assert r"\boxed{}" in config.suffix_text
 
 
 def test_config_can_not_be_changed_after_it_was_checked() -> None:
