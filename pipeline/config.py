@@ -231,6 +231,9 @@ class SimulatedConfig(_Section):
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="the share of traces that think in circles until they are ended"
     )
+    mixes: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="the share of traces that slip into Chinese"
+    )
     right: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="the share of traces that answer 42 rather than any number"
     )

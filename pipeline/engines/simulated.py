@@ -103,6 +103,8 @@ class SimulatedEngine:
             return (self._loop * (longest // len(self._loop) + 1))[:longest]
         tail = self._encode(self._marker + answer)
         thoughts = self._thoughts(max(1, length - len(tail)))
+        if rng.random() < config.mixes:
+            thoughts += self._encode("让我再想一想。" * 20)
         if request.stop_id in tail:
             tail = tail[: tail.index(request.stop_id) + 1]
         return [*thoughts, *tail]

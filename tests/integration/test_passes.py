@@ -88,11 +88,31 @@ def test_retry_does_again_what_ended_so_and_leaves_the_rest(
     footer = part_metadata(Storage(longer.output.path), "shard-00000.00000.parquet")
     assert footer["settings"]["sampling.max_tokens"] == 100
     assert footer["passes"] == [
-        {"number": 1, "states": ["failed", "truncated"], "changed": {"sampling.max_tokens": 4000}}
+        {
+            "number": 1,
+            "states": ["failed", "truncated"],
+            "foreign": None,
+            "changed": {"sampling.max_tokens": 4000},
+        }
     ]
     assert flow.run(first) == summary  # the run itself is as it was
     assert flow.retry(longer, ["truncated"]) == summary  # nothing in that state is left
     assert traces(longer) == after
+
+
+def test_traces_that_mix_languages_are_done_again(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [60])
+    mixing = {"simulated": {**ENGINE["simulated"], "mixes": 0.3}}
+    config = make_config(engine=mixing)
+    flow.run(config)
+    before = traces(config)
+    flow.retry(config, foreign=0.05)
+    mixed = [row["think_foreign"] > 0.05 for row in before]
+    assert 8 < sum(mixed) < 40
+    assert [row["attempt"] == 1 for row in traces(config)] == mixed
+    assert sum(row["think_foreign"] > 0.05 for row in traces(config)) < sum(mixed)
+    with pytest.raises(OutputError, match=r"states are finished, truncated"):
+        flow.retry(config)
 
 
 def test_retry_under_way_goes_on_and_another_is_refused(

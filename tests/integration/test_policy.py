@@ -1,5 +1,6 @@
 """The reasoning policy through the whole pipeline, with the simulated engine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline import flow
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.policy import EARLY_STOP
 from tests.conftest import MakeConfig, write_shards
 
@@ -87,7 +88,9 @@ def test_answers_are_parsed_and_compared(tmp_path: Path, make_config: MakeConfig
     assert traces(letters)[0]["answer"].startswith("\\boxed{")
     with pytest.raises(InputError, match=r"answer.reference_column is gold, but the input has"):
         flow.run(make_config(answer={"format": "boxed", "reference_column": "gold"}))
-    with pytest.raises(ConfigError, match=r"reference_column needs a format: boxed or choice"):
+    with pytest.raises(
+        ConfigError, match=r"reference_column needs a format: boxed, choice or json"
+    ):
         make_config(answer={"reference_column": "right"})
 
 
@@ -108,3 +111,72 @@ def test_samples_vote_and_a_top_up_votes_again(tmp_path: Path, make_config: Make
         [vote] = {row["vote"] for row in rows[i : i + 5]}
         assert answers.count(vote) == most
     assert sum(row["agreement"] > 0.5 for row in rows) > 40
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"label": {"enum": ["good", "fair", "bad"]}, "score": {"type": "integer"}},
+    "required": ["label", "score"],
+}
+
+
+@pytest.mark.parametrize("preset", ["qwq-32b", "qwq-32b-preview"])
+def test_json_answers_follow_the_thinking(
+    tmp_path: Path, make_config: MakeConfig, preset: str
+) -> None:
+    write_shards(tmp_path / "in", [40])
+    short = {"simulated": {"tokens_median": 300, "seconds_per_token": 0, "loops": 0.2}}
+    config = make_config(
+        model={"path": "qwq-nano" if preset == "qwq-32b" else "qwq-nano-preview", "preset": preset},
+        engine=short, answer={"format": "json", "json_schema": SCHEMA}, prompt={"suffix": "json"},
+        sampling={"max_tokens": 3000}, thinking={"budget_tokens": 400, "loop_retries": 0},
+        output={"raw_text": True},
+    )  # fmt: skip
+    summary = flow.run(config)
+    assert summary.states.keys() == {"finished", "rescued"}
+    for row in traces(config):
+        value = json.loads(row["answer"])
+        assert value["label"] == SCHEMA["properties"]["label"]["enum"][value["score"] % 3]  # type: ignore[index]
+        assert row["parsed"] == json.dumps(value)
+        assert (row["closed_by"] is not None) == (row["state"] == "rescued")
+        assert "label" not in row["think"]
+        assert row["think_tokens"] <= 400
+        assert row["raw"].endswith(row["answer"])
+    assert {row["closed_by"] for row in traces(config)} == {None, "budget"}
+
+
+def test_samples_are_drawn_until_they_agree(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [60])
+    engine = {"simulated": {"tokens_median": 60, "seconds_per_token": 0, "right": 0.6}}
+    fixed, adaptive = (
+        make_config(
+            engine=engine, answer={"format": "boxed"}, sampling={"n": 8, **agree},
+            output={"path": str(tmp_path / f"out{len(agree)}"), "rows_per_part": 32},
+        )
+        for agree in ({}, {"agree": 3})
+    )  # fmt: skip
+    flow.run(fixed)
+    summary = flow.run(adaptive)
+    assert summary.is_complete
+    assert (summary.expected, summary.rows) == (480, 60)
+    assert summary.traces < 400
+    assert any("samples not needed" in line for line in summary.lines())
+    everything = {(row["id"], row["sample"]): row for row in traces(fixed)}
+    drawn: dict[int, list[str]] = {}
+    for row in traces(adaptive):
+        assert everything[row["id"], row["sample"]]["answer"] == row["answer"]
+        assert row["sample"] == len(drawn.setdefault(row["id"], []))
+        drawn[row["id"]].append(row["parsed"])
+    assert sorted(drawn) == list(range(60))
+    for answers in drawn.values():
+        most = max(answers.count(answer) for answer in answers)
+        assert most == 3 if len(answers) < 8 else most <= 3
+    votes = {row["id"]: row["vote"] for row in traces(adaptive)}
+    assert sum(vote == "42" for vote in votes.values()) > 45
+    assert flow.run(adaptive) == summary  # nothing is left to do
+    more = make_config(
+        engine=engine, answer={"format": "boxed"}, sampling={"n": 9, "agree": 3},
+        output={"path": adaptive.output.path, "rows_per_part": 32},
+    )  # fmt: skip
+    with pytest.raises(OutputError, match=r"sampling.n can't be raised from 8"):
+        flow.run(more)

@@ -1,5 +1,6 @@
 """The configuration: what is refused, in which words."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pipeline.config import fingerprint_of, load_config, parse_config
 from pipeline.engines.vllm import check_engine_args, engine_arg_names
 from pipeline.errors import ConfigError
+from pipeline.verify import JsonForm
 
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -33,6 +35,15 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
         ("nonsense", "--set takes key=value"),
         ("model=", "model: "),
+        ("answer.format=json", "json_schema and the format json go together"),
+        ("answer.json_schema={}", "json_schema and the format json go together"),
+        ("answer={format: json, json_schema: {type: 7}}", "json_schema is not a JSON Schema: 7"),
+        ("answer={format: json, json_schema: none.json}", "json_schema none.json can't be read"),
+        ("answer={format: json, json_schema: 'os:no'}", "json_schema os:no: module 'os' has no"),
+        ("answer={format: json, json_schema: 'os:path'}", "os:path is not a pydantic model"),
+        ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
+        ("sampling.agree=2", "sampling.agree needs an answer.format"),
+        ("sampling.agree=0", "sampling.agree: Input should be greater than or equal to 1"),
     ],
 )
 def test_wrong_setting_is_one_clear_message(tmp_path: Path, override: str, message: str) -> None:
@@ -80,6 +91,34 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
     assert config.engine.vllm == {"enforce_eager": True}
     assert config.suffix_text is not None
     assert r"\boxed{}" in config.suffix_text
+
+
+def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}}
+    file = tmp_path / "label.json"
+    file.write_text(json.dumps(schema))
+    for source in (schema, str(file)):
+        answer = {"format": "json", "json_schema": source}
+        config = parse_config({**MINIMAL, "answer": answer, "prompt": {"suffix": "json"}})
+        assert config.answer.json_form == JsonForm(schema)
+        assert config.suffix_text is not None
+        assert config.suffix_text.endswith(
+            ': {"type":"object","properties":{"label":{"enum":["a","b"]}}}'
+        )
+        assert list(config.warnings) == []
+    model = "tests.unit.test_verify:Sum"
+    config = parse_config({**MINIMAL, "answer": {"format": "json", "json_schema": model}})
+    assert config.answer.json_form is not None
+    assert config.answer.json_form.schema["required"] == ["value"]
+    assert list(config.warnings) == [
+        "answer.format is json, and no prompt.suffix asks for it; unless your prompts do, set "
+        "prompt.suffix=json"
+    ]
+
+
+def test_more_can_not_agree_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"sampling.agree is 3, more than sampling.n, 2"):
+        parse_config({**MINIMAL, "answer": {"format": "boxed"}, "sampling": {"n": 2, "agree": 3}})
 
 
 def test_config_can_not_be_changed_after_it_was_checked() -> None:

@@ -128,7 +128,7 @@ def test_part_is_committed_once_whatever_races(ledger: Ledger) -> None:
 
 def test_part_that_lacks_samples_is_not_called_finished(ledger: Ledger) -> None:
     ledger.write_block(block([*range(100, 110)], samples=(0, 1)))
-    with pytest.raises(OutputError, match=r"make 20 traces, not 30"):
+    with pytest.raises(OutputError, match=r"make 20 traces of 10 rows, not 30 of 10"):
         ledger.commit(EXTENT, replace(RUN, stop=3), SCHEMA, METADATA)
     assert ledger.contents().parts() == frozenset()
 
@@ -151,7 +151,12 @@ def test_pass_over_chosen_rows_changes_these_alone(ledger: Ledger) -> None:
     assert ledger.contents().parts(1) == {EXTENT.name}
     footer = part_metadata(ledger.store, EXTENT.name)
     assert footer["passes"] == [
-        {"number": 1, "states": ["truncated"], "changed": {"sampling.max_tokens": 99}}
+        {
+            "number": 1,
+            "states": ["truncated"],
+            "foreign": None,
+            "changed": {"sampling.max_tokens": 99},
+        }
     ]
     assert footer["summary"]["traces"] == 20
 
@@ -204,7 +209,7 @@ def test_part_says_what_made_it(ledger: Ledger) -> None:
     ledger.write_block(block([*range(100, 110)]))
     ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
     assert part_metadata(ledger.store, EXTENT.name)["summary"] == {
-        "traces": 10, "states": {"finished": 10},
+        "rows": 10, "traces": 10, "states": {"finished": 10},
         "prompt_tokens": 50, "think_tokens": 20, "answer_tokens": 10, "carried_tokens": 0,
     }  # fmt: skip
 

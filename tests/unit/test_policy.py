@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.model import load_tokenizer
-from pipeline.policy import CLOSING, EARLY_STOP, ClosedBy, Progress, Rules, ThinkingPolicy
+from pipeline.policy import (
+    CLOSING,
+    EARLY_STOP,
+    AnswerPass,
+    ClosedBy,
+    Progress,
+    Rules,
+    ThinkingPolicy,
+)
 from pipeline.reasoning import State
 from pipeline.sampling import PRESETS
 from pipeline.trace import TraceMaker
@@ -21,13 +29,16 @@ THINKING = ThinkingPolicy(
 )
 
 
-def rules(context: int = 200, max_tokens: int = 100, **thinking: object) -> Rules:
+def rules(
+    context: int = 200, max_tokens: int = 100, answer: AnswerPass | None = None, **thinking: object
+) -> Rules:
     return Rules(
         replace(SAMPLING, max_tokens=max_tokens),
         replace(THINKING, **thinking),  # type: ignore[arg-type]
         context,
         CLOSING_IDS,
         lambda ids: CLOSE in ids,
+        answer,
     )
 
 
@@ -36,8 +47,8 @@ def run(
 ) -> list[tuple[int, int]]:
     """Follow the policy with a model that in each step says so many words and then does this.
 
-    ``stop``, ``close`` (its thinking, then ends as the limit says) or ``repetition``. Returns seed
-    and most tokens of each step.
+    ``stop``, ``close`` (its thinking, then ends there if it is to, else as the limit says) or
+    ``repetition``. Returns seed and most tokens of each step.
     """
     room, steps = policy.room(prompt), []
     script = iter(behaviour)
@@ -56,6 +67,8 @@ def run(
         ended = len(cut) == len(new) and what in ("stop", "repetition")
         if what == "repetition" and not step.watch_loops:
             ended = False
+        if step.stop_id is not None and step.stop_id in cut:
+            ended, what = True, "stop"
         if not ended and len(cut) < left:  # talks on
             progress.report([WORD] * (left - len(cut)))
         policy.end_step(progress, what if ended else "length", room)
@@ -116,6 +129,43 @@ def test_thinking_leaves_room_in_the_context_for_an_answer() -> None:
     assert len(progress.token_ids) == 90
 
 
+JSON, OPENING_IDS = "{}", (6, 6)
+APART = AnswerPass(JSON, CLOSE, OPENING_IDS, (END,))
+PROSE_FIRST = AnswerPass(JSON, None, OPENING_IDS, (END,))
+
+
+def test_answer_of_a_form_is_a_step_of_its_own_after_the_thinking() -> None:
+    progress, policy = Progress(), rules(answer=APART)
+    assert policy.next_step(progress, 42, 190).stop_id == CLOSE
+    assert policy.next_step(progress, 42, 190).schema is None
+    steps = run(policy, progress, [(30, "close"), (5, "stop")])
+    assert steps == [(42, 100), (42, 31 + 2 + 20)]
+    assert progress.token_ids.tolist() == [WORD] * 30 + [CLOSE, 6, 6] + [WORD] * 5 + [END]
+    assert (progress.finish_reason, progress.closed_by) == ("stop", None)
+    closed = Progress.restored({**progress.snapshot(), "finish_reason": None})
+    step = policy.next_step(closed, 42, 190)
+    assert (step.schema, step.stop_id, step.watch_loops) == (JSON, None, False)
+
+
+def test_where_no_token_closes_the_thinking_the_turn_ends_first() -> None:
+    progress = Progress()
+    run(rules(answer=PROSE_FIRST), progress, [(30, "stop"), (5, "stop")])
+    assert progress.token_ids.tolist() == [WORD] * 30 + [6, 6] + [WORD] * 5 + [END]
+
+
+def test_turn_that_ends_in_the_thinking_has_no_answer() -> None:
+    progress = Progress()
+    run(rules(answer=APART), progress, [(30, "stop")])
+    assert (progress.finish_reason, progress.closed_at) == ("stop", None)
+
+
+def test_rescued_answer_has_its_form_too() -> None:
+    progress, policy = Progress(), rules(answer=APART)
+    run(policy, progress, [(999, "length"), (5, "stop")])
+    assert progress.closed_by == "budget"
+    assert progress.token_ids.tolist()[100:] == [*CLOSING_IDS] + [WORD] * 5 + [END]
+
+
 BEHAVIOURS = st.lists(
     st.tuples(st.integers(0, 150), st.sampled_from(["stop", "close", "repetition", "length"])),
     max_size=6,
@@ -125,14 +175,16 @@ BEHAVIOURS = st.lists(
 @given(
     BEHAVIOURS, st.integers(12, 300), st.integers(1, 200), st.none() | st.integers(1, 200),
     st.integers(1, 60), st.booleans(), st.integers(0, 3), st.integers(1, 11),
+    st.sampled_from([None, APART, PROSE_FIRST]),
 )  # fmt: skip
 def test_every_trace_ends_within_its_budgets(
     behaviour: list[tuple[int, str]], context: int, most: int, budget: int | None, answer: int,
-    rescue: bool, retries: int, prompt: int,
+    rescue: bool, retries: int, prompt: int, apart: AnswerPass | None,
 ) -> None:  # fmt: skip
     policy = rules(
         context,
         most,
+        apart,
         budget_tokens=budget,
         answer_tokens=answer,
         rescue=rescue,
@@ -147,24 +199,29 @@ def test_every_trace_ends_within_its_budgets(
     assert len(ids) - closing <= context - prompt
     if progress.closed_at is None:
         assert len(ids) <= min(most, context - prompt)
-        if progress.finish_reason == "length" and CLOSE not in ids:
+        if progress.finish_reason == "length" and (CLOSE not in ids or apart):
             assert not rescue
     else:
         at = progress.closed_at
         assert at <= min(most, budget or most)
-        assert CLOSE not in ids[:at]
-        assert ids[at : at + closing] == [*CLOSING_IDS]
+        if progress.closed_by is None:
+            assert apart
+            assert ids[at - 1] == CLOSE if apart.stop_id else END not in ids[:at]
+        elif not apart:
+            assert CLOSE not in ids[:at]
+        led_over = OPENING_IDS if progress.closed_by is None else CLOSING_IDS
+        assert ids[at : at + closing] == [*led_over]
         assert len(ids) - at - closing <= answer
     assert progress.tries <= retries
     assert (progress.wasted_tokens > 0) <= (progress.tries > 0)
 
 
-@given(BEHAVIOURS, st.integers(0, 3))
+@given(BEHAVIOURS, st.integers(0, 3), st.sampled_from([None, APART, PROSE_FIRST]))
 def test_trace_that_was_saved_goes_on_as_it_would_have(
-    behaviour: list[tuple[int, str]], steps: int
+    behaviour: list[tuple[int, str]], steps: int, apart: AnswerPass | None
 ) -> None:
     """Saved after any step and restored, the rest is the same."""
-    policy, whole, broken = rules(), Progress(), Progress()
+    policy, whole, broken = rules(answer=apart), Progress(), Progress()
     run(policy, whole, behaviour)
     room = policy.room(10)
     for words, what in behaviour[:steps]:
@@ -175,6 +232,8 @@ def test_trace_that_was_saved_goes_on_as_it_would_have(
             broken.report(new)
             ended = len(new) == words + (what == "stop") and what in ("stop", "repetition")
             ended = ended and (what != "repetition" or step.watch_loops)
+            if step.stop_id is not None and step.stop_id in new:
+                ended, what = True, "stop"
             if not ended and len(new) < left:
                 broken.report([WORD] * (left - len(new)))
             policy.end_step(broken, what if ended else "length", room)

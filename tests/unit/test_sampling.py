@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling import PRESETS, continued_seed, derive_seed, warnings
+from pipeline.sampling import PRESETS, continued_seed, derive_seed, still_to_draw, warnings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -56,3 +56,22 @@ def test_seeds_differ_between_rows_samples_shards_and_runs() -> None:
 def test_continued_trace_does_not_draw_the_same_numbers_again() -> None:
     assert continued_seed(7, 0) == 7
     assert len({continued_seed(7, tokens) for tokens in range(1000)}) == 1000
+
+
+@given(
+    st.lists(st.none() | st.sampled_from("ABC"), max_size=40),
+    st.integers(1, 12),
+    st.integers(1, 40),
+)
+def test_samples_are_drawn_until_enough_agree(
+    answers: list[str | None], agree: int, most: int
+) -> None:
+    drawn: list[str | None] = []
+    while left := still_to_draw(drawn, agree, most):
+        # No draw is one too many: if all of it agreed with the most frequent, it would just do.
+        best = max((drawn.count(answer) for answer in "ABC"), default=0)
+        assert best + left <= agree
+        assert len(drawn) + left <= most
+        drawn += [(answers + ["A"] * most)[len(drawn) + i] for i in range(left)]
+    best = max((drawn.count(answer) for answer in "ABC"), default=0)
+    assert best == agree if len(drawn) < most else best <= agree

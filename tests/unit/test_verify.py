@@ -1,10 +1,22 @@
 """Answers that machines read: found where they are, never guessed."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, field_validator
 
-from pipeline.verify import boxed, choice, is_correct, parse, qwen_answer, vote
+from pipeline.verify import (
+    JsonForm,
+    boxed,
+    canonical,
+    choice,
+    is_correct,
+    parse,
+    qwen_answer,
+    vote,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +136,88 @@ def test_vote_of_choices_is_a_most_frequent_one(answers: list[str | None]) -> No
     counts = [answers.count(letter) for letter in "ABCD"]
     assert share * len(answers) == pytest.approx(max(counts))
     assert winner is None if max(counts) == 0 else answers.count(winner) == max(counts)
+
+
+LABEL = {
+    "type": "object",
+    "properties": {"label": {"enum": ["good", "bad"]}, "score": {"type": "number"}},
+    "required": ["label"],
+    "additionalProperties": False,
+}
+
+
+class Sum(BaseModel):
+    value: int
+
+    @field_validator("value")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("odd")
+        return value
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"score": 2.0, "label": "good"}', '{"label": "good", "score": 2}'),
+        (' {"label":"bad"}\n', '{"label": "bad"}'),
+        ('{"label": "fair"}', None),
+        ('{"label": "good", "why": "so"}', None),
+        ('{"label": "good", "score": NaN}', None),
+        ('{"label": "good"', None),
+        ('```json\n{"label": "good"}\n```', None),
+        ("good", None),
+        ("", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_json_answer_is_what_its_schema_allows(text: str, found: str | None) -> None:
+    assert parse(text, "json", JsonForm(LABEL)) == found
+
+
+def test_json_answer_is_what_a_pydantic_model_allows() -> None:
+    form = JsonForm(Sum.model_json_schema(), Sum)
+    assert form.parse('{"value": 4}') == '{"value": 4}'
+    assert form.parse('{"value": 3}') is None
+
+
+@pytest.mark.parametrize(
+    ("parsed", "reference", "same"),
+    [
+        ('{"a": 1, "b": [2]}', {"b": [2.0], "a": 1}, True),
+        ('{"a": 1}', '{"a": 1.0}', True),
+        ('{"a": 1}', {"a": 2}, False),
+        ('"cat"', "cat", True),
+        ("3", 3, True),
+        ("3", "3", True),
+        ('{"a": 1}', "{", False),
+        (None, {"a": 1}, False),
+        ('{"a": 1}', None, None),
+    ],
+)
+def test_json_is_compared_by_its_value(
+    parsed: str | None, reference: object, same: bool | None
+) -> None:
+    assert is_correct(parsed, reference, "json") is same
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(JSON)
+def test_canonical_json_says_the_same_and_is_one(value: object) -> None:
+    text = canonical(value)
+    assert json.loads(text) == value
+    assert canonical(json.loads(text)) == text
+    assert JsonForm({}).parse(json.dumps(value, indent=1)) == text
+
+
+def test_json_vote_is_by_value() -> None:
+    answers = ['{"label": "bad"}', '{"label": "good"}', '{"label": "good"}', None]
+    assert vote(answers, "json") == ('{"label": "good"}', 0.5)
