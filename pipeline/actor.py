@@ -43,7 +43,7 @@ from pipeline.plan import Pass
 from pipeline.policy import Progress, Rules
 from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.reasoning import State
-from pipeline.sampling import PRESETS, derive_seed
+from pipeline.sampling import derive_seed
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, PromptColumns, trace_fields
 from pipeline.storage import Storage
 from pipeline.suspects import Suspicion, Turns
@@ -75,11 +75,11 @@ class Sample:
 
 def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
     """The engine that the config names."""
-    think_format, slots = PRESETS[config.model.preset].think_format, engine_slots(config)
+    slots = engine_slots(config)
     if config.engine.kind == "simulated":
         from pipeline.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine(config.engine.simulated, think_format, slots, tokenizer)
+        return SimulatedEngine(config.engine.simulated, config.think_format, slots, tokenizer)
     from pipeline.engines.vllm import VllmEngine
 
     return VllmEngine(config, slots)
@@ -122,9 +122,7 @@ class EngineActor:
         config = self._config
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        self._maker = TraceMaker(
-            tokenizer, PRESETS[config.model.preset].think_format, config.answer.format
-        )
+        self._maker = TraceMaker(tokenizer, config.think_format, config.answer.format)
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
@@ -137,7 +135,7 @@ class EngineActor:
             logger.exception("the engine did not start; trying once more")
             self._engine = build_engine(config, tokenizer)
         context = self._engine.context_tokens
-        self._renderer = PromptRenderer(tokenizer, context)
+        self._renderer = PromptRenderer(tokenizer, context, config.think_format)
         self._rules = Rules(
             config.policy,
             config.thinking.policy,

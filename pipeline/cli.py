@@ -91,7 +91,7 @@ def _load(args: argparse.Namespace) -> RunConfig:
     from pipeline.sampling import warnings
 
     config = load_config(args.config, args.overrides)
-    for warning in warnings(config.policy):
+    for warning in warnings(config.policy, config.model.preset):
         print(f"warning: {warning}", file=sys.stderr)
     return config
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from pipeline.reasoning import CLOSE_TAG, FINAL_ANSWER
-from pipeline.sampling import SamplingPolicy, ThinkFormat, derive_again
+from pipeline.reasoning import ThinkFormat
+from pipeline.sampling import SamplingPolicy, derive_again
 
 # From Qwen's documentation of QwQ and Qwen3, "thinking budget".
 EARLY_STOP = (
     "Considering the limited time by the user, I have to give the solution based on the thinking "
     "directly now."
 )
-CLOSING: dict[ThinkFormat, str] = {
-    "think_tags": f"\n\n{EARLY_STOP}\n{CLOSE_TAG}\n\n",
-    # Preview has no tags: what it writes by itself before its answers takes their place.
-    "final_answer": f"\n\n{EARLY_STOP}\n\n{FINAL_ANSWER}\n\n",
-}
+
+
+def closing_text(think_format: ThinkFormat) -> str:
+    """What closes thinking early in a format: the phrase, then what the model itself writes."""
+    return f"\n\n{EARLY_STOP}{think_format.closing}"
 
 
 class ClosedBy(StrEnum):
