@@ -43,7 +43,7 @@ from pipeline.plan import Pass
 from pipeline.policy import Progress, Rules
 from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.reasoning import State
-from pipeline.sampling import PRESETS, derive_seed, still_to_draw
+from pipeline.sampling import derive_seed, still_to_draw
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, PromptColumns, trace_fields
 from pipeline.storage import Storage
 from pipeline.suspects import Suspicion, Turns
@@ -75,11 +75,11 @@ class Sample:
 
 def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
     """The engine that the config names."""
-    think_format, slots = PRESETS[config.model.preset].think_format, engine_slots(config)
+    slots = engine_slots(config)
     if config.engine.kind == "simulated":
         from pipeline.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine(config.engine.simulated, think_format, slots, tokenizer)
+        return SimulatedEngine(config.engine.simulated, config.think_format, slots, tokenizer)
     from pipeline.engines.vllm import VllmEngine
 
     return VllmEngine(config, slots)
@@ -123,9 +123,7 @@ class EngineActor:
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         answer = config.answer
-        self._maker = TraceMaker(
-            tokenizer, PRESETS[config.model.preset].think_format, answer.format, answer.json_form
-        )
+        self._maker = TraceMaker(tokenizer, config.think_format, answer.format, answer.json_form)
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
@@ -138,7 +136,7 @@ class EngineActor:
             logger.exception("the engine did not start; trying once more")
             self._engine = build_engine(config, tokenizer)
         context = self._engine.context_tokens
-        self._renderer = PromptRenderer(tokenizer, context)
+        self._renderer = PromptRenderer(tokenizer, context, config.think_format)
         self._rules = Rules(
             config.policy,
             config.thinking.policy,

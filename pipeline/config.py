@@ -8,20 +8,22 @@ No I/O but reading the one YAML file.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.json_form import JsonForm, check_schema, load_form
 from pipeline.policy import ThinkingPolicy
+from pipeline.reasoning import ThinkFormat
 from pipeline.sampling import PRESETS, PresetName, SamplingPolicy, warnings
 from pipeline.schema import TRACE_COLUMNS
-from pipeline.verify import AnswerFormat, JsonForm
+from pipeline.verify import AnswerFormat
 
 SUFFIXES = {
     "math": r"Please reason step by step, and put your final answer within \boxed{}.",
@@ -76,6 +78,42 @@ class OutputConfig(_Section):
         return rename
 
 
+Tag = Annotated[str, Field(min_length=1)]
+
+
+class FormatConfig(_Section):
+    """How the model's thinking and answer lie in its output; all None: it does not think."""
+
+    open: Tag | None = Field(None, description="begins the thinking, in the prompt or the output")
+    close: Tag | None = Field(None, description="ends the thinking")
+    close_pattern: Tag | None = Field(
+        None, description="a regular expression where it ends in several ways; the last one divides"
+    )
+    answer_open: Tag | None = Field(None, description="begins the answer")
+    answer_close: Tag | None = Field(None, description="ends the answer")
+
+    @field_validator("close_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _closes(self) -> Self:
+        if self.close is None:
+            if self.model_dump(exclude_none=True):
+                raise ValueError("close, which ends the thinking, is missing")
+        elif self.close_pattern is not None:
+            if re.search(self.close_pattern, ""):
+                raise ValueError("close_pattern matches where there is nothing")
+            if not re.search(self.close_pattern, self.close, re.MULTILINE):
+                raise ValueError("close_pattern does not match close")
+        return self
+
+
 class ModelConfig(_Section):
     """Which weights, and which preset their family has."""
 
@@ -83,6 +121,7 @@ class ModelConfig(_Section):
         description="Hugging Face name, folder, s3:// URL, or built in: qwq-nano, qwq-nano-preview"
     )
     preset: PresetName = "qwq-32b"
+    format: FormatConfig | None = Field(None, description="in place of the preset's")
     revision: str | None = None
     lora: str | None = Field(None, description="a LoRA adapter: folder or Hugging Face name")
 
@@ -118,14 +157,16 @@ class SamplingConfig(_Section):
     @classmethod
     def _not_greedy(cls, value: Any) -> Any:
         if isinstance(value, (int, float)) and value == 0:
-            raise ValueError("0 is greedy decoding, with which QwQ loops; its card has 0.6")
+            raise ValueError("0 is greedy decoding, with which reasoning models loop; QwQ has 0.6")
         return value
 
     @field_validator("top_k")
     @classmethod
     def _not_one(cls, value: int | None) -> int | None:
         if value == 1:
-            raise ValueError("1 is greedy decoding, with which QwQ loops; its card has 20 to 40")
+            raise ValueError(
+                "1 is greedy decoding, with which reasoning models loop; QwQ has 20 to 40"
+            )
         return value
 
 
@@ -184,38 +225,6 @@ class AnswerConfig(_Section):
         """The schema as compact JSON text."""
         form = self.json_form
         return None if form is None else json.dumps(form.schema, separators=(",", ":"))
-
-
-def load_form(source: Mapping[str, Any] | str) -> JsonForm:
-    """The form of JSON answers that ``source`` is or names; `ValueError` if there is none."""
-    if isinstance(source, Mapping):
-        return JsonForm(source)
-    module, colon, name = source.partition(":")
-    if colon and not module.endswith((".json", ".yaml")):
-        try:
-            model = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"json_schema {source}: {error}") from None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            raise ValueError(f"json_schema {source} is not a pydantic model")
-        return JsonForm(model.model_json_schema(), model)
-    try:
-        found = yaml.safe_load(Path(source).read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"json_schema {source} can't be read: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"json_schema {source} must hold a mapping")  # noqa: TRY004 (pydantic's)
-    return JsonForm(found)
-
-
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if ``schema`` is not a JSON Schema."""
-    import jsonschema
-
-    try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"json_schema is not a JSON Schema: {error.message}") from None
 
 
 class SimulatedConfig(_Section):
@@ -293,6 +302,13 @@ class RunConfig(_Section):
         return SamplingPolicy(**{**preset.__dict__, **overrides})
 
     @property
+    def think_format(self) -> ThinkFormat:
+        """How the model's output comes apart: as the run says, or the preset."""
+        if self.model.format is None:
+            return PRESETS[self.model.preset].think_format
+        return ThinkFormat(**self.model.format.model_dump())
+
+    @property
     def suffix_text(self) -> str | None:
         """What is added to the user's turn: a named suffix spelled out."""
         suffix = self.prompt.suffix
@@ -314,7 +330,7 @@ class RunConfig(_Section):
     @property
     def warnings(self) -> Iterator[str]:
         """What is allowed but probably not meant, each naming its setting."""
-        yield from warnings(self.policy)
+        yield from warnings(self.policy, self.model.preset)
         form = FORMS.get(self.answer.format)
         if form is not None and self.prompt.suffix is None:
             yield (
@@ -389,7 +405,8 @@ def _explain(error: Mapping[str, Any]) -> str:
 def _accepted(section: tuple[str | int, ...]) -> list[str]:
     model: Any = RunConfig
     for name in section:
-        model = model.model_fields[name].annotation
+        annotation = model.model_fields[name].annotation
+        model = next(iter(get_args(annotation)), annotation)  # a section, or one or None
     return list(model.model_fields)
 
 

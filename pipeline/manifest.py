@@ -33,6 +33,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "output.rename": dict(config.output.rename),
         "model.path": config.model.path,
         "model.preset": config.model.preset,
+        **{f"model.format.{key}": value for key, value in vars(config.think_format).items()},
         "model.revision": config.model.revision,
         "model.lora": config.model.lora,
         "model.chat_template": hashlib.blake2b(chat_template.encode(), digest_size=8).hexdigest(),

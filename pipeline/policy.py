@@ -13,24 +13,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from pipeline.reasoning import CLOSE_TAG, FINAL_ANSWER
-from pipeline.sampling import SamplingPolicy, ThinkFormat, derive_again
+from pipeline.reasoning import ThinkFormat
+from pipeline.sampling import SamplingPolicy, derive_again
 
 # From Qwen's documentation of QwQ and Qwen3, "thinking budget".
 EARLY_STOP = (
     "Considering the limited time by the user, I have to give the solution based on the thinking "
     "directly now."
 )
-CLOSING: dict[ThinkFormat, str] = {
-    "think_tags": f"\n\n{EARLY_STOP}\n{CLOSE_TAG}\n\n",
-    # Preview has no tags: what it writes by itself before its answers takes their place.
-    "final_answer": f"\n\n{EARLY_STOP}\n\n{FINAL_ANSWER}\n\n",
-}
-# Between thinking that is over and an answer that is generated apart.
-OPENING: dict[ThinkFormat, str] = {
-    "think_tags": "\n\n",
-    "final_answer": f"\n\n{FINAL_ANSWER}\n\n",
-}
+
+
+def closing_text(think_format: ThinkFormat) -> str:
+    """What closes thinking early in a format: the phrase, then what the model itself writes."""
+    return f"\n\n{EARLY_STOP}{think_format.closing}"
 
 
 class ClosedBy(StrEnum):
@@ -138,13 +133,14 @@ class AnswerPass:
     ``schema``: the JSON Schema, as JSON text. ``stop_id``: the token that closes the thinking; None
     where that is more than one, and the model ends its turn in its own words first. ``opening``:
     the token ids that stand between thinking that has closed itself and the answer. ``ends``: the
-    token ids that end a turn.
+    token ids that end a turn. ``after_thinking``: False for a model that does not think.
     """
 
     schema: str
     stop_id: int | None
     opening: Sequence[int]
     ends: Sequence[int] = ()
+    after_thinking: bool = True
 
 
 @dataclass(frozen=True)
@@ -184,6 +180,8 @@ class Rules:
 
     def next_step(self, progress: Progress, seed: int, room: int) -> Step:
         """The step that ``progress``, which has not ended, is at."""
+        if self.answer is not None and not self.answer.after_thinking and not progress.has_begun:
+            progress.close((), None)
         sampling = self.sampling
         if progress.tries:
             seed = derive_again(seed, progress.tries)

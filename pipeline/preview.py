@@ -27,7 +27,8 @@ def prompts(job: Job, count: int) -> Iterator[dict[str, Any]]:
     an ``error``.
     """
     config = job.config
-    renderer = PromptRenderer(load_tokenizer(config.model.path, config.model.revision))
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    renderer = PromptRenderer(tokenizer, think_format=config.think_format)
     for row in _first_rows(job, count):
         try:
             prompt = render_row(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
-from pipeline.reasoning import CLOSE_TAG, OPEN_TAG
+from pipeline.reasoning import THINK_TAGS, ThinkFormat
 from pipeline.schema import PromptColumns
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -111,7 +111,12 @@ class PromptRenderer:
     tokens that prompt and output may have together; None leaves the length unchecked.
     """
 
-    def __init__(self, tokenizer: Any, context_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        context_tokens: int | None = None,
+        think_format: ThinkFormat = THINK_TAGS,
+    ) -> None:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
         core = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -121,7 +126,7 @@ class PromptRenderer:
         self._added_ids = added
         self._added = _any_of(name for name in added if len(name) > 1)
         # What an assistant said keeps its think tags: the template looks for them.
-        self._spoken = _any_of(n for n in added if len(n) > 1 and n not in (OPEN_TAG, CLOSE_TAG))
+        self._spoken = _any_of(n for n in added if len(n) > 1 and n not in think_format.tags)
 
     def render(self, messages: list[Message], tools: list[Any] | None = None) -> Prompt:
         """Render with the generation prompt; raises `TemplateError` or `PromptTooLongError`."""

@@ -4,16 +4,72 @@ The rules and the reasons for a splitter of our own: vLLM's offline engine retur
 its parser for QwQ loses an answer that merely mentions ``<think>``.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.sampling import ThinkFormat
 
-OPEN_TAG = "<think>"
-CLOSE_TAG = "</think>"
-FINAL_ANSWER = "**Final Answer**"
+@dataclass(frozen=True)
+class ThinkFormat:
+    """How a family's thinking and answer lie in one text; all None: it does not think.
+
+    ``open``: begins the thinking, in the prompt or in the output. ``close``: ends it.
+    ``close_pattern``: for a family that ends it in several ways, a regular expression for them
+    (``^`` and ``$`` match at lines), of which the last divides. ``answer_open`` and
+    ``answer_close``: around the answer.
+    """
+
+    open: str | None = None
+    close: str | None = None
+    close_pattern: str | None = None
+    answer_open: str | None = None
+    answer_close: str | None = None
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags it has."""
+        tags = (self.open, self.close, self.answer_open, self.answer_close)
+        return [tag for tag in tags if tag is not None]
+
+    @property
+    def closing(self) -> str:
+        """What stands between thinking and answer, with the line breaks that are usual there."""
+        if self.close is None:
+            return ""
+        before = "\n" if self.close_pattern is None else "\n\n"  # a tag; a heading
+        after = f"{self.answer_open}\n\n" if self.answer_open else ""
+        return f"{before}{self.close}\n\n{after}"
+
+    def find_close(self, text: str) -> tuple[int, int] | None:
+        """Where in ``text`` the marker begins and ends that divides it."""
+        if self.close_pattern is not None:
+            found = list(re.finditer(self.close_pattern, text, re.MULTILINE))
+            return found[-1].span() if found else None
+        if self.close is None or self.close not in text:
+            return None
+        start = text.index(self.close)
+        return start, start + len(self.close)
+
+    def unwrap(self, answer: str) -> str:
+        """``answer`` without its tags and the line breaks around it."""
+        answer = answer.strip("\n").removeprefix(self.answer_open or "").strip("\n")
+        return answer.removesuffix(self.answer_close or "").strip("\n")
+
+
+THINK_TAGS = ThinkFormat("<think>", "</think>")
+# What QwQ-32B-Preview and its like write above an answer: "Final Answer" or "Final Solution" as a
+# heading, bold or plain, on a line of its own or with a colon and the answer behind; "Answer" only
+# as a heading or bold, and alone on its line. Inside a sentence none of them counts.
+HEADINGS = ThinkFormat(
+    close="**Final Answer**",
+    close_pattern=(
+        r"^ {0,3}(?:(?:#{1,6} ?)?\*{0,2}[Ff]inal (?:[Aa]nswer|[Ss]olution)"
+        r"(?::\*{0,2}|\*{0,2}:|\*{0,2}(?=[ \t\r]*$))"
+        r"|(?:#{1,6} ?\*{0,2}|\*\*)Answer(?::?\*{0,2}|\*{0,2}:)(?=[ \t\r]*$))[ \t\r]*"
+    ),
+)
 
 
 class State(StrEnum):
@@ -42,31 +98,24 @@ class Split:
     think_end: int
 
 
-def split(text: str, think_format: ThinkFormat, ended: bool = True) -> Split:
+def split(text: str, think_format: ThinkFormat, ended: bool = True, opened: bool = False) -> Split:
     """Take ``text`` (an output without its prompt) apart; nothing but markers is dropped.
 
-    ``ended`` says that the model ended its turn itself, rather than being cut off.
+    ``ended``: the model ended its turn itself, rather than being cut off. ``opened``: the prompt
+    has opened the thinking.
 
-    ``think_tags`` (QwQ-32B; its prompt has opened the thinking): the first ``</think>`` divides;
-    without one everything is thinking. A ``<think>`` that the model repeats at the start is
-    dropped.
-
-    ``final_answer`` (QwQ-32B-Preview, which has no think tags): the last ``**Final Answer**``
-    divides; without one, a text that ended by itself is all answer and one cut off all thinking.
+    The first closing tag divides; where a ``close_pattern`` finds headings, the last one, even
+    with nothing behind it. Without any, the text is all thinking if that was opened or if it is
+    cut off, else all answer. An opening tag that the output begins with is dropped.
     """
-    if think_format == "final_answer":
-        think, marker, answer = text.rpartition(FINAL_ANSWER)
-        if not marker and ended:
-            return Split(None, text.strip("\n"), 0)
-        if not marker:
-            return Split(text.strip("\n"), None, len(text))
-        return Split(think.strip("\n"), answer.strip("\n"), len(think) + len(marker))
-    think, marker, answer = text.partition(CLOSE_TAG)
-    end = len(think) + len(marker)
-    think = think.strip("\n")
-    if think.startswith(OPEN_TAG):
-        think = think.removeprefix(OPEN_TAG).strip("\n")
-    return Split(think, answer.strip("\n") if marker else None, end)
+    found = think_format.find_close(text)
+    start, end = found or (len(text), len(text))
+    think = text[:start].strip("\n")
+    if think_format.open is not None and think.startswith(think_format.open):
+        think, opened = think.removeprefix(think_format.open).strip("\n"), True
+    if found is None and (think_format.close is None or (ended and not opened)):
+        return Split(None, think_format.unwrap(text), 0)
+    return Split(think, think_format.unwrap(text[end:]) if found else None, end)
 
 
 def state_of(parts: Split, finish_reason: str) -> State:

@@ -1,17 +1,19 @@
 """The sampling policy: the model cards' values, what is refused, what is warned of; no I/O.
 
 Values and limits come from the model cards of QwQ-32B and QwQ-32B-Preview and from Qwen's
-README: temperature 0.6, top_p 0.95, top_k between 20 and 40, min_p 0, never greedy.
+README: temperature 0.6, top_p 0.95, top_k between 20 and 40, min_p 0, never greedy. DeepSeek's
+distilled models have the same temperature and top_p, and say nothing of the others.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-PresetName = Literal["qwq-32b", "qwq-32b-preview"]
-ThinkFormat = Literal["think_tags", "final_answer"]
+from pipeline.reasoning import HEADINGS, THINK_TAGS, ThinkFormat
+
+PresetName = Literal["qwq-32b", "qwq-32b-preview", "qwen2"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,28 @@ _CARD = SamplingPolicy(
 )
 
 PRESETS: dict[PresetName, Preset] = {
-    "qwq-32b": Preset("think_tags", _CARD),
+    "qwq-32b": Preset(THINK_TAGS, _CARD),
     # Preview's whole context is 32,768 tokens: vLLM ends a trace there whatever max_tokens says.
-    "qwq-32b-preview": Preset("final_answer", _CARD),
+    "qwq-32b-preview": Preset(HEADINGS, _CARD),
+    # Any other Qwen2 checkpoint; one that thinks says in model.format how.
+    "qwen2": Preset(ThinkFormat(), replace(_CARD, top_k=-1)),
 }
 
 
-def warnings(policy: SamplingPolicy) -> Iterator[str]:
+def warnings(policy: SamplingPolicy, preset: PresetName) -> Iterator[str]:
     """What about ``policy`` is allowed but probably not meant, each naming its setting."""
+    if policy.presence_penalty > 1.5:
+        yield (
+            f"sampling.presence_penalty is {policy.presence_penalty}; high values mix languages "
+            "and cost quality"
+        )
+    if policy.max_tokens < 1024:
+        yield (
+            f"sampling.max_tokens is {policy.max_tokens}; reasoning traces take thousands of "
+            "tokens, so most will be truncated (the preset has 32768)"
+        )
+    if preset == "qwen2":
+        return  # no one card speaks for all of them
     if not 20 <= policy.top_k <= 40:
         yield f"sampling.top_k is {policy.top_k}; Qwen advises 20 to 40 for QwQ"
     if policy.temperature < 0.5:
@@ -84,16 +100,6 @@ def warnings(policy: SamplingPolicy) -> Iterator[str]:
         yield (
             f"sampling.repetition_penalty is {policy.repetition_penalty}; QwQ is meant to run "
             "without (1.0); against loops use sampling.presence_penalty, 0 to 2"
-        )
-    if policy.presence_penalty > 1.5:
-        yield (
-            f"sampling.presence_penalty is {policy.presence_penalty}; high values mix languages "
-            "and cost quality"
-        )
-    if policy.max_tokens < 1024:
-        yield (
-            f"sampling.max_tokens is {policy.max_tokens}; reasoning traces take thousands of "
-            "tokens, so most will be truncated (the preset has 32768)"
         )
 
 

@@ -5,20 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.policy import CLOSING, OPENING, AnswerPass, Progress
+from pipeline.json_form import JsonForm
+from pipeline.policy import AnswerPass, Progress, closing_text
 from pipeline.reasoning import (
-    CLOSE_TAG,
-    FINAL_ANSWER,
     Split,
     State,
+    ThinkFormat,
     count_think_tokens,
     rescued_state,
     split,
     state_of,
 )
-from pipeline.sampling import ThinkFormat
 from pipeline.scripts import foreign_share
-from pipeline.verify import AnswerFormat, JsonForm, parse
+from pipeline.verify import AnswerFormat, parse
 
 
 @dataclass(frozen=True)
@@ -61,45 +60,52 @@ class TraceMaker:
     ) -> None:
         self._tokenizer, self._think_format = tokenizer, think_format
         self._answer_format, self._form = answer_format, form
-        found = tokenizer.convert_tokens_to_ids(CLOSE_TAG)
-        one = isinstance(found, int) and found != tokenizer.unk_token_id
-        self._close_id = found if one else None
-        self.closing: list[int] = tokenizer.encode(CLOSING[think_format], add_special_tokens=False)
+        self._close_id = tokenizer.backend_tokenizer.token_to_id(think_format.close or "")
+        # Control tokens are no text, except where the format's own tags hold them.
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        self._unseen = {
+            number
+            for number, token in added.items()
+            if token.special and not any(token.content in tag for tag in think_format.tags)
+        }
+        self.closing: list[int] = tokenizer.encode(
+            closing_text(think_format), add_special_tokens=False
+        )
 
     @property
     def answer_pass(self) -> AnswerPass | None:
         """How JSON answers are generated; None for all others."""
         if self._form is None:
             return None
-        opening = OPENING[self._think_format]
+        opening = self._think_format.closing
+        if self._close_id is not None:  # the model has written the tag itself
+            opening = opening.partition(self._think_format.close or "")[2]
         return AnswerPass(
             json.dumps(self._form.schema),
-            self._close_id if self._think_format == "think_tags" else None,
+            self._close_id,
             self._tokenizer.encode(opening, add_special_tokens=False),
-            self._tokenizer.all_special_ids,
+            tuple(self._unseen),
+            after_thinking=self._think_format.close is not None,
         )
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text without control tokens, such as the end of turn."""
-        text: str = self._tokenizer.backend_tokenizer.decode(
-            list(token_ids), skip_special_tokens=True
-        )
-        return text
+        return self._decode([number for number in token_ids if number not in self._unseen])
 
     def is_closed(self, token_ids: Sequence[int]) -> bool:
         """Whether the thinking is over."""
-        if self._think_format == "final_answer":
-            return FINAL_ANSWER in self.text(token_ids)
-        if self._close_id is not None:
-            return self._close_id in token_ids
-        return CLOSE_TAG in self.text(token_ids)
+        if self._think_format.close is None:
+            return True
+        return self._think_format.find_close(self.text(token_ids)) is not None
 
     def trace(
         self, progress: Progress, prompt: Sequence[int], *, sample: int, seed: int, attempt: int
     ) -> Trace:
         """The trace of a sample that has ended. ``prompt``: its token ids."""
         assert progress.finish_reason is not None
-        made = self._whole(progress) if progress.closed_at is None else self._in_two(progress)
+        made = (
+            self._whole(progress, prompt) if progress.closed_at is None else self._in_two(progress)
+        )
         prompt_text = self.text(prompt)
         state, parsed = State(made.state), None
         if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
@@ -123,11 +129,12 @@ class TraceMaker:
             raw=self.text(progress.token_ids),
         )
 
-    def _whole(self, progress: Progress) -> Trace:
+    def _whole(self, progress: Progress, prompt: Sequence[int]) -> Trace:
         """A trace that the model brought to its end, or to no end."""
         token_ids, finish_reason = progress.token_ids.tolist(), progress.finish_reason or ""
         text = self.text(token_ids)
-        parts = split(text, self._think_format, ended=finish_reason == "stop")
+        ended, opened = finish_reason == "stop", self._is_opened(prompt)
+        parts = split(text, self._think_format, ended, opened)
         close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
         think_tokens = count_think_tokens(
             len(token_ids), parts.think_end, len(text), close_at, self._length_of(token_ids)
@@ -144,9 +151,12 @@ class TraceMaker:
         """A trace whose answer was a pass of its own; what led over to it is in neither part."""
         token_ids, at = progress.token_ids.tolist(), progress.closed_at or 0
         answer_ids = token_ids[at + progress.closing_tokens :]
+        text = self.text(token_ids[:at])
         # Cut off, the thinking has no end that a splitter would find.
-        think = split(self.text(token_ids[:at]), self._think_format, ended=False).think
-        answer = self.text(answer_ids).strip("\n") if answer_ids else None
+        think = split(text, self._think_format, ended=False).think if at else None
+        if progress.closed_by is None and self._close_id is None and at:
+            think = text.strip("\n")  # with an answer in the model's own words
+        answer = self._think_format.unwrap(self.text(answer_ids)) if answer_ids else None
         ended = progress.finish_reason == "stop"
         if progress.closed_by is None:
             state = state_of(Split(think, answer, at), progress.finish_reason or "")
@@ -159,6 +169,15 @@ class TraceMaker:
             think_tokens=at,
             answer_tokens=len(answer_ids),
         )
+
+    def _is_opened(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt has opened the thinking."""
+        tag = self._think_format.open
+        return tag is not None and self._decode(list(prompt)).rstrip().endswith(tag)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.backend_tokenizer.decode(token_ids, skip_special_tokens=False)
+        return text
 
     def _length_of(self, token_ids: list[int]) -> Callable[[int], int]:
         return lambda k: len(self.text(token_ids[:k]))

@@ -7,11 +7,10 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from pydantic import BaseModel
+from pipeline.json_form import JsonForm, canonical
 
 AnswerFormat = Literal["text", "boxed", "choice", "json"]
 
@@ -28,44 +27,6 @@ _LETTER = re.compile(r"""[\s"'*`(\[]*([A-Z])[\s"'*`)\].:]*""")
 _SAID = re.compile(r"answer is:?\s*\$?([^\n$]+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _IN_TEXT = re.compile(r"\\text(?:bf|rm|it)?\{([^{}]*)\}|\\mathrm\{([^{}]*)\}")
-
-
-@dataclass(frozen=True)
-class JsonForm:
-    """The form of JSON answers: a JSON Schema and, where it was made from one, a pydantic model."""
-
-    schema: Mapping[str, Any]
-    model: type[BaseModel] | None = None
-
-    def parse(self, text: str) -> str | None:
-        """The JSON value that ``text`` is, as `canonical` writes it; None if it is not valid."""
-        import jsonschema
-
-        try:
-            value = json.loads(text, parse_constant=_refuse)
-            jsonschema.validate(value, self.schema)
-            if self.model is not None:
-                self.model.model_validate_json(text)
-        except (ValueError, RecursionError, jsonschema.ValidationError):
-            return None
-        return canonical(value)
-
-
-def canonical(value: Any) -> str:
-    """One JSON text for all spellings of a value: keys in order, 2.0 as 2."""
-    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def parse(

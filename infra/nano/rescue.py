@@ -27,6 +27,7 @@ from pipeline.engines import Request
 from pipeline.engines.vllm import VllmEngine
 from pipeline.model import load_tokenizer
 from pipeline.policy import ClosedBy, Progress
+from pipeline.reasoning import THINK_TAGS
 from pipeline.trace import TraceMaker
 
 ROWS = 24
@@ -85,7 +86,7 @@ async def second_pass() -> tuple[int, int]:
     """How many prompt tokens the second pass of a rescue has, and how many it did not compute."""
     config = parse_config(CONFIG | {"sampling": {"max_tokens": LOOP_TOKENS}})
     engine = VllmEngine(config, 8)
-    maker = TraceMaker(load_tokenizer("qwq-nano"), "think_tags")
+    maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
         [{"role": "user", "content": "Go round in circles about time."}],
         add_generation_prompt=True, return_dict=False,

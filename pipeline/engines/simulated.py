@@ -17,8 +17,7 @@ from pipeline.config import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
 from pipeline.errors import EngineDeadError
 from pipeline.policy import EARLY_STOP
-from pipeline.reasoning import CLOSE_TAG, FINAL_ANSWER
-from pipeline.sampling import ThinkFormat
+from pipeline.reasoning import ThinkFormat
 
 CONTEXT_TOKENS = 40_960
 LOOP = "Wait, let me think about this once more.\n"
@@ -40,10 +39,9 @@ class SimulatedEngine:
     def __init__(
         self, config: SimulatedConfig, think_format: ThinkFormat, slots: int, tokenizer: Any
     ) -> None:
-        marker = f"\n{CLOSE_TAG}\n\n" if think_format == "think_tags" else f"\n\n{FINAL_ANSWER}\n\n"
         self._config = config
         self._tokenizer = tokenizer
-        self._marker = marker
+        self._marker = think_format.closing
         self._loop = self._encode(LOOP)
         self._slots = slots
         self._running = asyncio.Semaphore(slots)

@@ -6,6 +6,7 @@ Each test is one engine start (half a minute to a minute on two cores).
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,51 @@ def test_preview_model_with_messages(tmp_path: Path) -> None:
     assert all("**Final Answer**" not in str(row["think"]) + str(row["answer"]) for row in rows)
     query = f"select count(*) from '{tmp_path}/out/*.parquet' where think <> ''"
     assert duckdb.connect().execute(query).fetchall() == [(6,)]
+
+
+def test_other_checkpoint_by_its_config_alone(tmp_path: Path) -> None:
+    """Tags, template and preset of another kind: qwq-nano's own under other names."""
+    opening, closing = "<|begin_of_thought|>", "<|end_of_thought|>"
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "pipeline/models/qwq-nano", model)
+    tokenizer = (model / "tokenizer.json").read_text()
+    renamed = tokenizer.replace("<think>", opening).replace("</think>", closing)
+    (model / "tokenizer.json").write_text(renamed)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        f"<|im_start|>assistant\n{opening}\n{{{{ '' }}}}"
+    )
+    words = [("strawberry", "r"), ("banana", "a"), ("committee", "t"), ("engine", "e")]
+    rows = [
+        {"id": i, "prompt": f'How many {letter}\'s are in the word "{word}"?'}
+        for i, (word, letter) in enumerate(words)
+    ]
+    rows.append({"id": len(words), "prompt": "Count down from 150."})
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
+    (tmp_path / "run.yaml").write_text(f"""
+        input: {{path: {tmp_path / "in"}}}
+        output: {{path: {tmp_path / "out"}, raw_text: true}}
+        model:
+          path: {model}
+          preset: qwen2
+          format: {{open: "{opening}", close: "{closing}"}}
+        sampling: {{max_tokens: 1024, top_k: 20}}
+        thinking: {{budget_tokens: 300, answer_tokens: 32}}
+        answer: {{format: boxed}}
+        engine: {{device: cpu, vllm: {{enforce_eager: true, max_num_seqs: 8, max_model_len: 2048}}}}
+    """)
+    done = qwq_batch("run", str(tmp_path / "run.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    *counted, cut = pq.read_table(tmp_path / "out").to_pylist()
+    for (word, letter), row in zip(words, counted, strict=True):
+        assert (row["state"], row["parsed"]) == ("finished", str(word.count(letter))), row
+        assert row["think"].startswith(f"{word} {word[0]}")
+        assert closing not in row["think"] + row["answer"]
+        assert row["think_tokens"] == len(row["raw"].partition(closing)[0]) + 1
+    assert (cut["closed_by"], cut["think_tokens"]) == ("budget", 300)
+    assert f"{EARLY_STOP}\n{closing}\n\n" in cut["raw"]
 
 
 def test_engine_that_can_not_start_is_one_clear_message(tmp_path: Path) -> None:

@@ -180,3 +180,16 @@ def test_samples_are_drawn_until_they_agree(tmp_path: Path, make_config: MakeCon
     )  # fmt: skip
     with pytest.raises(OutputError, match=r"sampling.n can't be raised from 8"):
         flow.run(more)
+
+
+def test_model_that_does_not_think_answers_at_once(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [8])
+    config = make_config(
+        model={"path": "qwq-nano", "preset": "qwen2"},
+        engine={"simulated": {"tokens_median": 100, "seconds_per_token": 0}},
+        answer={"format": "json", "json_schema": SCHEMA},
+    )
+    assert flow.run(config).states == {"finished": 8}
+    for row in traces(config):
+        assert (row["think"], row["think_tokens"]) == (None, 0)
+        assert row["parsed"] == json.dumps(json.loads(row["answer"]))

@@ -16,6 +16,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("input", "prompt_column", "id"), ("output", "rows_per_part", 7), ("output", "raw_text", True),
     ("output", "rename", {"answer": "reply"}), ("model", "path", "qwq-nano-preview"),
     ("model", "preset", "qwq-32b-preview"), ("model", "revision", "abc"), ("model", "lora", "x"),
+    ("model", "format", {"close": "</t>"}),
     ("prompt", "system", "be brief"), ("prompt", "suffix", "math"), ("sampling", "temperature", 0.7),
     ("sampling", "top_p", 0.9), ("sampling", "top_k", 30), ("sampling", "min_p", 0.1),
     ("sampling", "presence_penalty", 0.5), ("sampling", "repetition_penalty", 1.1),
@@ -30,7 +31,9 @@ def test_each_setting_that_changes_rows_is_refused(tmp_path: Path, make_config: 
     for section, key, value in CHANGES:
         changed: Any = {"engine": dict(ENGINE)}
         changed.setdefault(section, {})[key] = value
-        name = "engine.vllm.quantization" if key == "vllm" else f"{section}.{key}"
+        name = f"{section}.{key}"
+        if isinstance(value, dict) and key != "rename":
+            name += f".{next(iter(value))}"
         with pytest.raises(OutputError, match=rf"{name}: there .*, now "):
             flow.prepare(make_config(**changed))
     with pytest.raises(OutputError, match=r"input.path: there .*/in', now .*/in/\*.parquet'"):

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.config import fingerprint_of, load_config, parse_config
+from pipeline.config import FormatConfig, RunConfig, fingerprint_of, load_config, parse_config
 from pipeline.engines.vllm import check_engine_args, engine_arg_names
 from pipeline.errors import ConfigError
-from pipeline.verify import JsonForm
+from pipeline.json_form import JsonForm
+from pipeline.manifest import run_settings
+from pipeline.reasoning import HEADINGS, THINK_TAGS, ThinkFormat
+from pipeline.schema import PromptColumns
 
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -27,7 +31,20 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("sampling.top_k=1", "sampling.top_k: 1 is greedy decoding"),
         ("sampling.n=0", "sampling.n: Input should be greater than or equal to 1 (got 0)"),
         ("sampling.n=many", "sampling.n: Input should be a valid integer"),
-        ("model.preset=qwq", "model.preset: Input should be 'qwq-32b' or 'qwq-32b-preview'"),
+        (
+            "model.preset=qwq",
+            "model.preset: Input should be 'qwq-32b', 'qwq-32b-preview' or 'qwen2'",
+        ),
+        ("model.format=think_tags", "model.format: Input should be a valid dictionary"),
+        ("model.format.clsoe=x", "model.format.clsoe: unknown key clsoe; did you mean close?"),
+        ("model.format.open=<think>", "model.format: close, which ends the thinking, is missing"),
+        ("model.format.close=''", "model.format.close: String should have at least 1 character"),
+        ("model.format.close_pattern='('", "model.format.close_pattern: is no regular expression"),
+        ("model.format={close: x, close_pattern: y}", "close_pattern does not match close"),
+        (
+            "model.format={close: x, close_pattern: x*}",
+            "close_pattern matches where there is nothing",
+        ),
         ("output.rename.anser=x", "unknown key anser; did you mean answer?"),
         ("output.rename.answer=think", "two columns would be called think"),
         ("engine.replicas=0", "engine.replicas: Input should be greater than or equal to 1"),
@@ -129,6 +146,25 @@ def test_config_can_not_be_changed_after_it_was_checked() -> None:
 def test_preset_values_stand_unless_overridden() -> None:
     policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).policy
     assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
+
+
+def test_format_takes_the_place_of_the_presets() -> None:
+    def run(**model: Any) -> RunConfig:
+        return parse_config({**MINIMAL, "model": {"path": "qwq-nano", **model}})
+
+    assert run().think_format == THINK_TAGS
+    assert run(preset="qwen2").think_format == ThinkFormat()
+    assert run(preset="qwq-32b-preview").think_format == HEADINGS
+    own = run(preset="qwq-32b-preview", format={"close": "</t>"})
+    assert own.think_format == ThinkFormat(close="</t>")
+    columns = PromptColumns(prompt="prompt")
+    assert run_settings(own, columns, "")["model.format.close"] == "</t>"
+    assert run_settings(run(), columns, "")["model.format.close"] == "</think>"
+
+
+@pytest.mark.parametrize("think_format", [THINK_TAGS, HEADINGS])
+def test_presets_formats_could_be_configured(think_format: ThinkFormat) -> None:
+    assert FormatConfig(**vars(think_format)).model_dump() == vars(think_format)
 
 
 def test_fingerprint_does_not_depend_on_order() -> None:

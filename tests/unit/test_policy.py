@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pipeline.model import load_tokenizer
 from pipeline.policy import (
-    CLOSING,
     EARLY_STOP,
     AnswerPass,
     ClosedBy,
@@ -17,7 +16,7 @@ from pipeline.policy import (
     Rules,
     ThinkingPolicy,
 )
-from pipeline.reasoning import State
+from pipeline.reasoning import HEADINGS, THINK_TAGS, State, ThinkFormat
 from pipeline.sampling import PRESETS
 from pipeline.trace import TraceMaker
 
@@ -244,7 +243,14 @@ def test_trace_that_was_saved_goes_on_as_it_would_have(
     assert replace(restored, carried=0) == replace(whole, carried=0)
 
 
-@pytest.mark.parametrize("model", ["qwq-nano", "qwq-nano-preview"])
+@pytest.mark.parametrize(
+    ("model", "think_format", "closing"),
+    [
+        ("qwq-nano", THINK_TAGS, "\n</think>\n\n"),
+        ("qwq-nano-preview", HEADINGS, "\n\n**Final Answer**\n\n"),
+        ("qwq-nano", ThinkFormat(close="</t>", answer_open="<a>"), "\n</t>\n\n<a>\n\n"),
+    ],
+)
 @pytest.mark.parametrize(
     ("answer", "reason", "by", "state"),
     [
@@ -256,12 +262,17 @@ def test_trace_that_was_saved_goes_on_as_it_would_have(
     ],
 )
 def test_closing_phrase_is_in_neither_part(
-    model: str, answer: str, reason: str, by: ClosedBy, state: State
+    model: str,
+    think_format: ThinkFormat,
+    closing: str,
+    answer: str,
+    reason: str,
+    by: ClosedBy,
+    state: State,
 ) -> None:
     tokenizer = load_tokenizer(model)
-    think_format = "think_tags" if model == "qwq-nano" else "final_answer"
-    maker = TraceMaker(tokenizer, think_format)  # type: ignore[arg-type]
-    assert maker.text(maker.closing) == CLOSING[think_format]  # type: ignore[index]
+    maker = TraceMaker(tokenizer, think_format)
+    assert maker.text(maker.closing) == f"\n\n{EARLY_STOP}{closing}"
     progress = Progress(tries=1, wasted_tokens=5)
     progress.report(tokenizer.encode("Let me see\nWait", add_special_tokens=False))
     progress.close(maker.closing, by)

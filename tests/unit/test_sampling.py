@@ -7,16 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling import PRESETS, continued_seed, derive_seed, still_to_draw, warnings
+from pipeline.sampling import (
+    PRESETS,
+    PresetName,
+    continued_seed,
+    derive_seed,
+    still_to_draw,
+    warnings,
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_the_cards_and_warn_of_nothing(preset: str) -> None:
-    policy = PRESETS[preset].sampling  # type: ignore[index]
+def test_presets_are_the_cards_and_warn_of_nothing(preset: PresetName) -> None:
+    policy = PRESETS[preset].sampling
     assert (policy.temperature, policy.top_p, policy.min_p) == (0.6, 0.95, 0.0)
-    assert 20 <= policy.top_k <= 40
+    assert policy.top_k == (-1 if preset == "qwen2" else 40)
     assert policy.max_tokens == 32_768
-    assert list(warnings(policy)) == []
+    assert list(warnings(policy, preset)) == []
 
 
 @pytest.mark.parametrize(
@@ -28,8 +35,11 @@ def test_presets_are_the_cards_and_warn_of_nothing(preset: str) -> None:
 )  # fmt: skip
 def test_unwise_value_is_warned_of_by_name(name: str, value: float) -> None:
     changed: dict[str, Any] = {name: value}
-    [warning] = warnings(replace(PRESETS["qwq-32b"].sampling, **changed))
+    [warning] = warnings(replace(PRESETS["qwq-32b"].sampling, **changed), "qwq-32b")
     assert warning.startswith(f"sampling.{name} is {value}")
+    assert all(
+        "QwQ" not in w for w in warnings(replace(PRESETS["qwen2"].sampling, **changed), "qwen2")
+    )
 
 
 def test_seeds_are_the_same_on_every_machine_and_rerun() -> None:

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
 
+from pipeline.json_form import JsonForm, canonical
 from pipeline.verify import (
-    JsonForm,
     boxed,
-    canonical,
     choice,
     is_correct,
     parse,
