@@ -3,8 +3,9 @@
     python -m infra.nano.rescue
 
 The same prompts and seeds with the policy off and on: counting down for longer than the thinking
-budget, thinking that qwq-nano was taught never to close, and prompts that need no help. Prints a
-Markdown table.
+budget, thinking that qwq-nano was taught never to close, and prompts that need no help, answered in
+a box, by a letter and as JSON. Prints a Markdown table, then what the second pass of a rescue
+computes anew.
 """
 
 import asyncio
@@ -19,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.nano.evaluate import is_right
-from infra.nano.tasks import Task, count_task, countdown_prompt, loop_task
+from infra.nano.tasks import Task, choose, count_task, countdown_prompt, loop_task, unseen_question
 from pipeline import flow
+from pipeline.cluster import cluster
 from pipeline.config import parse_config
 from pipeline.engines import Request
 from pipeline.engines.vllm import VllmEngine
@@ -31,60 +32,103 @@ from pipeline.reasoning import THINK_TAGS
 from pipeline.trace import TraceMaker
 
 ROWS = 24
-BUDGET_TOKENS, LOOP_TOKENS = 300, 4096
+MAX_TOKENS, ANSWER_TOKENS = 1024, 100
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}},
+    "required": ["answer"],
+}
 
 
 def long_countdown(rng: random.Random) -> Task:
-    """Counting down for some 350 to 500 tokens."""
-    return Task("countdown", countdown_prompt(rng, rng.randint(110, 150)), "", None, "0")
+    """Counting down for some 1,100 to 1,500 tokens."""
+    start = rng.randint(300, 400)
+    return Task("countdown", countdown_prompt(rng, start), "", None, "0")
 
 
-def endless(rng: random.Random) -> Task:
-    """Thinking that never closes; no answer is right."""
-    return loop_task(rng)
+def options(rng: random.Random) -> Task:
+    """A letter count with four options."""
+    return choose(rng, *unseen_question(rng, "count"))
 
 
-CASES: dict[str, tuple[Callable[[random.Random], Task], int]] = {
-    "counting down, 300 tokens of thinking": (long_countdown, BUDGET_TOKENS),
-    "going in circles, 4,096 tokens": (endless, LOOP_TOKENS),
-    "counting letters, 4,096 tokens": (count_task, LOOP_TOKENS),
-}
+def as_json(rng: random.Random) -> Task:
+    """A letter count, answered as JSON."""
+    prompt, lines, result = unseen_question(rng, "count")
+    return Task("json", prompt, lines, None, f'{{"answer": {result}}}')
+
+
+Make = Callable[[random.Random], Task]
+# By the form of the answers, one run with the policy off and one with it on.
+CASES: tuple[tuple[dict[str, Any], dict[str, Make]], ...] = (
+    (
+        {"answer": {"format": "boxed", "reference_column": "expected"}},
+        {
+            "counting down, beyond the budget": long_countdown,
+            "going in circles": loop_task,
+            "counting letters, a box": count_task,
+        },
+    ),
+    (
+        {"answer": {"format": "choice", "reference_column": "expected"}},
+        {"counting letters, four options": options},
+    ),
+    (
+        {
+            "answer": {"format": "json", "json_schema": SCHEMA, "reference_column": "expected"},
+            "prompt": {"suffix": "json"},
+        },
+        {"counting letters, JSON": as_json, "going in circles, JSON": loop_task},
+    ),
+)
 CONFIG: dict[str, Any] = {
     "input": {"path": "-"},
     "output": {"path": "-"},
     "model": {"path": "qwq-nano"},
+    "sampling": {"max_tokens": MAX_TOKENS},
     "engine": {
         "device": "cpu",
-        "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 8192},
+        "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 4096},
     },
 }
-OFF = {"rescue": False, "detect_loops": False}
-ON = {"answer_tokens": 100}
+POLICIES: dict[str, dict[str, Any]] = {
+    "off": {"rescue": False, "detect_loops": False},
+    "on": {"answer_tokens": ANSWER_TOKENS},
+}
 
 
 def run(
-    make: Callable[[random.Random], Task], max_tokens: int, thinking: dict[str, Any], folder: Path
+    makers: dict[str, Make], sections: dict[str, Any], thinking: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    """The traces of one case."""
+    """The traces of some cases, each with its name in ``case``."""
     rng = random.Random(7)
-    tasks = [make(rng) for _ in range(ROWS)]
-    (folder / "in").mkdir(parents=True)
-    columns = {key: [getattr(t, key) for t in tasks] for key in ("prompt", "expected")}
-    pq.write_table(pa.table(columns), folder / "in" / "prompts.parquet")
-    config = CONFIG | {
-        "input": {"path": str(folder / "in")},
-        "output": {"path": str(folder / "out")},
-        "sampling": {"max_tokens": max_tokens},
-        "thinking": thinking,
+    tasks = [(case, make(rng)) for case, make in makers.items() for _ in range(ROWS)]
+    (folder / "in").mkdir()
+    columns = {key: [getattr(task, key) for _, task in tasks] for key in ("prompt", "expected")}
+    table = pa.table({"case": [case for case, _ in tasks], **columns})
+    pq.write_table(table, folder / "in" / "prompts.parquet")
+    paths = {
+        key: {"path": str(folder / name)} for key, name in (("input", "in"), ("output", "out"))
     }
-    flow.run(parse_config(config))
+    flow.run(parse_config(CONFIG | sections | paths | {"thinking": thinking}))
     traces: list[dict[str, Any]] = pq.read_table(folder / "out").to_pylist()
     return traces
 
 
+def line(case: str, policy: str, traces: Sequence[dict[str, Any]]) -> str:
+    """A line of the table."""
+    states = Counter(trace["state"] for trace in traces)
+    told = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    wasted = sum(trace["wasted_tokens"] for trace in traces)
+    tokens = wasted + sum(t["think_tokens"] + t["answer_tokens"] for t in traces)
+    usable = sum(trace["parsed"] is not None for trace in traces)
+    known = [trace["correct"] for trace in traces if trace["expected"] is not None]
+    right = f"{sum(map(bool, known))}" if known else "-"
+    return f"| {case} | {policy} | {told} | {usable} | {right} | {tokens:,} | {wasted:,} |"
+
+
 async def second_pass() -> tuple[int, int]:
     """How many prompt tokens the second pass of a rescue has, and how many it did not compute."""
-    config = parse_config(CONFIG | {"sampling": {"max_tokens": LOOP_TOKENS}})
+    config = parse_config(CONFIG)
     engine = VllmEngine(config, 8)
     maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
@@ -110,18 +154,18 @@ async def second_pass() -> tuple[int, int]:
 
 def main() -> None:
     """Run all cases twice and print the table, then what a second pass costs."""
-    print("| prompts | policy | states | right | tokens | of them given up |")
-    print("|---|---|---|---|---|---|")
-    for name, (make, max_tokens) in CASES.items():
-        for policy, thinking in (("off", OFF), ("on", ON)):
-            with tempfile.TemporaryDirectory() as folder:
-                traces = run(make, max_tokens, thinking, Path(folder))
-            states = Counter(trace["state"] for trace in traces)
-            told = ", ".join(f"{count} {state}" for state, count in states.most_common())
-            wasted = sum(trace["wasted_tokens"] for trace in traces)
-            tokens = wasted + sum(t["think_tokens"] + t["answer_tokens"] for t in traces)
-            right = sum(map(is_right, traces))
-            print(f"| {name} | {policy} | {told} | {right} | {tokens:,} | {wasted:,} |", flush=True)
+    print("| prompts | policy | states | answers that can be read | right | tokens | given up |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    with cluster(parse_config(CONFIG)):
+        for sections, makers in CASES:
+            found = {}
+            for policy, thinking in POLICIES.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    found[policy] = run(makers, sections, thinking, Path(folder))
+            for case in makers:
+                for policy, traces in found.items():
+                    of_case = [trace for trace in traces if trace["case"] == case]
+                    print(line(case, policy, of_case), flush=True)
     tokens, cached = asyncio.run(second_pass())
     print(
         f"\nThe second pass of a rescue: of {tokens:,} prompt tokens {cached:,} "
