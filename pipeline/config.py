@@ -191,16 +191,27 @@ class SimulatedConfig(_Section):
 class EngineConfig(_Section):
     """The engines: how many, how large, on what, and vLLM's own arguments."""
 
-    kind: Literal["vllm", "simulated"] = "vllm"
+    # none: what `pipeline.lanes` gives to rows that no engine can run.
+    kind: Literal["vllm", "simulated", "none"] = "vllm"
     device: Literal["gpu", "cpu"] = "gpu"
     replicas: Annotated[int, Field(ge=1)] = 1
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    context: Literal["native", "auto"] = Field(
+        "native", description="auto: rows too long for the model's own context run with YaRN"
+    )
     block_rows: Annotated[int, Field(ge=1)] = 16
     rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
         None, description="rows at one engine at a time; None: four times its slots (max_num_seqs)"
     )
     vllm: dict[str, Any] = Field(default_factory=dict, description="vLLM's AsyncEngineArgs")
     simulated: SimulatedConfig = SimulatedConfig()
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _some_engine(cls, kind: Any) -> Any:
+        if kind not in ("vllm", "simulated"):
+            raise ValueError("must be vllm or simulated")
+        return kind
 
 
 class RayConfig(_Section):

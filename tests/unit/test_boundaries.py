@@ -12,6 +12,7 @@ SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 PURE = [
     "config",
     "errors",
+    "lanes",
     "loops",
     "plan",
     "policy",
