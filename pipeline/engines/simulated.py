@@ -27,10 +27,15 @@ class SimulatedEngine:
     """Sleeps where a real engine computes."""
 
     def __init__(
-        self, config: SimulatedConfig, think_format: ThinkFormat, slots: int, tokenizer: Any
+        self,
+        config: SimulatedConfig,
+        think_format: ThinkFormat,
+        slots: int,
+        tokenizer: Any,
+        context_tokens: int = CONTEXT_TOKENS,
     ) -> None:
         marker = f"\n{CLOSE_TAG}\n\n" if think_format == "think_tags" else f"\n\n{FINAL_ANSWER}\n\n"
-        self._config = config
+        self._config, self._context_tokens = config, context_tokens
         self._tokenizer = tokenizer
         self._marker = marker
         self._loop = self._encode(LOOP)
@@ -41,7 +46,7 @@ class SimulatedEngine:
     @property
     def context_tokens(self) -> int:
         """The most tokens that prompt and output may have together."""
-        return CONTEXT_TOKENS
+        return self._context_tokens
 
     @property
     def slots(self) -> int:
