@@ -16,7 +16,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from pipeline.errors import (
     RowError,
 )
 from pipeline.journal import Extent
+from pipeline.lanes import yarn_factor
 from pipeline.ledger import Ledger
 from pipeline.loops import LoopWatch
 from pipeline.model import load_tokenizer
@@ -77,9 +78,16 @@ def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
     """The engine that the config names."""
     slots = engine_slots(config)
     if config.engine.kind == "simulated":
-        from pipeline.engines.simulated import SimulatedEngine
+        from pipeline.engines.simulated import CONTEXT_TOKENS, SimulatedEngine
 
-        return SimulatedEngine(config.engine.simulated, config.think_format, slots, tokenizer)
+        context = config.engine.vllm.get("max_model_len", CONTEXT_TOKENS)
+        return SimulatedEngine(
+            config.engine.simulated, config.think_format, slots, tokenizer, context
+        )
+    if config.engine.kind == "none":
+        from pipeline.engines.none import NoEngine
+
+        return NoEngine(config.engine.vllm["max_model_len"])
     from pipeline.engines.vllm import VllmEngine
 
     return VllmEngine(config, slots)
@@ -323,13 +331,14 @@ class EngineActor:
                 raise EngineKilledError("the engine died each time this row ran")
             async with self._turns.turn(suspicion):
                 await self._follow(sample, progress)
-        return self._maker.trace(
+        trace = self._maker.trace(
             progress,
             sample.prompt,
             sample=sample.key[2],
             seed=sample.seed,
             attempt=self._work.attempt,
         )
+        return replace(trace, yarn_factor=yarn_factor(self._config.engine.vllm))
 
     async def _follow(self, sample: Sample, progress: Progress) -> None:
         """Bring one trace to its end, step by step as the policy says."""

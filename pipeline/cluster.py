@@ -13,8 +13,9 @@ from ray.data import DataContext
 from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
 
-from pipeline.config import EngineConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
+from pipeline.sections import EngineConfig
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 30

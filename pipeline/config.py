@@ -2,28 +2,34 @@
 
     config = load_config("configs/demo.yaml", ["sampling.n=4"])
 
-No I/O but reading the one YAML file.
+Its sections are in `pipeline.sections`. No I/O but reading the one YAML file.
 """
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 
 from pipeline.errors import ConfigError
-from pipeline.json_form import JsonForm, check_schema, load_form
-from pipeline.policy import ThinkingPolicy
 from pipeline.reasoning import ThinkFormat
-from pipeline.sampling import PRESETS, PresetName, SamplingPolicy, warnings
-from pipeline.schema import TRACE_COLUMNS
-from pipeline.verify import AnswerFormat
+from pipeline.sampling import PRESETS, SamplingPolicy, warnings
+from pipeline.sections import (
+    AnswerConfig,
+    EngineConfig,
+    InputConfig,
+    ModelConfig,
+    OutputConfig,
+    PromptConfig,
+    RayConfig,
+    SamplingConfig,
+    Section,
+    ThinkingConfig,
+    unknown_key,
+)
 
 SUFFIXES = {
     "math": r"Please reason step by step, and put your final answer within \boxed{}.",
@@ -37,251 +43,7 @@ SUFFIXES = {
 FORMS = {"boxed": "math", "choice": "choice", "json": "json"}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class InputConfig(_Section):
-    """Where the prompts are: Parquet files, and the columns that hold them.
-
-    With neither column named, ``prompt`` (text) or ``messages`` (list of {role, content}) is
-    taken, whichever the files have.
-    """
-
-    path: str = Field(description="folder, file or glob; local, s3:// or any fsspec URL")
-    prompt_column: str | None = None
-    messages_column: str | None = None
-    tools_column: str | None = None
-
-
-class OutputConfig(_Section):
-    """Where the traces go, and in what shape."""
-
-    path: str = Field(description="folder; local, s3:// or any fsspec URL")
-    rows_per_part: Annotated[int, Field(ge=1)] = 4096
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
-        30, description="how often each engine saves the tokens of its running traces"
-    )
-    raw_text: bool = Field(False, description="also keep the output text as it came, in `raw`")
-    rename: dict[str, str] = Field(default_factory=dict, description="our column: your name for it")
-
-    @field_validator("rename")
-    @classmethod
-    def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
-        for name in rename:
-            if name not in TRACE_COLUMNS:
-                raise ValueError(_unknown(name, TRACE_COLUMNS))
-        taken = [rename.get(name, name) for name in TRACE_COLUMNS]
-        twice = {name for name in taken if taken.count(name) > 1}
-        if twice:
-            raise ValueError(f"two columns would be called {', '.join(sorted(twice))}")
-        return rename
-
-
-Tag = Annotated[str, Field(min_length=1)]
-
-
-class FormatConfig(_Section):
-    """How the model's thinking and answer lie in its output; all None: it does not think."""
-
-    open: Tag | None = Field(None, description="begins the thinking, in the prompt or the output")
-    close: Tag | None = Field(None, description="ends the thinking")
-    close_pattern: Tag | None = Field(
-        None, description="a regular expression where it ends in several ways; the last one divides"
-    )
-    answer_open: Tag | None = Field(None, description="begins the answer")
-    answer_close: Tag | None = Field(None, description="ends the answer")
-
-    @field_validator("close_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
-        return pattern
-
-    @model_validator(mode="after")
-    def _closes(self) -> Self:
-        if self.close is None:
-            if self.model_dump(exclude_none=True):
-                raise ValueError("close, which ends the thinking, is missing")
-        elif self.close_pattern is not None:
-            if re.search(self.close_pattern, ""):
-                raise ValueError("close_pattern matches where there is nothing")
-            if not re.search(self.close_pattern, self.close, re.MULTILINE):
-                raise ValueError("close_pattern does not match close")
-        return self
-
-
-class ModelConfig(_Section):
-    """Which weights, and which preset their family has."""
-
-    path: str = Field(
-        description="Hugging Face name, folder, s3:// URL, or built in: qwq-nano, qwq-nano-preview"
-    )
-    preset: PresetName = "qwq-32b"
-    format: FormatConfig | None = Field(None, description="in place of the preset's")
-    revision: str | None = None
-    lora: str | None = Field(None, description="a LoRA adapter: folder or Hugging Face name")
-
-
-class PromptConfig(_Section):
-    """What is added to every prompt."""
-
-    system: str | None = None
-    suffix: str | None = Field(
-        None,
-        description="text after the (last) user turn; math and choice are Qwen's own, json names "
-        "the schema",
-    )
-
-
-class SamplingConfig(_Section):
-    """Overrides of the preset's sampling policy; None keeps the preset's value."""
-
-    n: Annotated[int, Field(ge=1, le=4096)] | None = None
-    agree: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="draw a row's samples until so many agree, n at most; None: always n"
-    )
-    temperature: Annotated[float, Field(ge=0.05, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _not_greedy(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and value == 0:
-            raise ValueError("0 is greedy decoding, with which reasoning models loop; QwQ has 0.6")
-        return value
-
-    @field_validator("top_k")
-    @classmethod
-    def _not_one(cls, value: int | None) -> int | None:
-        if value == 1:
-            raise ValueError(
-                "1 is greedy decoding, with which reasoning models loop; QwQ has 20 to 40"
-            )
-        return value
-
-
-class ThinkingConfig(_Section):
-    """How long a trace may think, and what is done about one that does not come to an end."""
-
-    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="thinking is closed after so many; None: what sampling.max_tokens leaves"
-    )
-    rescue: bool = Field(True, description="close thinking that runs out or loops, and answer")
-    answer_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048, description="for the answer after thinking was closed"
-    )
-    detect_loops: bool = Field(True, description="end a trace that goes in circles")
-    loop_retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        1, description="how often a trace that goes in circles begins again, before it is closed"
-    )
-    loop_presence_penalty: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.5, description="with at least this presence penalty"
-    )
-
-    @property
-    def policy(self) -> ThinkingPolicy:
-        """The same for `pipeline.policy`."""
-        return ThinkingPolicy(**self.model_dump())
-
-
-class AnswerConfig(_Section):
-    """The form in which answers are read by machines, and what they are compared with."""
-
-    format: AnswerFormat = "text"
-    json_schema: dict[str, Any] | str | None = Field(
-        None,
-        description="of JSON answers: a JSON Schema, a file that holds one, or a pydantic model as "
-        "package.module:Class",
-    )
-    reference_column: str | None = Field(None, description="the input column with the right answer")
-
-    @model_validator(mode="after")
-    def _has_a_form(self) -> Self:
-        if self.reference_column is not None and self.format == "text":
-            raise ValueError("reference_column needs a format: boxed, choice or json")
-        if (self.format == "json") != (self.json_schema is not None):
-            raise ValueError("json_schema and the format json go together")
-        if self.json_form is not None:
-            check_schema(self.json_form.schema)
-        return self
-
-    @cached_property
-    def json_form(self) -> JsonForm | None:
-        """The schema itself, from wherever it is; None for other formats."""
-        return None if self.json_schema is None else load_form(self.json_schema)
-
-    @property
-    def schema_text(self) -> str | None:
-        """The schema as compact JSON text."""
-        form = self.json_form
-        return None if form is None else json.dumps(form.schema, separators=(",", ":"))
-
-
-class SimulatedConfig(_Section):
-    """The simulated engine: no model, for scheduling and fault tests."""
-
-    tokens_median: Annotated[int, Field(ge=1)] = 200
-    tokens_sigma: Annotated[float, Field(ge=0)] = 0.75
-    seconds_per_token: Annotated[float, Field(ge=0)] = 0.0002
-    dies_with: str | None = Field(
-        None,
-        description="a file: the first engine to see it removes it and dies; a folder: all die",
-    )
-    loops: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that think in circles until they are ended"
-    )
-    mixes: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that slip into Chinese"
-    )
-    right: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that answer 42 rather than any number"
-    )
-    dies_of: str | None = Field(
-        None, description="an engine that gets a prompt with this text dies"
-    )
-    varies: bool = Field(
-        False, description="text of its own each time, as from an engine with other neighbours"
-    )
-    log: str | None = Field(
-        None, description="a file to which each engine appends what it generates, as JSON lines"
-    )
-
-
-class EngineConfig(_Section):
-    """The engines: how many, how large, on what, and vLLM's own arguments."""
-
-    kind: Literal["vllm", "simulated"] = "vllm"
-    device: Literal["gpu", "cpu"] = "gpu"
-    replicas: Annotated[int, Field(ge=1)] = 1
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    block_rows: Annotated[int, Field(ge=1)] = 16
-    rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rows at one engine at a time; None: four times its slots (max_num_seqs)"
-    )
-    vllm: dict[str, Any] = Field(default_factory=dict, description="vLLM's AsyncEngineArgs")
-    simulated: SimulatedConfig = SimulatedConfig()
-
-
-class RayConfig(_Section):
-    """The Ray cluster: an address, or a local one for this run."""
-
-    address: str | None = Field(None, description="None: RAY_ADDRESS if set, else a local cluster")
-    num_cpus: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="logical CPUs of a local cluster; None: as many as the run needs"
-    )
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """A whole run."""
 
     input: InputConfig
@@ -395,7 +157,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _explain(error: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{path}: {_unknown(str(error['loc'][-1]), _accepted(error['loc'][:-1]))}"
+        return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{path}: is required"
     message = error["msg"].removeprefix("Value error, ")
@@ -408,10 +170,3 @@ def _accepted(section: tuple[str | int, ...]) -> list[str]:
         annotation = model.model_fields[name].annotation
         model = next(iter(get_args(annotation)), annotation)  # a section, or one or None
     return list(model.model_fields)
-
-
-def _unknown(name: str, accepted: Iterable[str]) -> str:
-    accepted = list(accepted)
-    close = difflib.get_close_matches(name, accepted, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown key {name}{hint} (accepted: {', '.join(accepted)})"

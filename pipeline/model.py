@@ -1,5 +1,6 @@
-"""Where a model's files are, and its tokenizer."""
+"""Where a model's files are, its config.json and its tokenizer."""
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -35,6 +36,24 @@ def resolve_model(path: str) -> str:
             "has the form Qwen/QwQ-32B"
         )
     return path
+
+
+def load_model_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """The config.json of a model folder, hub name or object-store URL."""
+    from transformers.utils.hub import cached_file
+
+    source = resolve_model(path)
+    try:
+        if "://" in source:
+            with fsspec.open(f"{source}/config.json") as remote:
+                data = remote.read()
+        else:
+            file = cached_file(source, "config.json", revision=revision or "main")
+            data = Path(str(file)).read_bytes()
+        found: dict[str, Any] = json.loads(data)
+    except Exception as error:  # the hub and the object stores' clients raise all kinds
+        raise ModelError(f"can't read the config.json of model.path {path}: {error}") from None
+    return found
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:

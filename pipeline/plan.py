@@ -4,8 +4,9 @@ A part is a slice of one shard and becomes one output file. Its name follows the
 ``en/shard-00007.parquet``, rows 4096 to 8191, is ``en/shard-00007.00001.parquet``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pipeline.errors import InputError
@@ -68,6 +69,16 @@ class Range:
         """The same between ``start`` and ``stop``."""
         picks = self.picks and tuple(pick for pick in self.picks if start <= pick[0] < stop)
         return Range(self.part, start, stop, picks)
+
+    def split(self, marks: Sequence[int]) -> Iterator[tuple[int, "Range"]]:
+        """The same, cut where the mark changes, each with its mark; a mark for each row to do."""
+        rows = (
+            range(self.start, self.stop) if self.picks is None else [row for row, _ in self.picks]
+        )
+        cuts = [i for i in range(1, len(marks)) if marks[i] != marks[i - 1]]
+        borders = [self.start, *(rows[i] for i in cuts), self.stop]
+        for i, between in zip([0, *cuts], pairwise(borders), strict=True):
+            yield marks[i], self.cut(*between)
 
 
 @dataclass(frozen=True)

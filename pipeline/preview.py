@@ -8,15 +8,18 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, RowError
 from pipeline.flow import Job, concurrency
+from pipeline.lanes import assign
 from pipeline.ledger import Ledger
+from pipeline.lengths import count_tokens
 from pipeline.merge import part_metadata
 from pipeline.model import load_tokenizer
-from pipeline.plan import PARQUET, Range
+from pipeline.plan import PARQUET, Plan, Range, bundles
 from pipeline.prompts import PromptRenderer, TableRow, render_row
 from pipeline.source import read_rows
 from pipeline.storage import Storage
 
 SHOWN_CHARACTERS = 1500
+COUNTED_ROWS = 4096
 TOKEN_KINDS = ("prompt", "think", "answer")
 
 
@@ -57,11 +60,24 @@ def plan_lines(job: Job) -> Iterator[str]:
     )
     if engine.vllm:
         yield f"vllm      {json.dumps(engine.vllm)}"
+    yield from _lane_lines(job, plan)
     policy = {key: value for key, value in vars(config.policy).items() if value is not None}
     yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
     for prompt in prompts(job, 1):
         yield f"prompt 1  {prompt['prompt_tokens']} tokens"
         yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]
+
+
+def _lane_lines(job: Job, plan: Plan) -> Iterator[str]:
+    """How many of the rows to do go to which lane; of many, the first are looked at."""
+    first = next(bundles(plan.todo, COUNTED_ROWS), [])
+    if len(job.lanes) == 1 or not first:
+        return
+    tokens = count_tokens(job.config, job.columns, job.prompts, first)
+    numbers = assign(job.lanes, tokens, job.config.policy.max_tokens).tolist()
+    of = f" of the first {len(numbers):,} to do" if len(numbers) < plan.rows_todo else ""
+    for number, lane in enumerate(job.lanes):
+        yield f"lane      {lane.name}: {numbers.count(number):,} rows{of}"
 
 
 def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:

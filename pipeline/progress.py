@@ -20,10 +20,11 @@ LOG_SECONDS = 30.0
 
 
 @contextmanager
-def watch(board: Any, rows: int) -> Iterator[None]:
-    """Show the board's figures while the body runs; ``rows`` are to be done."""
+def watch(board: Any, rows: int, lane: str) -> Iterator[None]:
+    """Show the board's figures while the body runs; ``rows`` are to be done in ``lane``."""
+    what = f"rows ({lane})" if lane else "rows"
     console = Console(stderr=True)
-    with _live(console, rows) if console.is_terminal else _lines(rows) as show:
+    with _live(console, rows, what) if console.is_terminal else _lines(rows, what) as show:
         stop = threading.Event()
         thread = threading.Thread(target=_poll, args=(board, show, stop), daemon=True)
         thread.start()
@@ -49,9 +50,9 @@ Show = Callable[[Snapshot, float, bool], None]
 
 
 @contextmanager
-def _live(console: Console, rows: int) -> Iterator[Show]:
+def _live(console: Console, rows: int, what: str) -> Iterator[Show]:
     bar = Progress(
-        TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
         console=console,
     )  # fmt: skip
     task = bar.add_task("rows", total=rows, figures="starting engines")
@@ -65,14 +66,14 @@ def _live(console: Console, rows: int) -> Iterator[Show]:
 
 
 @contextmanager
-def _lines(rows: int) -> Iterator[Show]:
+def _lines(rows: int, what: str) -> Iterator[Show]:
     printed = float("-inf")
 
     def show(snapshot: Snapshot, seconds: float, last: bool) -> None:
         nonlocal printed
         if last or seconds - printed >= LOG_SECONDS:
             printed = seconds
-            done = f"{snapshot.totals.rows:,}/{rows:,} rows"
+            done = f"{snapshot.totals.rows:,}/{rows:,} {what}"
             print(f"{_clock(seconds)} {done}, {figures(snapshot, rows, seconds)}", file=sys.stderr)
 
     yield show

@@ -174,7 +174,7 @@ class PromptRenderer:
         if limit is not None and len(prompt.token_ids) >= limit:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt.token_ids)} tokens, the context {limit} "
-                "(engine.vllm.max_model_len), and an output needs at least one"
+                "(see engine.context), and an output needs at least one"
             )
 
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 from ray.data import Datasink
 from ray.data.block import Block
 
-from pipeline.config import AnswerConfig
 from pipeline.ledger import Ledger
 from pipeline.plan import Pass
+from pipeline.sections import AnswerConfig
 from pipeline.storage import Storage
 from pipeline.verify import is_correct
 

@@ -1,6 +1,6 @@
 """Prompt shards: found, counted from their footers, and read as a Ray Data source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -80,7 +80,7 @@ class PromptSource(Datasource):
         schema = with_origin(self._schema)
         return [
             ReadTask(
-                partial(_read_bundle, self._input_url, bundle, self._samples, schema),
+                partial(read_bundle, self._input_url, bundle, self._samples, schema),
                 BlockMetadata(
                     num_rows=sum(piece.rows for piece in bundle),
                     size_bytes=None,
@@ -107,9 +107,10 @@ def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Ta
                 return
 
 
-def _read_bundle(
-    input_url: str, bundle: list[Range], samples: tuple[int, ...], schema: pa.Schema
+def read_bundle(
+    input_url: str, bundle: Sequence[Range], samples: tuple[int, ...], schema: pa.Schema
 ) -> Iterator[pa.Table]:
+    """The rows to do of some ranges, with where they come from; see `PromptSource`."""
     prompts = pa.schema([f for f in schema if f.name not in ORIGIN_COLUMNS])
     for piece in bundle:
         extent, row = str(Extent.of(piece.part)), piece.start

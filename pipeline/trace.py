@@ -44,6 +44,7 @@ class Trace:
     loop_retries: int = 0
     wasted_tokens: int = 0
     carried_tokens: int = 0
+    yarn_factor: float | None = None
     error: str | None = None
     raw: str | None = None
 

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
 from pipeline.errors import EngineDeadError
 from pipeline.policy import EARLY_STOP
 from pipeline.reasoning import ThinkFormat
+from pipeline.sections import SimulatedConfig
 
 CONTEXT_TOKENS = 40_960
 LOOP = "Wait, let me think about this once more.\n"
@@ -37,9 +37,14 @@ class SimulatedEngine:
     """Sleeps where a real engine computes."""
 
     def __init__(
-        self, config: SimulatedConfig, think_format: ThinkFormat, slots: int, tokenizer: Any
+        self,
+        config: SimulatedConfig,
+        think_format: ThinkFormat,
+        slots: int,
+        tokenizer: Any,
+        context_tokens: int = CONTEXT_TOKENS,
     ) -> None:
-        self._config = config
+        self._config, self._context_tokens = config, context_tokens
         self._tokenizer = tokenizer
         self._marker = think_format.closing
         self._loop = self._encode(LOOP)
@@ -50,7 +55,7 @@ class SimulatedEngine:
     @property
     def context_tokens(self) -> int:
         """The most tokens that prompt and output may have together."""
-        return CONTEXT_TOKENS
+        return self._context_tokens
 
     @property
     def slots(self) -> int:

@@ -196,6 +196,57 @@ def test_tensor_parallel_on_two_cpu_processes(tmp_path: Path) -> None:
     assert all(row["think"].startswith("strawberry s!r 0\ntrawberry t!r 0") for row in finished)
 
 
+def test_long_prompts_run_with_yarn(tmp_path: Path) -> None:
+    """A model whose own context is 1,024 tokens, so that prompts of 1,500 and 3,000 are long."""
+    shutil.copytree(ROOT / "pipeline/models/qwq-nano", tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 1024}))
+    sentence = "You are a careful assistant who reads all of what is said before the question. "
+    question = 'How many r\'s are in the word "strawberry"?'
+    lengths = [0, 3000, 0, 1500, 5000, 0]
+    rows = [
+        {"id": i, "prompt": (sentence * 70)[:length] + question} for i, length in enumerate(lengths)
+    ]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
+    options = [
+        "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
+        "--set", f"output.path={tmp_path / 'out'}", "--set", f"model.path={tmp_path / 'model'}",
+        "--set", "engine.context=auto", "--set", "sampling.max_tokens=300",
+        "--set", "thinking.answer_tokens=50",
+    ]  # fmt: skip
+    refused = qwq_batch("plan", *options)
+    assert refused.returncode == 2
+    assert "engine.vllm has max_model_len, which engine.context=auto sets" in refused.stderr
+    options += ["--set", "engine.vllm={enforce_eager: true, max_num_seqs: 8}"]
+    planned = qwq_batch("plan", *options)
+    assert [line for line in planned.stdout.splitlines() if line.startswith("lane")] == [
+        "lane      1,024 tokens: 3 rows",
+        "lane      2,048 tokens, YaRN 2: 1 rows",
+        "lane      4,096 tokens, YaRN 4: 1 rows",
+        "lane      no engine: 1 rows",
+    ]
+    done = qwq_batch("run", *options)
+    assert done.returncode == 0, done.stderr
+    assert not NOISE.search(done.stderr), done.stderr
+    assert "rows (4,096 tokens, YaRN 4)" in done.stderr
+    traces = pq.read_table(tmp_path / "out").to_pylist()
+    assert [trace["id"] for trace in traces] == list(range(6))
+    assert [trace["yarn_factor"] for trace in traces] == [None, 4.0, None, 2.0, None, None]
+    *_, too_long, _ = traces
+    assert too_long["state"] == "failed"
+    assert re.match(
+        r"prompt_too_long: the prompt has 50\d\d tokens, the context 4096", too_long["error"]
+    )
+    for trace, length in zip(traces, lengths, strict=True):
+        if trace is not too_long:
+            assert trace["state"] != "failed"
+            assert trace["prompt_tokens"] == length + 63
+            assert trace["think_tokens"] + trace["answer_tokens"] > 20
+        if length == 0:
+            assert trace["answer"] == r"The answer is \boxed{3}."
+
+
 def test_preview_model_with_messages(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     sums = [(12, 34), (205, 17), (78, 4), (391, 266), (50, 49), (7, 6)]
@@ -368,7 +419,7 @@ engine: {device: cpu, vllm: {enforce_eager: true, max_num_seqs: 32, max_model_le
 
 def _json_config(folder: Path) -> Path:
     counts = {"strawberry": 3, "carrot": 2, "mirror": 3, "banana": 0, "error": 3, "river": 2}
-    rows = [
+    rows: list[dict[str, str | None]] = [
         {"prompt": f'How many r\'s are in the word "{word}"?', "right": f'{{"answer": {count}}}'}
         for word, count in counts.items()
     ]

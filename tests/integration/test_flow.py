@@ -177,7 +177,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
     seen: list[int] = []
 
     class Watcher:
-        def __init__(self, board: Any, rows: int) -> None:
+        def __init__(self, board: Any, rows: int, lane: str) -> None:
             import threading
 
             self.stop = threading.Event()
@@ -195,7 +195,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
             self.stop.set()
             self.thread.join()
 
-    flow.execute(job, Pass(0, 0, 1), job.plan, Watcher, Stop())
+    flow.execute(job, Pass(0, 0, 1), job.lanes[0], job.plan, Watcher, Stop())
     assert len(seen) > 2
     assert any(15 <= count < 20 for count in seen), "the other blocks waited for the longest trace"
 

@@ -21,7 +21,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("sampling", "top_p", 0.9), ("sampling", "top_k", 30), ("sampling", "min_p", 0.1),
     ("sampling", "presence_penalty", 0.5), ("sampling", "repetition_penalty", 1.1),
     ("sampling", "max_tokens", 99), ("sampling", "seed", 1), ("engine", "kind", "vllm"),
-    ("engine", "vllm", {"quantization": "fp8"}),
+    ("engine", "context", "auto"), ("engine", "vllm", {"quantization": "fp8"}),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ PURE = [
     "config",
     "errors",
     "json_form",
+    "lanes",
     "loops",
     "plan",
     "policy",
@@ -22,6 +23,7 @@ PURE = [
     "verify",
     "sampling",
     "schema",
+    "sections",
     "scripts",
     "engines.protocol",
 ]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import FormatConfig, RunConfig, fingerprint_of, load_config, parse_config
+from pipeline.config import RunConfig, fingerprint_of, load_config, parse_config
 from pipeline.engines.vllm import check_engine_args, engine_arg_names
 from pipeline.errors import ConfigError
 from pipeline.json_form import JsonForm
 from pipeline.manifest import run_settings
 from pipeline.reasoning import HEADINGS, THINK_TAGS, ThinkFormat
 from pipeline.schema import PromptColumns
+from pipeline.sections import FormatConfig
 
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

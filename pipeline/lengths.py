@@ -1,0 +1,76 @@
+"""How many tokens each prompt has, counted by Ray tasks before any engine starts."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pipeline.cluster import explain
+from pipeline.config import RunConfig
+from pipeline.errors import RowError
+from pipeline.lanes import UNRENDERED, Lane, assign, divide
+from pipeline.model import load_tokenizer
+from pipeline.plan import Range, bundles
+from pipeline.prompts import PromptRenderer, TableRow, render_row
+from pipeline.reasoning import ThinkFormat
+from pipeline.schema import PromptColumns, with_origin
+from pipeline.source import read_bundle
+
+ROWS_A_TASK = 4096
+
+
+def by_lane(
+    config: RunConfig,
+    columns: PromptColumns,
+    prompts: pa.Schema,
+    lanes: tuple[Lane, ...],
+    todo: Sequence[Range],
+) -> list[tuple[Lane, tuple[Range, ...]]]:
+    """The lanes that have rows of ``todo``, with these; nothing is counted if there is one lane."""
+    if len(lanes) == 1:
+        return [(lanes[0], tuple(todo))]
+    shares: list[list[Range]] = [[] for _ in lanes]
+    grouped = list(bundles(todo, ROWS_A_TASK))
+    common = ray.put((config, columns, prompts))
+    counts = [_count.remote(common, bundle) for bundle in grouped]
+    for bundle, count in zip(grouped, counts, strict=True):
+        try:
+            tokens = count.future().result()  # not `ray.get`: signals break this off
+        except Exception as error:  # Ray raises what tasks raised, and all kinds of its own
+            raise explain(error) from None
+        for lane, piece in divide(bundle, assign(lanes, tokens, config.policy.max_tokens)):
+            shares[lane].append(piece)
+    return [(lane, tuple(share)) for lane, share in zip(lanes, shares, strict=True) if share]
+
+
+def count_tokens(
+    config: RunConfig, columns: PromptColumns, prompts: pa.Schema, bundle: Sequence[Range]
+) -> Any:
+    """An array with the prompt tokens of each row to do, in order; `UNRENDERED` where none come."""
+    renderer = _renderer(config.model.path, config.model.revision, config.think_format)
+    system, suffix = config.prompt.system, config.suffix_text
+
+    def tokens(row: TableRow) -> int:
+        try:
+            prompt = render_row(renderer, row, columns, system, suffix)
+        except RowError:
+            return UNRENDERED
+        return len(prompt.token_ids)
+
+    tables = read_bundle(config.input.path, bundle, (), with_origin(prompts))
+    rows = (TableRow(table, i) for table in tables for i in range(table.num_rows))
+    return np.fromiter(map(tokens, rows), np.int64)
+
+
+@ray.remote
+def _count(common: tuple[RunConfig, PromptColumns, pa.Schema], bundle: list[Range]) -> Any:
+    return count_tokens(*common, bundle)
+
+
+@lru_cache(maxsize=1)
+def _renderer(path: str, revision: str | None, think_format: ThinkFormat) -> PromptRenderer:
+    """Kept by the worker process for its next task."""
+    return PromptRenderer(load_tokenizer(path, revision), think_format=think_format)

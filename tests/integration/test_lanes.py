@@ -1,0 +1,152 @@
+"""Long rows on engines of their own, on a model whose context is set short."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import flow, preview
+from pipeline.config import RunConfig
+from pipeline.errors import EngineError
+from tests.conftest import PROMPTS, MakeConfig
+
+# Characters are tokens; the template adds some twenty.
+SHORT, DOUBLE, LONG, TOO_LONG = 10, 500, 1000, 5000
+LENGTHS = [SHORT, LONG, SHORT, SHORT, TOO_LONG, DOUBLE, LONG, SHORT, 0, SHORT] * 7
+FACTORS = {SHORT: None, DOUBLE: 2.0, LONG: 4.0, TOO_LONG: None, 0: None}
+
+
+@pytest.fixture
+def make(tmp_path: Path, make_config: MakeConfig) -> Callable[..., RunConfig]:
+    """A run with contexts of 400, 800 and 1,600 tokens; rows of all lengths in one shard."""
+    shutil.copytree(Path(flow.__file__).parent / "models/qwq-nano", tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 400}))
+    (tmp_path / "in").mkdir()
+    rows = [{"id": i, "prompt": "x" * length} for i, length in enumerate(LENGTHS)]
+    pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
+    simulated = {
+        "tokens_median": 60, "seconds_per_token": 0.0002, "log": str(tmp_path / "log"),
+        "dies_with": str(tmp_path / "die"),
+    }  # fmt: skip
+
+    def made(**sampling: Any) -> RunConfig:
+        return make_config(
+            model={"path": str(tmp_path / "model")},
+            output={"rows_per_part": 32},
+            sampling={"max_tokens": 200, **sampling},
+            thinking={"answer_tokens": 50},
+            engine={"context": "auto", "block_rows": 4, "simulated": simulated},
+        )
+
+    return made
+
+
+def traces(config: RunConfig) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(config.output.path).to_pylist()
+    return rows
+
+
+def generated(tmp_path: Path) -> set[int]:
+    """The rows that engines have worked at."""
+    lines = (tmp_path / "log").read_text().splitlines()
+    return {int(json.loads(line)["id"].split(":")[1]) for line in lines}
+
+
+def of_length(*lengths: int) -> set[int]:
+    return {i for i, length in enumerate(LENGTHS) if length in lengths}
+
+
+def test_each_row_runs_where_it_fits_and_comes_out_in_order(
+    tmp_path: Path, make: Callable[..., RunConfig]
+) -> None:
+    config, seen = make(n=2), []
+
+    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
+        seen.append((lane, rows))
+        return nullcontext()
+
+    assert [line for line in preview.plan_lines(flow.prepare(config)) if "lane" in line] == [
+        "lane      400 tokens: 35 rows",
+        "lane      800 tokens, YaRN 2: 7 rows",
+        "lane      1,600 tokens, YaRN 4: 14 rows",
+        "lane      no engine: 14 rows",
+    ]
+    summary = flow.run(config, watch)
+    assert summary.is_complete
+    assert seen == [
+        ("400 tokens", 35), ("800 tokens, YaRN 2", 7), ("1,600 tokens, YaRN 4", 14), ("no engine", 14),
+    ]  # fmt: skip
+    rows = traces(config)
+    assert [(r["id"], r["sample"]) for r in rows] == [(i, s) for i in range(70) for s in (0, 1)]
+    for row in rows:
+        length = LENGTHS[row["id"]]
+        assert row["yarn_factor"] == FACTORS[length]
+        assert (row["state"] == "failed") == (length in (TOO_LONG, 0))
+        if length == TOO_LONG:
+            assert row["error"].startswith(
+                "prompt_too_long: the prompt has 5021 tokens, the context 1600"
+            )
+        if length == 0:
+            assert row["error"] == "invalid_prompt: prompt is empty"
+    assert generated(tmp_path) == of_length(SHORT, DOUBLE, LONG)
+
+
+def test_run_that_ended_after_the_short_lane_goes_on_with_the_long_rows(
+    tmp_path: Path, make: Callable[..., RunConfig]
+) -> None:
+    config, lanes = make(), []
+
+    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
+        lanes.append(lane)
+        if "YaRN" in lane:
+            (tmp_path / "die").mkdir()  # from now on every engine dies
+        return nullcontext()
+
+    with pytest.raises(EngineError, match=r"engines died 5 times without finishing a row"):
+        flow.run(config, watch)
+    assert lanes == ["400 tokens", "800 tokens, YaRN 2"]
+    assert generated(tmp_path) == of_length(SHORT)
+    assert flow.prepare(config).plan.rows_todo == 35
+    (tmp_path / "die").rmdir()
+    (tmp_path / "log").unlink()
+    summary = flow.run(config)
+    assert summary.is_complete
+    assert [row["id"] for row in traces(config)] == list(range(70))
+    assert generated(tmp_path) == of_length(DOUBLE, LONG)
+
+
+def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
+    tmp_path: Path, make: Callable[..., RunConfig]
+) -> None:
+    """First without lanes, where long rows fail; a retry may bring the lanes in."""
+    auto = make()
+    native = auto.model_copy(
+        update={
+            "engine": auto.engine.model_copy(
+                update={"context": "native", "vllm": {"max_model_len": 400}}
+            )
+        }
+    )
+    assert flow.run(native).states["failed"] == 35
+    before = traces(native)
+    lanes: list[str] = []
+
+    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
+        lanes.append(lane)
+        return nullcontext()
+
+    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+    assert lanes == ["800 tokens, YaRN 2", "1,600 tokens, YaRN 4", "no engine"]
+    for old, new in zip(before, traces(auto), strict=True):
+        assert (old == new) == (old["state"] != "failed")
+        assert new["yarn_factor"] == FACTORS[LENGTHS[new["id"]]]
+    lanes.clear()
+    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+    assert lanes == ["no engine"]
