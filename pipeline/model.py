@@ -52,7 +52,9 @@ def load_model_config(path: str, revision: str | None = None) -> dict[str, Any]:
             data = Path(str(file)).read_bytes()
         found: dict[str, Any] = json.loads(data)
     except Exception as error:  # the hub and the object stores' clients raise all kinds
-        raise ModelError(f"can't read the config.json of model.path {path}: {error}") from None
+        raise ModelError(
+            f"can't read the config.json of model.path {path}: {_reason(error)}"
+        ) from None
     return found
 
 
@@ -73,13 +75,19 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
                 source = _download_tokenizer(source, folder)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
     except Exception as error:  # the hub and the tokenizer's code raise all kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"can't load the tokenizer of model.path {path}: {reason}") from None
+        raise ModelError(
+            f"can't load the tokenizer of model.path {path}: {_reason(error)}"
+        ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {path} has no tokenizer.json, which the pipeline needs")
     if tokenizer.chat_template is None:
         raise ModelError(f"the tokenizer of {path} has no chat template")
     return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _download_tokenizer(url: str, folder: str) -> str:
