@@ -61,7 +61,7 @@ def load_model_config(path: str, revision: str | None = None) -> dict[str, Any]:
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The fast Hugging Face tokenizer of a model folder, hub name or object-store URL.
 
-    Raises `ModelError` if it can't be loaded, is not a fast one or has no chat template.
+    Raises `ModelError` if it can't be loaded or has no chat template.
     """
     # Not AutoTokenizer: to find the class it imports PyTorch, five seconds of each process. What a
     # class adds to tokenizer.json is nothing for Qwen2: the ids are the same.
