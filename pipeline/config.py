@@ -80,6 +80,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _asks_for_what_there_is(self) -> Self:
+        named = self.input
+        columns = (named.prompt_column, named.messages_column, named.tools_column)
+        if self.prompt.template is not None and any(columns):
+            raise ValueError("prompt.template makes the prompt; no input column can be set besides")
         if self.prompt.suffix == "json" and self.answer.format != "json":
             raise ValueError("prompt.suffix json needs answer.format json and its schema")
         agree = self.sampling.agree
@@ -160,7 +164,9 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{path}: is required"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping):  # all of a section would be no help
+        return f"{path}: {message}" if path else message
     return f"{path}: {message} (got {error['input']!r})"
 
 

@@ -81,7 +81,13 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     shards, prompts = find_shards(config.input.path)
     wanted = config.input
     columns = prompt_columns(
-        prompts, PromptColumns(wanted.prompt_column, wanted.messages_column, wanted.tools_column)
+        prompts,
+        PromptColumns(
+            wanted.prompt_column,
+            wanted.messages_column,
+            wanted.tools_column,
+            config.prompt.template,
+        ),
     )
     reference = config.answer.reference_column
     if reference is not None and reference not in prompts.names:

@@ -27,7 +27,9 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
     """The flat settings, as the config spells them, that a resumed run must share."""
     settings: dict[str, Any] = {
         "input.path": Storage(config.input.path).location,
-        **{f"input.{key}_column": value for key, value in vars(columns).items()},
+        "input.prompt_column": columns.prompt,
+        "input.messages_column": columns.messages,
+        "input.tools_column": columns.tools,
         "output.rows_per_part": config.output.rows_per_part,
         "output.raw_text": config.output.raw_text,
         "output.rename": dict(config.output.rename),
@@ -37,6 +39,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "model.revision": config.model.revision,
         "model.lora": config.model.lora,
         "model.chat_template": hashlib.blake2b(chat_template.encode(), digest_size=8).hexdigest(),
+        "prompt.template": columns.template,
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.suffix_text,
         **{f"sampling.{key}": value for key, value in vars(config.policy).items()},

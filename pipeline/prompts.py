@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
 from pipeline.reasoning import THINK_TAGS, ThinkFormat
 from pipeline.schema import PromptColumns
+from pipeline.templates import fill
 
 ROLES = ("system", "user", "assistant", "tool")
 # A private-use character of Unicode's last plane, which no message may hold.
@@ -44,7 +45,9 @@ def row_messages(
     ``system`` opens the conversation unless the row brings a system turn of its own; ``suffix``
     goes on a line of its own after the last user turn.
     """
-    if columns.prompt is not None:
+    if columns.template is not None:
+        messages = [{"role": "user", "content": fill(columns.template, row)}]
+    elif columns.prompt is not None:
         messages = [{"role": "user", "content": _text(row[columns.prompt], columns.prompt)}]
     else:
         assert columns.messages is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.templates import columns_of
 
 TRACE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("think", pa.string()),
@@ -123,21 +124,27 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 @dataclass(frozen=True)
 class PromptColumns:
-    """The columns that make a row's prompt: exactly one of ``prompt`` and ``messages``."""
+    """What makes a row's prompt: exactly one of ``prompt``, ``messages`` and ``template``."""
 
     prompt: str | None = None
     messages: str | None = None
     tools: str | None = None
+    template: str | None = None
 
 
 def prompt_columns(schema: pa.Schema, wanted: PromptColumns) -> PromptColumns:
     """``wanted`` where it names columns, otherwise what ``schema`` has under the usual names."""
-    for setting, name in vars(wanted).items():
-        if name is not None and name not in schema.names:
+    named = {f"input.{key}_column is": [name] for key, name in vars(wanted).items() if name}
+    if wanted.template is not None:
+        named = {"prompt.template names": columns_of(wanted.template)}
+    for setting, names in named.items():
+        if lacking := [name for name in names if name not in schema.names]:
             raise InputError(
-                f"input.{setting}_column is {name}, but the input has only the columns "
+                f"{setting} {', '.join(lacking)}, but the input has only the columns "
                 f"{', '.join(schema.names)}"
             )
+    if wanted.template is not None:
+        return wanted
     if wanted.prompt and wanted.messages:
         raise InputError("set one of input.prompt_column and input.messages_column, not both")
     found = [name for name in ("prompt", "messages") if name in schema.names]

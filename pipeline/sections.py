@@ -13,6 +13,7 @@ from pipeline.json_form import JsonForm, check_schema, load_form
 from pipeline.policy import ThinkingPolicy
 from pipeline.sampling import PresetName
 from pipeline.schema import TRACE_COLUMNS
+from pipeline.templates import columns_of
 from pipeline.verify import AnswerFormat
 
 
@@ -108,14 +109,26 @@ class ModelConfig(Section):
 
 
 class PromptConfig(Section):
-    """What is added to every prompt."""
+    """What is added to every prompt, or makes it."""
 
+    template: str | None = Field(
+        None,
+        description="the user turn, with columns of the row in braces: {text}, or {text:document} "
+        "for the text between <document> tags; in place of input.prompt_column",
+    )
     system: str | None = None
     suffix: str | None = Field(
         None,
         description="text after the (last) user turn; math and choice are Qwen's own, json names "
         "the schema",
     )
+
+    @field_validator("template")
+    @classmethod
+    def _names_columns(cls, template: str | None) -> str | None:
+        if template is not None and not columns_of(template):
+            raise ValueError("names no column, so that all rows would have the same prompt")
+        return template
 
 
 class SamplingConfig(Section):

@@ -24,6 +24,7 @@ PURE = [
     "sampling",
     "schema",
     "sections",
+    "templates",
     "scripts",
     "engines.protocol",
 ]

@@ -46,6 +46,10 @@ def test_usual_column_is_found_and_a_doubt_is_refused() -> None:
     with pytest.raises(InputError, match=r"both a prompt and a messages column"):
         prompt_columns(both, PromptColumns())
     assert prompt_columns(both, PromptColumns(prompt="prompt")).messages is None
+    made = PromptColumns(template="{prompt:document} of {messages}")
+    assert prompt_columns(both, made) == made
+    with pytest.raises(InputError, match=r"prompt.template names text, label, but .* columns id"):
+        prompt_columns(both, PromptColumns(template="{text} {prompt} {label}"))
     with pytest.raises(InputError, match=r"no prompt and no messages column .*--set input.prompt_"):
         prompt_columns(pa.schema([("text", pa.string())]), PromptColumns())
     with pytest.raises(InputError, match=r"input.prompt_column is question, but .* id, prompt"):
