@@ -164,6 +164,8 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{path}: is required"
+    if error["type"] == "string_type":
+        return f"{path}: must be text (in YAML, put quotes around it if it begins with a brace)"
     message: str = error["msg"].removeprefix("Value error, ")
     if isinstance(error["input"], Mapping):  # all of a section would be no help
         return f"{path}: {message}" if path else message

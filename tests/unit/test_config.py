@@ -60,6 +60,7 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("answer={format: json, json_schema: 'os:no'}", "json_schema os:no: module 'os' has no"),
         ("answer={format: json, json_schema: 'os:path'}", "os:path is not a pydantic model"),
         ("prompt.template='{text!r}'", "prompt.template: {} must hold a column's name"),
+        ("prompt.template={text}", "prompt.template: must be text (in YAML, put quotes around it"),
         ("prompt.template=Hello", "prompt.template: names no column"),
         ("prompt.template='{'", "prompt.template: "),
         ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
