@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, QwqBatchError
-from pipeline.ledger import Ledger
+from pipeline.ledger import AGREE, Ledger
 from pipeline.merge import part_metadata
 from pipeline.storage import Storage
 from pipeline.verify import is_correct, parse, qwen_answer
@@ -51,8 +51,14 @@ class Scores:
 def score(output: str, reference: str, as_qwen: bool) -> Scores:
     """Score all finished parts of ``output`` against its column ``reference``."""
     store, found = Storage(output), Scores()
-    if Ledger(store).manifest() is None:
+    manifest = Ledger(store).manifest()
+    if manifest is None:
         raise OutputError(f"{output} is not the output of a run (it has no manifest)")
+    if manifest["settings"].get(AGREE) is not None:
+        raise OutputError(
+            f"the samples of {output} were drawn until some agreed ({AGREE}), so that their mean "
+            "says nothing; evaluate a run without"
+        )
     for part in sorted(Ledger(store).contents().parts()):
         names = part_metadata(store, part)["columns"]
         text = names["raw"] if as_qwen else names["answer"]

@@ -26,7 +26,7 @@ import ray.data
 
 from pipeline.checkpoint import Checkpoints, Key
 from pipeline.config import RunConfig
-from pipeline.engines import Engine, Report, Request
+from pipeline.engines import Report, Request, build_engine
 from pipeline.errors import (
     EngineDeadError,
     EngineError,
@@ -36,6 +36,7 @@ from pipeline.errors import (
     RowError,
 )
 from pipeline.journal import Extent
+from pipeline.json_form import JsonForm
 from pipeline.lanes import yarn_factor
 from pipeline.ledger import Ledger
 from pipeline.loops import LoopWatch
@@ -52,7 +53,6 @@ from pipeline.telemetry import Meter
 from pipeline.trace import Trace, TraceMaker
 
 logger = logging.getLogger(__name__)
-DEFAULT_SLOTS = 64
 IDLE_RESTARTS = 4
 CLOSE_SECONDS = 10
 SAVE_SECONDS = 25
@@ -72,30 +72,6 @@ class Sample:
     def row(self) -> RowKey:
         """The row whose sample it is."""
         return self.key[0].name, self.key[1]
-
-
-def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
-    """The engine that the config names."""
-    slots = engine_slots(config)
-    if config.engine.kind == "simulated":
-        from pipeline.engines.simulated import CONTEXT_TOKENS, SimulatedEngine
-
-        context = config.engine.vllm.get("max_model_len", CONTEXT_TOKENS)
-        return SimulatedEngine(
-            config.engine.simulated, config.think_format, slots, tokenizer, context
-        )
-    if config.engine.kind == "none":
-        from pipeline.engines.none import NoEngine
-
-        return NoEngine(config.engine.vllm["max_model_len"])
-    from pipeline.engines.vllm import VllmEngine
-
-    return VllmEngine(config, slots)
-
-
-def engine_slots(config: RunConfig) -> int:
-    """How many sequences one engine runs at once (``engine.vllm.max_num_seqs``)."""
-    return int(config.engine.vllm.get("max_num_seqs", DEFAULT_SLOTS))
 
 
 class EngineActor:
@@ -130,8 +106,9 @@ class EngineActor:
         config = self._config
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        answer = config.answer
-        self._maker = TraceMaker(tokenizer, config.think_format, answer.format, answer.json_form)
+        self._maker = TraceMaker(
+            tokenizer, config.think_format, config.answer.format, self._json_form()
+        )
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
@@ -153,6 +130,12 @@ class EngineActor:
             self._maker.is_closed,
             self._maker.answer_pass,
         )
+
+    def _json_form(self) -> JsonForm | None:
+        try:
+            return self._config.answer.json_form
+        except ValueError as error:  # this node has not what the driver's has
+            raise ModelError(f"answer.{error}") from None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The traces of a block: a row for each sample of each of its rows, in order."""

@@ -125,7 +125,10 @@ def _retry(args: argparse.Namespace) -> int:
 
 
 def _report(summary: "Summary", config: RunConfig, seconds: float) -> int:
-    print(f"\n{summary.traces:,} of {summary.expected:,} traces in {config.output.path}")
+    whole = f"{summary.traces:,} of {summary.expected:,} traces"
+    if summary.agree is not None:
+        whole = f"{summary.traces:,} traces of {summary.rows:,} of {summary.expected_rows:,} rows"
+    print(f"\n{whole} in {config.output.path}")
     for line in summary.lines():
         print(f"  {line}")
     print(f"  {'time':<10} {seconds:>9,.0f} s from start to end")

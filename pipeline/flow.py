@@ -14,7 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline import lease, passes
-from pipeline.actor import EngineActor, engine_slots
+from pipeline.actor import EngineActor
 from pipeline.cluster import (
     cluster,
     configure_ray_data,
@@ -23,6 +23,7 @@ from pipeline.cluster import (
     wait_until_closed,
 )
 from pipeline.config import RunConfig
+from pipeline.engines import engine_slots
 from pipeline.engines.vllm import check_engine_args
 from pipeline.errors import InputError, OutputError
 from pipeline.journal import Extent

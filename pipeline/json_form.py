@@ -1,8 +1,9 @@
 """The form of JSON answers: a schema, wherever it comes from, and what it allows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,62 @@ class JsonForm:
 
     def parse(self, text: str) -> str | None:
         """The JSON value that ``text`` is, as `canonical` writes it; None if it is not valid."""
-        import jsonschema
-
         try:
             value = json.loads(text, parse_constant=_refuse)
-            jsonschema.validate(value, self.schema)
+            self._validator.validate(value)
             if self.model is not None:
                 self.model.model_validate_json(text)
-        except (ValueError, RecursionError, jsonschema.ValidationError):
+            found = canonical(value)
+            found.encode()
+        except Exception:  # a model's own validators raise anything, and so do odd numbers and text
             return None
-        return canonical(value)
+        return found
+
+    @property
+    def text(self) -> str:
+        """The schema as compact JSON text."""
+        return json.dumps(self.schema, ensure_ascii=False, separators=(",", ":"))
+
+    @cached_property
+    def _validator(self) -> Any:
+        import jsonschema
+        from referencing import Registry
+
+        # An empty registry: nothing is fetched for a reference.
+        return jsonschema.validators.validator_for(self.schema)(self.schema, registry=Registry())
+
+    def check(self) -> None:
+        """Raise `ValueError` if this is not a JSON Schema that stands by itself."""
+        import jsonschema
+        from referencing import Registry, Resource
+        from referencing.exceptions import Unresolvable
+        from referencing.jsonschema import DRAFT202012
+
+        try:
+            jsonschema.validators.validator_for(self.schema).check_schema(self.schema)
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"json_schema is not a JSON Schema: {error.message}") from None
+        whole = Resource.from_contents(dict(self.schema), default_specification=DRAFT202012)
+        resolver = Registry().resolver_with_root(whole)
+        for reference in _references(self.schema):
+            try:
+                resolver.lookup(reference)
+            except Unresolvable:
+                raise ValueError(f"json_schema: $ref {reference} is not in the schema") from None
 
 
 def canonical(value: Any) -> str:
     """One JSON text for all spellings of a value: keys in order, 2.0 as 2."""
-    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
+    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def without_nulls(value: Any) -> Any:
+    """Drop null entries of objects: what Arrow adds to make a column's objects alike."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -49,33 +91,48 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def load_form(source: Mapping[str, Any] | str) -> JsonForm:
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            yield reference
+    values = schema.values() if isinstance(schema, Mapping) else schema
+    for value in values if isinstance(schema, (Mapping, list)) else ():
+        yield from _references(value)
+
+
+def form_of(source: Mapping[str, Any] | str) -> JsonForm:
     """The form of JSON answers that ``source`` is or names; `ValueError` if there is none."""
-    if isinstance(source, Mapping):
-        return JsonForm(source)
+    return _named(source) if isinstance(source, str) else _made(source)
+
+
+@cache
+def _named(source: str) -> JsonForm:
     module, colon, name = source.partition(":")
-    if colon and not module.endswith((".json", ".yaml")):
+    if colon and not source.endswith((".json", ".yaml", ".yml")):
         try:
             model = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"json_schema {source}: {error}") from None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            raise ValueError(f"json_schema {source} is not a pydantic model")
-        return JsonForm(model.model_json_schema(), model)
+            if not (isinstance(model, type) and issubclass(model, BaseModel)):
+                raise TypeError("it is not a pydantic model")
+            return _made(model.model_json_schema(), model)
+        except Exception as error:  # the user's module and model can raise anything
+            raise ValueError(
+                f"json_schema {source}: {error} (a pydantic model is named package.module:Class, "
+                "and the package must be installed, or on PYTHONPATH, on every node)"
+            ) from None
     try:
-        found = yaml.safe_load(Path(source).read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = Path(source).read_text(encoding="utf-8")
+        found = json.loads(text) if source.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"json_schema {source} can't be read: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"json_schema {source} must hold a mapping")  # noqa: TRY004 (pydantic's)
-    return JsonForm(found)
+    return _made(found)
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if ``schema`` is not a JSON Schema."""
-    import jsonschema
-
+def _made(schema: Any, model: type[BaseModel] | None = None) -> JsonForm:
     try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"json_schema is not a JSON Schema: {error.message}") from None
+        plain = json.loads(json.dumps(schema))
+    except TypeError as error:  # YAML has dates
+        raise ValueError(f"json_schema is not JSON: {error}; put quotes around it") from None
+    if not isinstance(plain, dict):
+        raise ValueError("json_schema must be a mapping")  # noqa: TRY004 (pydantic's)
+    return JsonForm(plain, model)

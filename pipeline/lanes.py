@@ -46,20 +46,21 @@ def make_lanes(config: RunConfig, model: Mapping[str, Any]) -> tuple[Lane, ...]:
 
     The last one has no engine: it is for rows that fit nowhere, and for those without a prompt.
     """
-    args = config.engine.vllm
+    args = {key: value for key, value in config.engine.vllm.items() if value is not None}
     overrides = args.get("hf_overrides") or {}
     if not isinstance(overrides, dict):
         raise ConfigError("engine.vllm.hf_overrides must be a mapping")
     if taken := [key for key in OURS if key in {**args, **overrides}]:
         raise ConfigError(
-            f"engine.vllm has {', '.join(taken)}, which engine.context=auto sets; remove it, or "
-            "set engine.context=native"
+            f"engine.vllm has {', '.join(taken)}, which engine.context=auto sets; remove it "
+            f"(--set engine.vllm.{taken[0]}=null), or set engine.context=native"
         )
     native, rope = _positions(config.model.path, model)
     if config.policy.max_tokens >= native:
         raise ConfigError(
             f"sampling.max_tokens is {config.policy.max_tokens}, which leaves no room for a prompt "
-            f"in the model's own context of {native} tokens; engine.context=auto needs some"
+            f"in the model's own context of {native} tokens, which engine.context=auto needs; "
+            "lower it"
         )
     lanes = [Lane(f"{native:,} tokens", native, {"vllm": {**args, "max_model_len": native}})]
     for factor in FACTORS:
@@ -122,5 +123,6 @@ def _positions(path: str, model: Mapping[str, Any]) -> tuple[int, dict[str, Any]
             f"the config.json of model.path {path} lacks max_position_embeddings or rope_theta, "
             "which engine.context=auto needs"
         )
+    section = {key: value for key, value in section.items() if key != "type"}  # its old name
     original = {"original_max_position_embeddings": min(native, ORIGINAL_TOKENS)}
     return native, {**original, **section, "rope_theta": theta}

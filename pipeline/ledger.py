@@ -75,7 +75,7 @@ class Ledger:
         changes = [
             f"  {key}: there {there.get(key)!r}, now {now!r}"
             for key, now in differences(there, settings)
-            if not (prefixes and key.startswith(prefixes))
+            if not (prefixes and key.startswith(prefixes) and key != AGREE)
             and not (key == SAMPLES and now > there[key])
         ]
         if changes:
@@ -235,8 +235,10 @@ class Ledger:
         except FileNotFoundError:  # another committer was faster and has removed them
             return self.is_done(extent, work.number)
         rows, traces = found_there["rows"], found_there["traces"]
-        adaptive = metadata["settings"].get(AGREE) is not None
-        if rows != extent.rows or (traces != expected and not adaptive):
+        agree, least = metadata["settings"].get(AGREE), expected
+        if agree is not None and work.number == 0:
+            least = extent.rows * min(agree, work.stop)
+        if rows != extent.rows or not least <= traces <= expected:
             raise OutputError(
                 f"the fragments in {self.store.path(extent.journal)} make {traces} traces of "
                 f"{rows} rows, not {expected} of {extent.rows}; remove that folder to do these "

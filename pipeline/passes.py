@@ -76,7 +76,9 @@ def to_retry(
     if manifest is None:
         raise OutputError(f"output.path {ledger.store.url} holds no run; there is nothing to retry")
     unknown = sorted(set(states) - set(State))
-    if unknown or not (states or foreign is not None):
+    if not states and foreign is None:
+        raise OutputError("say which traces: --state STATE,… or --foreign SHARE, or both")
+    if unknown:
         raise OutputError(f"--state {','.join(unknown)}: states are {', '.join(State)}")
     changes = differences(manifest["settings"], settings)
     changed = tuple((key, value) for key, value in changes if key != SAMPLES)
@@ -113,7 +115,9 @@ def _next(known: Sequence[Pass]) -> int:
 
 
 def _command(work: Pass) -> str:
-    changes = "".join(f" --set {key}={value}" for key, value in work.changed)
+    changes = "".join(
+        f" --set {key}={'null' if value is None else value}" for key, value in work.changed
+    )
     states = f" --state {','.join(work.states)}" if work.states else ""
     foreign = f" --foreign {work.foreign}" if work.foreign is not None else ""
     return f"qwq-batch retry CONFIG{states}{foreign}{changes}"

@@ -132,14 +132,15 @@ class AnswerPass:
 
     ``schema``: the JSON Schema, as JSON text. ``stop_id``: the token that closes the thinking; None
     where that is more than one, and the model ends its turn in its own words first. ``opening``:
-    the token ids that stand between thinking that has closed itself and the answer. ``ends``: the
-    token ids that end a turn. ``after_thinking``: False for a model that does not think.
+    the token ids that stand between thinking that has closed itself and the answer. ``controls``:
+    the ids of tokens that are no text, such as the end of turn. ``after_thinking``: False for a
+    model that does not think.
     """
 
     schema: str
     stop_id: int | None
     opening: Sequence[int]
-    ends: Sequence[int] = ()
+    controls: Sequence[int] = ()
     after_thinking: bool = True
 
 
@@ -188,10 +189,15 @@ class Rules:
             penalty = max(sampling.presence_penalty, self.thinking.loop_presence_penalty)
             sampling = replace(sampling, presence_penalty=penalty)
         if progress.closed_at is not None:
-            limit = progress.closed_at + progress.closing_tokens + self.thinking.answer_tokens
-            schema = None if self.answer is None else self.answer.schema
+            begins = progress.closed_at + progress.closing_tokens
+            limit = begins + self.thinking.answer_tokens
+            if progress.closed_by is None:  # what is left of all tokens, if that is more
+                limit = max(limit, sampling.max_tokens) if begins else sampling.max_tokens
             sampling = replace(sampling, max_tokens=min(limit, room))
-            return Step(sampling, seed, watch_loops=False, schema=schema)
+            if self.answer is None:
+                return Step(sampling, seed, watch_loops=False)
+            del progress.token_ids[begins:]  # a grammar can't go on from the middle
+            return Step(sampling, seed, watch_loops=False, schema=self.answer.schema)
         limit = min(sampling.max_tokens, room)
         if self.answer is not None or not self.is_closed(progress.token_ids):
             limit = min(limit, self._thinking_limit(room))
@@ -227,14 +233,14 @@ class Rules:
     def _lead_over(self, progress: Progress) -> None:
         """From thinking that is over to the answer; a turn that has ended has not."""
         assert self.answer is not None
-        while progress.token_ids and progress.token_ids[-1] in self.answer.ends:
+        while progress.token_ids and progress.token_ids[-1] in self.answer.controls:
             progress.token_ids.pop()
         progress.close(self.answer.opening, None)
 
     def _thinking_limit(self, room: int) -> int:
         """The most tokens of thinking, with room for an answer after it where one may be needed."""
         budget = self.thinking.budget_tokens or self.sampling.max_tokens
-        if not self.thinking.rescue:
+        if not self.thinking.rescue and self.answer is None:
             return min(budget, room)
         left = room - len(self.closing) - self.thinking.answer_tokens
         return min(budget, left if left >= 1 else room)

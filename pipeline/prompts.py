@@ -18,6 +18,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
+from pipeline.json_form import without_nulls
 from pipeline.reasoning import THINK_TAGS, ThinkFormat
 from pipeline.schema import PromptColumns
 from pipeline.templates import fill
@@ -69,7 +70,7 @@ def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | Non
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InvalidPromptError(f"{columns.tools} must be a list of objects")
     # Given as Arrow objects, all tools have the same keys, null where there was none.
-    return tools if isinstance(row[columns.tools], str) else _without_nulls(tools)
+    return tools if isinstance(row[columns.tools], str) else without_nulls(tools)
 
 
 def render_row(
@@ -233,7 +234,7 @@ def _message(value: Any, where: str) -> Message:
         found = "null" if content is None else type(content).__name__
         raise InvalidPromptError(f"{where}.content must be text, not {found}")
     # Arrow gives every message of a column the same keys; those it does not have are null.
-    extra = _without_nulls(value)
+    extra = without_nulls(value)
     if extra.get("tool_calls"):
         extra["tool_calls"] = [_tool_call(call, where) for call in extra["tool_calls"]]
     return {**extra, "role": role, "content": content}
@@ -260,12 +261,3 @@ def _from_json(value: Any, where: str) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise InvalidPromptError(f"{where} is not valid JSON: {error}") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop null entries of objects: what Arrow adds to make a column's objects alike."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value

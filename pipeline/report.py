@@ -18,6 +18,7 @@ class Summary:
     """A run's output: traces expected and present, by state, tokens, and parts that lack."""
 
     expected: int
+    expected_rows: int
     rows: int
     traces: int
     states: Counter[str]
@@ -34,7 +35,8 @@ class Summary:
 
         Where samples are drawn until enough ``agree``, each row has those that it took.
         """
-        return not self.missing_parts and (self.agree is not None or self.traces == self.expected)
+        there = self.rows == self.expected_rows and not self.missing_parts
+        return there and (self.agree is not None or self.traces == self.expected)
 
     @property
     def output_tokens(self) -> int:
@@ -76,6 +78,7 @@ def summarize(
         states.update(summary["states"])
     return Summary(
         expected=sum(part.rows for part in parts) * samples,
+        expected_rows=sum(part.rows for part in parts),
         rows=sum(summary["rows"] for summary in found),
         traces=sum(summary["traces"] for summary in found),
         states=states,

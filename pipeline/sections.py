@@ -1,15 +1,13 @@
 """The sections of a run's configuration, as `pipeline.config` reads them; no I/O but a schema's."""
 
 import difflib
-import json
 import re
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.json_form import JsonForm, check_schema, load_form
+from pipeline.json_form import JsonForm, form_of
 from pipeline.policy import ThinkingPolicy
 from pipeline.sampling import PresetName
 from pipeline.schema import TRACE_COLUMNS
@@ -206,19 +204,18 @@ class AnswerConfig(Section):
         if (self.format == "json") != (self.json_schema is not None):
             raise ValueError("json_schema and the format json go together")
         if self.json_form is not None:
-            check_schema(self.json_form.schema)
+            self.json_form.check()
         return self
 
-    @cached_property
+    @property
     def json_form(self) -> JsonForm | None:
         """The schema itself, from wherever it is; None for other formats."""
-        return None if self.json_schema is None else load_form(self.json_schema)
+        return None if self.json_schema is None else form_of(self.json_schema)
 
     @property
     def schema_text(self) -> str | None:
         """The schema as compact JSON text."""
-        form = self.json_form
-        return None if form is None else json.dumps(form.schema, separators=(",", ":"))
+        return None if self.json_form is None else self.json_form.text
 
 
 class SimulatedConfig(Section):

@@ -1,6 +1,5 @@
 """A trace: one sample of one row, made from the token ids that an engine generated."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,9 @@ from pipeline.reasoning import (
 )
 from pipeline.scripts import foreign_share
 from pipeline.verify import AnswerFormat, parse
+
+# Of a prompt's end, enough to hold an opening tag.
+TAIL_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class TraceMaker:
         if self._close_id is not None:  # the model has written the tag itself
             opening = opening.partition(self._think_format.close or "")[2]
         return AnswerPass(
-            json.dumps(self._form.schema),
+            self._form.text,
             self._close_id,
             self._tokenizer.encode(opening, add_special_tokens=False),
             tuple(self._unseen),
@@ -155,8 +157,6 @@ class TraceMaker:
         text = self.text(token_ids[:at])
         # Cut off, the thinking has no end that a splitter would find.
         think = split(text, self._think_format, ended=False).think if at else None
-        if progress.closed_by is None and self._close_id is None and at:
-            think = text.strip("\n")  # with an answer in the model's own words
         answer = self._think_format.unwrap(self.text(answer_ids)) if answer_ids else None
         ended = progress.finish_reason == "stop"
         if progress.closed_by is None:
@@ -174,7 +174,7 @@ class TraceMaker:
     def _is_opened(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt has opened the thinking."""
         tag = self._think_format.open
-        return tag is not None and self._decode(list(prompt)).rstrip().endswith(tag)
+        return tag is not None and self._decode(list(prompt[-TAIL_TOKENS:])).rstrip().endswith(tag)
 
     def _decode(self, token_ids: list[int]) -> str:
         text: str = self._tokenizer.backend_tokenizer.decode(token_ids, skip_special_tokens=False)

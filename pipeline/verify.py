@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pipeline.json_form import JsonForm, canonical
+from pipeline.json_form import JsonForm, canonical, without_nulls
 
 AnswerFormat = Literal["text", "boxed", "choice", "json"]
 
@@ -134,9 +134,13 @@ def vote(answers: Sequence[str | None], answer_format: AnswerFormat) -> tuple[st
 
 
 def _as_json(reference: object) -> Iterator[str]:
-    """What ``reference`` is as JSON: text may be JSON or the value itself."""
+    """What ``reference`` is as JSON: text may be JSON or the value itself.
+
+    Objects of a column have all the same keys, null where there was none.
+    """
     with contextlib.suppress(TypeError, ValueError, RecursionError):
         yield canonical(reference)
+        yield canonical(without_nulls(reference))
     if isinstance(reference, str):
         with contextlib.suppress(ValueError, RecursionError):
             yield canonical(json.loads(reference))

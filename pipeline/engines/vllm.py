@@ -203,8 +203,9 @@ class VllmEngine:
 
         policy, grammar = request.policy, None
         if request.schema is not None:
-            schema = {**json.loads(request.schema), "x-guidance": SPACING}
-            grammar = StructuredOutputsParams(json=schema)
+            schema = json.loads(request.schema)
+            spacing = {**SPACING, **schema.get("x-guidance", {})}
+            grammar = StructuredOutputsParams(json={**schema, "x-guidance": spacing})
         return SamplingParams(
             n=1,
             temperature=policy.temperature,
