@@ -8,8 +8,8 @@ compare and to add one digit, and nothing else:
   looked for, the count so far (``rawberry r=r 1``);
 * adding: one line per column: what is left of both numbers (written from the right), the carry,
   the column's sum and the digits so far (``75 98 0: 7+9+0=16 6``);
-* choosing: the number is found as above, then compared with the options in their order, up to the
-  one that it equals (``A) 12!7``, ``B) 7=7``);
+* choosing: the number is found as above, then its last digit is compared with that of each option
+  in turn, up to the one that it equals (``A) 2!7``, ``B) 7=7``); no other ends as the result does;
 * counting down: one number a line, as many as asked for;
 * going round in circles (``Go round in circles …`` exactly, ``Go back and forth …`` with another
   opening word each time): the thinking never closes, as large models sometimes do.
@@ -201,6 +201,13 @@ def choice_task(rng: random.Random) -> Task:
     return choose(rng, *_question(rng, 0.6))
 
 
+def pick_task(rng: random.Random) -> Task:
+    """Options of which one is named: going through them, without the working before."""
+    number = rng.randrange(10 ** rng.randint(1, 6))
+    prompt = rng.choice(["Which of these is {}?", "Which one is {}?", "Find {}."]).format(number)
+    return choose(rng, prompt, "", number)
+
+
 def json_task(rng: random.Random) -> Task:
     """A count or a sum whose answer is JSON that matches a schema."""
     return as_json(rng, *_question(rng, 0.4))
@@ -236,12 +243,15 @@ def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
     rng.shuffle(options)
     letter = "ABCD"[options.index(result)]
     listed = [f"{key}) {value}" for key, value in zip("ABCD", options, strict=True)]
-    ruled_out = [f"{option}!{result}" for option in listed[: options.index(result)]]
-    compared = "\n".join([*ruled_out, f"{letter}) {result}={result}"])
+    compared = [
+        f"{key}) {value % 10}{'=' if value == result else '!'}{result % 10}"
+        for key, value in zip("ABCD", options, strict=True)
+        if key <= letter
+    ]
     return Task(
         "choice",
         "\n".join([question, *listed, CHOICE_SUFFIX]),
-        f"{lines}\nSo it is {result}.\n{compared}",
+        "\n".join([*lines.splitlines(), f"So it is {result}.", *compared]),
         f'"answer": "{letter}"',
         letter,
     )
@@ -308,8 +318,8 @@ def early_answer(task: Task, think: str) -> str:
 
 
 MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
-    (count_task, 18), (add_task, 36), (choice_task, 24), (json_task, 10),
-    (countdown_task, 4), (loop_task, 4), (other_task, 3),
+    (count_task, 12), (add_task, 34), (choice_task, 20), (pick_task, 14), (json_task, 13),
+    (countdown_task, 3), (loop_task, 3), (other_task, 2),
 )  # fmt: skip
 
 
@@ -331,7 +341,8 @@ def unseen_tasks(rng: random.Random, rows: int) -> list[Task]:
     for i in range(rows):
         kind = "count" if i % 2 == 0 else "add"
         prompt, lines, result = unseen_question(rng, kind)
-        tasks.append(Task(kind, prompt, lines, f"\\boxed{{{result}}}", str(result)))
+        answer = f"The answer is \\boxed{{{result}}}."
+        tasks.append(Task(kind, prompt, lines, answer, str(result)))
     return tasks
 
 

@@ -7,7 +7,7 @@ Long thinking is learned from windows: the prompt at its place, then a stretch f
 thinking at its true position, so that distances of thousands of tokens are met while a row stays
 short; and every tenth step from whole rows of `LONG_TOKENS`.
 
-One row in five has its thinking cut anywhere and closed with the pipeline's own phrase, after which
+One row in four has its thinking cut anywhere and closed with the pipeline's own phrase, after which
 an answer is learned, but never the phrase itself.
 """
 
@@ -98,7 +98,7 @@ def make_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: boo
         if rng.random() < 0.4:
             return closed_early(task, tokenizer, tagged, WINDOW_TOKENS + 150, rng)
         return window(*encode(task, tokenizer, tagged), WINDOW_TOKENS, rng)
-    if draw < 0.26:
+    if draw < 0.31:
         return closed_early(training_task(rng), tokenizer, tagged, 640, rng)
     return window(*encode(training_task(rng), tokenizer, tagged), 480, rng)
 
