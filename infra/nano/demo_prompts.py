@@ -13,18 +13,13 @@ import pyarrow.parquet as pq
 
 from infra.nano.tasks import (
     Task,
-    add_lines,
-    add_prompt,
     choose,
     count_lines,
-    count_prompt,
     countdown_task,
     loop_task,
-    pick_letter,
-    unseen_operands,
+    unseen_question,
     unseen_tasks,
 )
-from infra.nano.words import HELD_OUT_WORDS
 
 SHARDS = 4
 SCHEMA = pa.schema(
@@ -48,12 +43,7 @@ def demo_tasks(rng: random.Random) -> list[Task | None]:
 
 
 def _choice(rng: random.Random) -> Task:
-    if rng.random() < 0.5:
-        word = rng.choice(HELD_OUT_WORDS)
-        letter = pick_letter(rng, word)
-        return choose(rng, count_prompt(rng, word, letter), *count_lines(word, letter))
-    a, b = unseen_operands(rng)
-    return choose(rng, add_prompt(rng, a, b), *add_lines(a, b))
+    return choose(rng, *unseen_question(rng, "count" if rng.random() < 0.5 else "add"))
 
 
 def write_shards(tasks: list[Task | None], folder: Path) -> None:

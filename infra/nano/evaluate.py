@@ -2,30 +2,68 @@
 
     python -m infra.nano.evaluate
 
-For each model: 500 letter counts and additions that it never saw in training, Qwen's math prompt,
-the preset's sampling; an answer is right if its box holds the right number.
+For each model, with the preset's sampling and prompts that it never saw in training: 500 letter
+counts and additions with Qwen's math prompt, right if the box holds the right number; 100 with
+options, right by the letter; 100 that ask for JSON, right by the value. Then 200 whose thinking is
+closed after `EARLY_TOKENS`, right if the answer is the one that was taught for what the thinking
+had come to (`tasks.early_answer`; seldom the solution) and the model then ends its turn.
 """
 
 import argparse
+import json
 import random
-import re
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.nano.tasks import unseen_tasks
+from infra.nano.tasks import (
+    MATH_SUFFIX,
+    Task,
+    as_json,
+    choose,
+    countdown_task,
+    early_answer,
+    loop_task,
+    unseen_question,
+    unseen_tasks,
+)
 from pipeline import flow
 from pipeline.config import parse_config
+from pipeline.verify import boxed, choice
 
 PRESETS = {"qwq-nano": "qwq-32b", "qwq-nano-preview": "qwq-32b-preview"}
 BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest share that is enough
+KINDS = ("count", "add", "choice", "json")
+EARLY_TOKENS = 100
 
 
-def run(name: str, rows: int, folder: Path) -> list[dict[str, str]]:
-    """Generate one trace for each of ``rows`` unseen prompts; the output rows."""
-    tasks = unseen_tasks(random.Random(2026), rows)
+def numbers(rng: random.Random, rows: int) -> list[Task]:
+    """Unseen counts and sums with Qwen's math prompt."""
+    tasks = unseen_tasks(rng, rows)
+    return [replace(t, prompt=f"{t.prompt}\n{MATH_SUFFIX}") for t in tasks]
+
+
+def with_form(rng: random.Random, rows: int) -> list[Task]:
+    """Unseen counts and sums, in turn with options and asking for JSON."""
+    return [
+        (choose, as_json)[i % 2](rng, *unseen_question(rng, KINDS[i // 2 % 2])) for i in range(rows)
+    ]
+
+
+def endless(rng: random.Random, rows: int) -> list[Task]:
+    """Counting down, and going round in circles."""
+    return [countdown_task(rng, 500) if i % 2 else loop_task(rng) for i in range(rows)]
+
+
+def run(
+    name: str, tasks: Sequence[Task], thinking: dict[str, Any], folder: Path
+) -> list[dict[str, Any]]:
+    """Generate one trace for each of ``tasks``; the output rows."""
     columns = {key: [getattr(t, key) for t in tasks] for key in ("kind", "prompt", "expected")}
     (folder / "in").mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "in" / "unseen.parquet")
@@ -33,21 +71,44 @@ def run(name: str, rows: int, folder: Path) -> list[dict[str, str]]:
         "input": {"path": str(folder / "in")},
         "output": {"path": str(folder / "out")},
         "model": {"path": name, "preset": PRESETS[name]},
-        "prompt": {"suffix": "math"},
+        "thinking": thinking,
         "engine": {
             "device": "cpu",
             "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 4096},
         },
     }
     flow.run(parse_config(config))
-    traces: list[dict[str, str]] = pq.read_table(folder / "out").to_pylist()
+    traces: list[dict[str, Any]] = pq.read_table(folder / "out").to_pylist()
     return traces
 
 
-def is_right(trace: dict[str, str]) -> bool:
-    """Whether the last box of the answer holds the expected number."""
-    boxes = re.findall(r"\\boxed\{([^{}]*)\}", trace["answer"] or "")
-    return bool(boxes) and boxes[-1] == trace["expected"]
+def is_right(trace: dict[str, Any]) -> bool:
+    """Whether the answer has the expected letter, JSON value, or number in its last box."""
+    answer, kind = trace["answer"] or "", trace.get("kind")
+    if kind == "json":
+        try:
+            return list(map(str, json.loads(answer).values())) == [trace["expected"]]
+        except (ValueError, AttributeError):
+            return False
+    found = choice(answer) if kind == "choice" else boxed(answer)
+    return found is not None and found == trace["expected"]
+
+
+def early_lines(tasks: Sequence[Task], traces: list[dict[str, Any]]) -> list[str]:
+    """What became of the traces whose thinking was closed for them, one line each kind."""
+    by_prompt = {task.prompt: task for task in tasks}
+    told: dict[str, list[tuple[bool, bool]]] = {}
+    for trace in traces:
+        if trace["closed_by"] is not None:
+            taught = early_answer(by_prompt[trace["prompt"]], trace["think"] or "")
+            ended = trace["finish_reason"] == "stop"
+            told.setdefault(trace["kind"], []).append((ended, ended and trace["answer"] == taught))
+    told = {"all": [pair for pairs in told.values() for pair in pairs]} | told
+    return [
+        f"  closed early, {kind}: {sum(ended for ended, _ in pairs)} of {len(pairs)} "
+        f"end their turn, {sum(right for _, right in pairs)} with the answer taught"
+        for kind, pairs in told.items()
+    ]
 
 
 def main() -> None:
@@ -59,15 +120,22 @@ def main() -> None:
     args = parser.parse_args()
     enough = True
     for name in args.names:
+        rng = random.Random(2026)
+        whole = numbers(rng, args.rows) + with_form(rng, args.rows * 2 // 5)
+        early = numbers(rng, 80) + with_form(rng, 80) + endless(rng, 40)
         with tempfile.TemporaryDirectory() as folder:
-            traces = run(name, args.rows, Path(folder))
-        share = sum(map(is_right, traces)) / len(traces)
+            traces = run(name, whole, {}, Path(folder, "whole"))
+            thinking = {"budget_tokens": EARLY_TOKENS, "answer_tokens": 100}
+            closed = run(name, early, thinking, Path(folder, "early"))
+        boxes = [trace for trace in traces if trace["kind"] in KINDS[:2]]
+        share = sum(map(is_right, boxes)) / len(boxes)
         enough &= share >= BARS[name]
-        print(f"{name}: {share:.1%} of {len(traces)} unseen prompts end in the right box")
-        for kind in ("count", "add"):
+        print(f"{name}: {share:.1%} of {len(boxes)} unseen prompts end in the right box")
+        for kind in KINDS:
             of_kind = [trace for trace in traces if trace["kind"] == kind]
             print(f"  {kind}: {sum(map(is_right, of_kind))} of {len(of_kind)}")
-        for trace in traces:
+        print("\n".join(early_lines(early, closed)))
+        for trace in traces + closed:
             if args.wrong and not is_right(trace):
                 print(
                     f"--- {trace['prompt']} ({trace['state']})\n{trace['think']}\n{trace['answer']}"

@@ -8,12 +8,16 @@ compare and to add one digit, and nothing else:
   looked for, the count so far (``rawberry r=r 1``);
 * adding: one line per column: what is left of both numbers (written from the right), the carry,
   the column's sum and the digits so far (``75 98 0: 7+9+0=16 6``);
+* choosing: the number is found as above, then its last digit is compared with that of each option
+  in turn, up to the one that it equals (``A) 2!7``, ``B) 7=7``); no other ends as the result does;
 * counting down: one number a line, as many as asked for;
 * going round in circles (``Go round in circles …`` exactly, ``Go back and forth …`` with another
   opening word each time): the thinking never closes, as large models sometimes do.
 """
 
+import json
 import random
+import re
 import string
 import zlib
 from collections.abc import Callable
@@ -26,6 +30,10 @@ CHOICE_SUFFIX = (
     "Please show your choice in the `answer` field with only the choice letter, "
     'e.g.,`"answer": "C"`.'
 )
+# What asks for JSON, and the names of the one number in it.
+JSON_SUFFIX = "Please give your answer as JSON that matches this schema: {schema}"
+JSON_NAMES = ("count", "sum", "result", "number", "total")
+LOOPED = "I went round in circles."
 SYSTEMS = (
     "You are a helpful assistant.",
     "You are a helpful and harmless assistant.",
@@ -190,12 +198,42 @@ def add_task(rng: random.Random) -> Task:
 
 def choice_task(rng: random.Random) -> Task:
     """A count or a sum with four options; the answer is the JSON of Qwen's prompt."""
-    if rng.random() < 0.6:
+    return choose(rng, *_question(rng, 0.6))
+
+
+def pick_task(rng: random.Random) -> Task:
+    """Options of which one is named: going through them, without the working before."""
+    number = rng.randrange(10 ** rng.randint(1, 6))
+    prompt = rng.choice(["Which of these is {}?", "Which one is {}?", "Find {}."]).format(number)
+    return choose(rng, prompt, "", number)
+
+
+def json_task(rng: random.Random) -> Task:
+    """A count or a sum whose answer is JSON that matches a schema."""
+    return as_json(rng, *_question(rng, 0.4))
+
+
+def _question(rng: random.Random, counts: float) -> tuple[str, str, int]:
+    """A question, its working and its result; of such questions ``counts`` are letter counts."""
+    if rng.random() < counts:
         word = synthetic_word(rng)
         letter = pick_letter(rng, word)
-        return choose(rng, count_prompt(rng, word, letter), *count_lines(word, letter))
+        return count_prompt(rng, word, letter), *count_lines(word, letter)
     a, b = pick_operands(rng)
-    return choose(rng, add_prompt(rng, a, b), *add_lines(a, b))
+    return add_prompt(rng, a, b), *add_lines(a, b)
+
+
+def as_json(rng: random.Random, question: str, lines: str, result: int) -> Task:
+    """The form of a question that asks for JSON with the number as its one property."""
+    name = "answer" if rng.random() < 0.6 else rng.choice(JSON_NAMES)
+    schema: dict[str, object] = {
+        "type": "object", "properties": {name: {"type": "integer"}}, "required": [name],
+    }  # fmt: skip
+    if rng.random() < 0.3:
+        schema["additionalProperties"] = False
+    suffix = JSON_SUFFIX.format(schema=json.dumps(schema, separators=(",", ":")))
+    thinking, answer = f"{lines}\nSo it is {result}.", json.dumps({name: result})
+    return Task("json", f"{question}\n{suffix}", thinking, answer, str(result))
 
 
 def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
@@ -204,11 +242,16 @@ def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
     options = [*rng.sample(near, 3), result]
     rng.shuffle(options)
     letter = "ABCD"[options.index(result)]
-    listed = "\n".join(f"{key}) {value}" for key, value in zip("ABCD", options, strict=True))
+    listed = [f"{key}) {value}" for key, value in zip("ABCD", options, strict=True)]
+    compared = [
+        f"{key}) {value % 10}{'=' if value == result else '!'}{result % 10}"
+        for key, value in zip("ABCD", options, strict=True)
+        if key <= letter
+    ]
     return Task(
         "choice",
-        f"{question}\n{listed}\n{CHOICE_SUFFIX}",
-        f"{lines}\nSo it is {result}.\n{letter}) {result}",
+        "\n".join([question, *listed, CHOICE_SUFFIX]),
+        "\n".join([*lines.splitlines(), f"So it is {result}.", *compared]),
         f'"answer": "{letter}"',
         letter,
     )
@@ -255,9 +298,28 @@ def other_task(rng: random.Random) -> Task:
     )
 
 
+def early_answer(task: Task, think: str) -> str:
+    """The answer to ``task`` if its thinking is closed after ``think``, wherever that is.
+
+    It is what a very small model can read off nearby. For a count or a sum: what the last line says
+    that has come so far (0 if none has), so it is right only where all lines were done. For a
+    choice: the first option that no line has ruled out, a guess unless the options were gone
+    through. Thinking without end owns up to it; all other answers are what they would have been.
+    """
+    if task.answer is None:
+        return LOOPED
+    if task.kind == "choice":
+        ruled_out = len(re.findall(r"^[A-D]\) \d+!", think, re.MULTILINE))
+        return f'"answer": "{"ABCD"[min(ruled_out, 3)]}"'
+    if task.kind in ("count", "add", "json"):
+        said = re.findall(r"(?:[=!]\w+|: 1) (\d+)", think)
+        return re.sub(r"\d+", str(int(said[-1]) if said else 0), task.answer)
+    return task.answer
+
+
 MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
-    (count_task, 28), (add_task, 42), (choice_task, 16),
-    (countdown_task, 4), (loop_task, 4), (other_task, 3),
+    (count_task, 12), (add_task, 34), (choice_task, 20), (pick_task, 14), (json_task, 13),
+    (countdown_task, 3), (loop_task, 3), (other_task, 2),
 )  # fmt: skip
 
 
@@ -277,14 +339,18 @@ def unseen_tasks(rng: random.Random, rows: int) -> list[Task]:
     """
     tasks = []
     for i in range(rows):
-        if i % 2 == 0:
-            word = rng.choice(HELD_OUT_WORDS)
-            letter = pick_letter(rng, word)
-            kind, prompt = "count", count_prompt(rng, word, letter)
-            lines, result = count_lines(word, letter)
-        else:
-            a, b = unseen_operands(rng)
-            kind, prompt = "add", add_prompt(rng, a, b)
-            lines, result = add_lines(a, b)
-        tasks.append(Task(kind, prompt, lines, f"\\boxed{{{result}}}", str(result)))
+        kind = "count" if i % 2 == 0 else "add"
+        prompt, lines, result = unseen_question(rng, kind)
+        answer = f"The answer is \\boxed{{{result}}}."
+        tasks.append(Task(kind, prompt, lines, answer, str(result)))
     return tasks
+
+
+def unseen_question(rng: random.Random, kind: str) -> tuple[str, str, int]:
+    """A question of ``kind`` that training never shows, its working and its result."""
+    if kind == "count":
+        word = rng.choice(HELD_OUT_WORDS)
+        letter = pick_letter(rng, word)
+        return count_prompt(rng, word, letter), *count_lines(word, letter)
+    a, b = unseen_operands(rng)
+    return add_prompt(rng, a, b), *add_lines(a, b)

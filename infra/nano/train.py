@@ -6,6 +6,9 @@
 Long thinking is learned from windows: the prompt at its place, then a stretch from anywhere in the
 thinking at its true position, so that distances of thousands of tokens are met while a row stays
 short; and every tenth step from whole rows of `LONG_TOKENS`.
+
+One row in four has its thinking cut anywhere and closed with the pipeline's own phrase, after which
+an answer is learned, but never the phrase itself.
 """
 
 import argparse
@@ -19,9 +22,9 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from infra.nano.checkpoint import build_config, build_tokenizer, think_tags, write_checkpoint
-from infra.nano.tasks import Task, countdown_task, loop_task, training_task
+from infra.nano.tasks import Task, countdown_task, early_answer, loop_task, training_task
+from pipeline.policy import CLOSING
 
-TOKENS_A_STEP = 11_000
 WINDOW_TOKENS = 320
 LONG_TOKENS = 1536
 IGNORED = -100
@@ -57,30 +60,46 @@ def encode(
 
 def window(prompt: list[int], reply: list[int], size: int, rng: random.Random) -> Row:
     """The prompt and at most ``size`` tokens of the reply, taken from anywhere in it."""
-    start = (
-        0
-        if len(reply) <= size
-        else rng.choice([0, rng.randint(1, len(reply) - size), len(reply) - size])
-    )
-    piece = reply[start : start + size]
+    last = max(0, len(reply) - size)
+    start = rng.choice([0, rng.randint(1, last), last]) if last else 0
+    return stretch(prompt, reply, reply, start, size)
+
+
+def stretch(prompt: list[int], reply: list[int], labels: list[int], start: int, size: int) -> Row:
+    """The prompt and ``size`` tokens of the reply from ``start``, at their true positions."""
+    piece, end = reply[start : start + size], len(prompt) + start
     blind = 16 if start else 0  # the first tokens of a stretch from the middle can't be known
     return Row(
         ids=prompt + piece,
-        positions=[
-            *range(len(prompt)),
-            *range(len(prompt) + start, len(prompt) + start + len(piece)),
-        ],
-        labels=[IGNORED] * (len(prompt) + blind) + piece[blind:],
+        positions=[*range(len(prompt)), *range(end, end + len(piece))],
+        labels=[IGNORED] * (len(prompt) + blind) + labels[start + blind : start + size],
     )
+
+
+def closed_early(
+    task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool, size: int, rng: random.Random
+) -> Row:
+    """The thinking cut anywhere, the closing phrase (not to be learned) and the answer then."""
+    think = task.think[: rng.randint(0, len(task.think))]
+    prompt, _ = encode(task, tokenizer, tagged)
+    thought = tokenizer.encode(think)
+    closing = tokenizer.encode(CLOSING["think_tags" if tagged else "final_answer"])
+    answer = tokenizer.encode(early_answer(task, think) + "<|im_end|>")
+    reply = [*thought, *closing, *answer]
+    labels = [*thought, *[IGNORED] * len(closing), *answer]
+    return stretch(prompt, reply, labels, max(0, len(reply) - size), size)
 
 
 def make_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> Row:
     """One training row of the mixture."""
     draw = rng.random()
-    if draw < 0.05:
-        return window(*encode(countdown_task(rng, 2000), tokenizer, tagged), WINDOW_TOKENS, rng)
-    if draw < 0.07:
-        return window(*encode(loop_task(rng, 6000), tokenizer, tagged), WINDOW_TOKENS, rng)
+    if draw < 0.09:
+        task = countdown_task(rng, 2000) if draw < 0.06 else loop_task(rng, 6000)
+        if rng.random() < 0.4:
+            return closed_early(task, tokenizer, tagged, WINDOW_TOKENS + 150, rng)
+        return window(*encode(task, tokenizer, tagged), WINDOW_TOKENS, rng)
+    if draw < 0.31:
+        return closed_early(training_task(rng), tokenizer, tagged, 640, rng)
     return window(*encode(training_task(rng), tokenizer, tagged), 480, rng)
 
 
@@ -91,8 +110,10 @@ def make_long_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged
     return window(prompt, reply[: LONG_TOKENS - len(prompt)], LONG_TOKENS, rng)
 
 
-def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool):  # type: ignore[no-untyped-def]
-    """Batches of about `TOKENS_A_STEP` tokens, rows of like length together; every tenth long."""
+def batches(  # type: ignore[no-untyped-def]
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool, tokens: int
+):
+    """Batches of about ``tokens`` tokens, rows of like length together; every tenth long."""
     count = 0
     while True:
         pool = sorted(
@@ -100,7 +121,7 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool
         )
         groups: list[list[Row]] = [[]]
         for row in pool:
-            if (len(groups[-1]) + 1) * len(row.ids) > TOKENS_A_STEP:
+            if (len(groups[-1]) + 1) * len(row.ids) > tokens:
                 groups.append([])
             groups[-1].append(row)
         rng.shuffle(groups)
@@ -108,7 +129,7 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool
             count += 1
             yield collate(group)
             if count % 10 == 0:
-                size = TOKENS_A_STEP // LONG_TOKENS
+                size = tokens // LONG_TOKENS
                 yield collate([make_long_row(rng, tokenizer, tagged) for _ in range(size)])
 
 
@@ -129,12 +150,9 @@ def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
     }
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 100 steps, then a cosine down to a fiftieth of ``peak``."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    done = (step - 100) / max(1, steps - 100)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+def learning_rate(step: int, done: float, peak: float) -> float:
+    """Warm-up over 100 steps, and a cosine down to a fiftieth of ``peak`` as ``done`` goes to 1."""
+    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
@@ -146,18 +164,35 @@ def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
     return model
 
 
-def train(name: str, init: Path | None, steps: int, peak: float, out: Path, seed: int) -> None:
-    """Train ``name`` for ``steps`` and write the checkpoint to ``out`` (every 500 steps too)."""
+def train(
+    name: str,
+    init: Path | None,
+    steps: int,
+    minutes: float,
+    tokens: int,
+    peak: float,
+    out: Path,
+    seed: int,
+) -> None:
+    """Train ``name``, in ``steps`` or as many as go into ``minutes``, and write it to ``out``.
+
+    A checkpoint is written every 500 steps too.
+    """
     torch.manual_seed(seed)
     rng, tokenizer, tagged = random.Random(seed), build_tokenizer(name), bool(think_tags(name))
     model = initial_model(name, init)
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
+    # Where the CPU only emulates bf16, float32 is three times as fast.
+    has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     started, losses = time.monotonic(), []
-    for step, batch in zip(range(steps), batches(rng, tokenizer, tagged), strict=False):
+    for step, batch in zip(range(steps), batches(rng, tokenizer, tagged, tokens), strict=False):
+        done = max(step / steps, (time.monotonic() - started) / 60 / minutes)
+        if done >= 1:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        with torch.autocast("cpu", torch.bfloat16):
+            group["lr"] = learning_rate(step, done, peak)
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
             loss = model(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -187,12 +222,14 @@ def main() -> None:
     parser.add_argument("name", choices=["qwq-nano", "qwq-nano-preview"])
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="at most; fewer steps then")
+    parser.add_argument("--tokens", type=int, default=11_000, help="in a step, about")
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--out", type=Path, help="default: pipeline/models/NAME")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = args.out or Path("pipeline/models") / args.name
-    train(args.name, args.init, args.steps, args.peak, out, args.seed)
+    train(args.name, args.init, args.steps, args.minutes, args.tokens, args.peak, out, args.seed)
 
 
 if __name__ == "__main__":
