@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from infra.nano.checkpoint import build_config, build_tokenizer, think_tags, write_checkpoint
 from infra.nano.tasks import Task, countdown_task, early_answer, loop_task, training_task
-from pipeline.policy import CLOSING
+from pipeline.policy import closing_text
+from pipeline.reasoning import HEADINGS, THINK_TAGS
 
 WINDOW_TOKENS = 320
 LONG_TOKENS = 1536
@@ -83,7 +84,7 @@ def closed_early(
     think = task.think[: rng.randint(0, len(task.think))]
     prompt, _ = encode(task, tokenizer, tagged)
     thought = tokenizer.encode(think)
-    closing = tokenizer.encode(CLOSING["think_tags" if tagged else "final_answer"])
+    closing = tokenizer.encode(closing_text(THINK_TAGS if tagged else HEADINGS))
     answer = tokenizer.encode(early_answer(task, think) + "<|im_end|>")
     reply = [*thought, *closing, *answer]
     labels = [*thought, *[IGNORED] * len(closing), *answer]

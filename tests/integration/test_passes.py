@@ -111,7 +111,7 @@ def test_traces_that_mix_languages_are_done_again(tmp_path: Path, make_config: M
     assert 8 < sum(mixed) < 40
     assert [row["attempt"] == 1 for row in traces(config)] == mixed
     assert sum(row["think_foreign"] > 0.05 for row in traces(config)) < sum(mixed)
-    with pytest.raises(OutputError, match=r"states are finished, truncated"):
+    with pytest.raises(OutputError, match=r"say which traces: --state STATE,… or --foreign SHARE"):
         flow.retry(config)
 
 

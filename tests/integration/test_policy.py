@@ -1,6 +1,7 @@
 """The reasoning policy through the whole pipeline, with the simulated engine."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def test_json_answers_follow_the_thinking(
         assert value["label"] == SCHEMA["properties"]["label"]["enum"][value["score"] % 3]  # type: ignore[index]
         assert row["parsed"] == json.dumps(value)
         assert (row["closed_by"] is not None) == (row["state"] == "rescued")
-        assert "label" not in row["think"]
+        assert not {"label", "boxed", "Final Answer"} & set(
+            re.findall(r"Final Answer|\w+", row["think"])
+        )
         assert row["think_tokens"] <= 400
         assert row["raw"].endswith(row["answer"])
     assert {row["closed_by"] for row in traces(config)} == {None, "budget"}
@@ -180,6 +183,10 @@ def test_samples_are_drawn_until_they_agree(tmp_path: Path, make_config: MakeCon
     )  # fmt: skip
     with pytest.raises(OutputError, match=r"sampling.n can't be raised from 8"):
         flow.run(more)
+    with pytest.raises(OutputError, match=r"sampling.agree: there 3, now None"):
+        flow.retry(fixed.model_copy(update={"output": adaptive.output}), ["finished"])
+    again = flow.retry(adaptive, ["finished"])
+    assert (again.is_complete, again.traces) == (True, summary.traces)
 
 
 def test_model_that_does_not_think_answers_at_once(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -58,7 +58,11 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("answer={format: json, json_schema: {type: 7}}", "json_schema is not a JSON Schema: 7"),
         ("answer={format: json, json_schema: none.json}", "json_schema none.json can't be read"),
         ("answer={format: json, json_schema: 'os:no'}", "json_schema os:no: module 'os' has no"),
-        ("answer={format: json, json_schema: 'os:path'}", "os:path is not a pydantic model"),
+        ("answer={format: json, json_schema: 'no_such:A'}", "on PYTHONPATH, on every node"),
+        ("answer={format: json, json_schema: {enum: [2024-01-01]}}", "json_schema is not JSON"),
+        ("answer={format: json, json_schema: {$ref: 'http://x/y'}}", "$ref http://x/y is not in"),
+        ("answer={format: json, json_schema: {$ref: '#/$defs/a'}}", "$ref #/$defs/a is not in"),
+        ("answer={format: json, json_schema: 'os:path'}", "os:path: it is not a pydantic model"),
         ("prompt.template='{text!r}'", "prompt.template: {} must hold a column's name"),
         ("prompt.template={text}", "prompt.template: must be text (in YAML, put quotes around it"),
         ("prompt.template=Hello", "prompt.template: names no column"),
@@ -116,7 +120,7 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
 
 
 def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
-    schema = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}}
+    schema = {"type": "object", "properties": {"label": {"enum": ["a", "😀"]}}}
     file = tmp_path / "label.json"
     file.write_text(json.dumps(schema))
     for source in (schema, str(file)):
@@ -125,7 +129,7 @@ def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
         assert config.answer.json_form == JsonForm(schema)
         assert config.suffix_text is not None
         assert config.suffix_text.endswith(
-            ': {"type":"object","properties":{"label":{"enum":["a","b"]}}}'
+            ': {"type":"object","properties":{"label":{"enum":["a","😀"]}}}'
         )
         assert list(config.warnings) == []
     model = "tests.unit.test_verify:Sum"

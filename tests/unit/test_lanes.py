@@ -21,7 +21,7 @@ from pipeline.lanes import (
 from pipeline.lengths import count_tokens
 from pipeline.model import load_model_config
 from pipeline.plan import Picks, Range, Shard, bundles, split_parts
-from pipeline.schema import PromptColumns
+from pipeline.schema import PromptColumns, with_origin
 from tests.conftest import PROMPTS, write_shards
 
 QWQ = {"max_position_embeddings": 40_960, "rope_theta": 1_000_000.0}
@@ -195,3 +195,28 @@ def test_model_without_config_is_named(tmp_path: Path) -> None:
 def test_model_config_at_a_url_is_read() -> None:
     folder = Path(__file__).parents[2] / "pipeline/models/qwq-nano"
     assert load_model_config(f"file://{folder}") == load_model_config("qwq-nano")
+
+
+def test_neighbours_of_one_part_are_read_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time, a row group is decoded from its start."""
+    import pipeline.source
+
+    write_shards(tmp_path, [200])
+    [shard], schema = pipeline.source.find_shards(str(tmp_path))
+    [part] = split_parts([shard], 4096)
+    pieces = [
+        piece for mark, piece in Range(part, 0, 200).split([i % 3 == 0 for i in range(200)]) if mark
+    ]
+    opened: list[Range] = []
+    read = pipeline.source.read_rows
+
+    def noted(url: str, piece: Range, schema: Any) -> Any:
+        opened.append(piece)
+        return read(url, piece, schema)
+
+    monkeypatch.setattr(pipeline.source, "read_rows", noted)
+    tables = list(pipeline.source.read_bundle(str(tmp_path), pieces, (0,), with_origin(schema)))
+    assert [i for table in tables for i in table["id"].to_pylist()] == list(range(0, 200, 3))
+    assert len(opened) == 1

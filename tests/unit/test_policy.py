@@ -138,12 +138,30 @@ def test_answer_of_a_form_is_a_step_of_its_own_after_the_thinking() -> None:
     assert policy.next_step(progress, 42, 190).stop_id == CLOSE
     assert policy.next_step(progress, 42, 190).schema is None
     steps = run(policy, progress, [(30, "close"), (5, "stop")])
-    assert steps == [(42, 100), (42, 31 + 2 + 20)]
+    assert steps == [(42, 100), (42, 100)]
     assert progress.token_ids.tolist() == [WORD] * 30 + [CLOSE, 6, 6] + [WORD] * 5 + [END]
     assert (progress.finish_reason, progress.closed_by) == ("stop", None)
     closed = Progress.restored({**progress.snapshot(), "finish_reason": None})
     step = policy.next_step(closed, 42, 190)
     assert (step.schema, step.stop_id, step.watch_loops) == (JSON, None, False)
+
+
+def test_answer_of_a_form_has_what_is_left_of_all_tokens() -> None:
+    policy = rules(answer=replace(APART, after_thinking=False))
+    assert policy.next_step(Progress(), 42, 190).policy.max_tokens == 100
+    progress = Progress()
+    assert run(rules(answer=APART, answer_tokens=5), progress, [(10, "close"), (50, "stop")])[
+        1
+    ] == (42, 100)
+    assert progress.finish_reason == "stop"
+
+
+def test_answer_of_a_form_begins_anew_where_it_was_broken_off() -> None:
+    progress, policy = Progress(), rules(answer=APART)
+    run(policy, progress, [(10, "close"), (5, "stop")])
+    progress.finish_reason = None
+    policy.next_step(progress, 42, 190)
+    assert progress.token_ids.tolist() == [WORD] * 10 + [CLOSE, 6, 6]
 
 
 def test_where_no_token_closes_the_thinking_the_turn_ends_first() -> None:
@@ -210,7 +228,8 @@ def test_every_trace_ends_within_its_budgets(
             assert CLOSE not in ids[:at]
         led_over = OPENING_IDS if progress.closed_by is None else CLOSING_IDS
         assert ids[at : at + closing] == [*led_over]
-        assert len(ids) - at - closing <= answer
+        left = 0 if progress.closed_by else most - at - closing  # of all tokens
+        assert len(ids) - at - closing <= max(answer, left)
     assert progress.tries <= retries
     assert (progress.wasted_tokens > 0) <= (progress.tries > 0)
 

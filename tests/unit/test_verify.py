@@ -139,7 +139,10 @@ def test_vote_of_choices_is_a_most_frequent_one(answers: list[str | None]) -> No
 
 LABEL = {
     "type": "object",
-    "properties": {"label": {"enum": ["good", "bad"]}, "score": {"type": "number"}},
+    "properties": {
+        "label": {"enum": ["good", "bad"]},
+        "score": {"type": "number", "multipleOf": 0.5},
+    },
     "required": ["label"],
     "additionalProperties": False,
 }
@@ -153,7 +156,7 @@ class Sum(BaseModel):
     def _even(cls, value: int) -> int:
         if value % 2:
             raise ValueError("odd")
-        return value
+        return {4: value}[value]  # raises what a validator should not
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,8 @@ class Sum(BaseModel):
         ("good", None),
         ("", None),
         ("[" * 100_000, None),
+        ('{"label": "good", "score": 1e999}', None),
+        ('{"label": "good", "score": ' + "1" * 400 + "}", None),
     ],
 )
 def test_json_answer_is_what_its_schema_allows(text: str, found: str | None) -> None:
@@ -179,6 +184,11 @@ def test_json_answer_is_what_a_pydantic_model_allows() -> None:
     form = JsonForm(Sum.model_json_schema(), Sum)
     assert form.parse('{"value": 4}') == '{"value": 4}'
     assert form.parse('{"value": 3}') is None
+    assert form.parse('{"value": 6}') is None
+
+
+def test_text_that_is_no_unicode_is_no_answer() -> None:
+    assert JsonForm({}).parse('"\\ud83d"') is None
 
 
 @pytest.mark.parametrize(
@@ -191,6 +201,7 @@ def test_json_answer_is_what_a_pydantic_model_allows() -> None:
         ("3", 3, True),
         ("3", "3", True),
         ('{"a": 1}', "{", False),
+        ('{"a": 1}', {"a": 1, "b": None}, True),
         (None, {"a": 1}, False),
         ('{"a": 1}', None, None),
     ],
