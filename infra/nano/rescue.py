@@ -9,6 +9,7 @@ computes anew.
 """
 
 import asyncio
+import gc
 import random
 import tempfile
 from collections import Counter
@@ -32,7 +33,7 @@ from pipeline.reasoning import THINK_TAGS
 from pipeline.trace import TraceMaker
 
 ROWS = 24
-MAX_TOKENS, ANSWER_TOKENS = 1024, 100
+SECOND_PASS_TOKENS = 4096
 SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "integer"}},
@@ -58,58 +59,53 @@ def as_json(rng: random.Random) -> Task:
 
 
 Make = Callable[[random.Random], Task]
-# By the form of the answers, one run with the policy off and one with it on.
-CASES: tuple[tuple[dict[str, Any], dict[str, Make]], ...] = (
-    (
-        {"answer": {"format": "boxed", "reference_column": "expected"}},
-        {
-            "counting down, beyond the budget": long_countdown,
-            "going in circles": loop_task,
-            "counting letters, a box": count_task,
-        },
-    ),
-    (
-        {"answer": {"format": "choice", "reference_column": "expected"}},
-        {"counting letters, four options": options},
-    ),
-    (
-        {
-            "answer": {"format": "json", "json_schema": SCHEMA, "reference_column": "expected"},
-            "prompt": {"suffix": "json"},
-        },
-        {"counting letters, JSON": as_json, "going in circles, JSON": loop_task},
-    ),
+BOX = {"answer": {"format": "boxed", "reference_column": "expected"}}
+CHOICE = {"answer": {"format": "choice", "reference_column": "expected"}}
+JSON = {
+    "answer": {"format": "json", "json_schema": SCHEMA, "reference_column": "expected"},
+    "prompt": {"suffix": "json"},
+}
+# What is asked for, `sampling.max_tokens`, the form of the answers, the prompts.
+CASES: tuple[tuple[str, int, dict[str, Any], Make], ...] = (
+    ("counting down, 1,024 tokens", 1024, BOX, long_countdown),
+    ("going in circles, 4,096 tokens", 4096, BOX, loop_task),
+    ("counting letters, a box", 1024, BOX, count_task),
+    ("counting letters, four options", 1024, CHOICE, options),
+    ("counting letters, JSON, 100 tokens", 100, JSON, as_json),
 )
 CONFIG: dict[str, Any] = {
     "input": {"path": "-"},
     "output": {"path": "-"},
     "model": {"path": "qwq-nano"},
-    "sampling": {"max_tokens": MAX_TOKENS},
+    "sampling": {"max_tokens": SECOND_PASS_TOKENS},
     "engine": {
         "device": "cpu",
-        "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 4096},
+        "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 8192},
     },
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "off": {"rescue": False, "detect_loops": False},
-    "on": {"answer_tokens": ANSWER_TOKENS},
+    "on": {"answer_tokens": 100},
 }
 
 
 def run(
-    makers: dict[str, Make], sections: dict[str, Any], thinking: dict[str, Any], folder: Path
+    make: Make, max_tokens: int, sections: dict[str, Any], thinking: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    """The traces of some cases, each with its name in ``case``."""
+    """The traces of one case."""
     rng = random.Random(7)
-    tasks = [(case, make(rng)) for case, make in makers.items() for _ in range(ROWS)]
+    tasks = [make(rng) for _ in range(ROWS)]
     (folder / "in").mkdir()
-    columns = {key: [getattr(task, key) for _, task in tasks] for key in ("prompt", "expected")}
-    table = pa.table({"case": [case for case, _ in tasks], **columns})
+    columns = {key: [getattr(task, key) for task in tasks] for key in ("prompt", "expected")}
+    table = pa.table(columns, pa.schema([("prompt", pa.string()), ("expected", pa.string())]))
     pq.write_table(table, folder / "in" / "prompts.parquet")
-    paths = {
-        key: {"path": str(folder / name)} for key, name in (("input", "in"), ("output", "out"))
-    }
-    flow.run(parse_config(CONFIG | sections | paths | {"thinking": thinking}))
+    config = CONFIG | sections | {
+        "input": {"path": str(folder / "in")},
+        "output": {"path": str(folder / "out")},
+        "sampling": {"max_tokens": max_tokens},
+        "thinking": thinking,
+    }  # fmt: skip
+    flow.run(parse_config(config))
     traces: list[dict[str, Any]] = pq.read_table(folder / "out").to_pylist()
     return traces
 
@@ -157,16 +153,13 @@ def main() -> None:
     print("| prompts | policy | states | answers that can be read | right | tokens | given up |")
     print("|---|---|---|---|---|---|---|", flush=True)
     with cluster(parse_config(CONFIG)):
-        for sections, makers in CASES:
-            found = {}
+        for case, max_tokens, sections, make in CASES:
             for policy, thinking in POLICIES.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    found[policy] = run(makers, sections, thinking, Path(folder))
-            for case in makers:
-                for policy, traces in found.items():
-                    of_case = [trace for trace in traces if trace["case"] == case]
-                    print(line(case, policy, of_case), flush=True)
+                    traces = run(make, max_tokens, sections, thinking, Path(folder))
+                print(line(case, policy, traces), flush=True)
     tokens, cached = asyncio.run(second_pass())
+    gc.collect()  # vLLM's engine, while there is an interpreter to end it
     print(
         f"\nThe second pass of a rescue: of {tokens:,} prompt tokens {cached:,} "
         f"({cached / tokens:.1%}) were in the prefix cache."

@@ -404,7 +404,7 @@ output: {path: OUT}
 model: {path: qwq-nano}
 prompt: {suffix: json}
 sampling: {n: 4, agree: 2, max_tokens: 600}
-thinking: {answer_tokens: 64}
+thinking: {budget_tokens: 100, answer_tokens: 64}
 answer:
   format: json
   json_schema:
@@ -423,8 +423,6 @@ def _json_config(folder: Path) -> Path:
         {"prompt": f'How many r\'s are in the word "{word}"?', "right": f'{{"answer": {count}}}'}
         for word, count in counts.items()
     ]
-    rows.append({"prompt": "Go round in circles about time.", "right": None})
-    rows.append({"prompt": "Count down from 300.", "right": '{"answer": 0}'})
     (folder / "in").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "in" / "a.parquet")
     text = JSON_ANSWERS.replace("IN", str(folder / "in")).replace("OUT", str(folder / "out"))
@@ -434,7 +432,7 @@ def _json_config(folder: Path) -> Path:
 
 
 def test_json_answers_fit_their_schema_and_few_samples_agree(tmp_path: Path) -> None:
-    """Thinking that closes, that runs out and that goes in circles; two of four are to agree."""
+    """Thinking that closes and (strawberry's) that runs out; two of four samples are to agree."""
     done = qwq_batch("run", str(_json_config(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert not NOISE.search(done.stderr), done.stderr
@@ -447,12 +445,12 @@ def test_json_answers_fit_their_schema_and_few_samples_agree(tmp_path: Path) -> 
         assert row["parsed"] == row["answer"]
         assert "</think>" not in row["think"] + row["answer"]
         assert (row["state"] == "rescued") == (row["closed_by"] is not None)
-    counted = [row for row in rows if row["prompt"].startswith("How many")]
-    assert sum(row["correct"] for row in counted) >= 0.7 * len(counted)
-    assert {row["closed_by"] for row in rows} == {None, "budget", "loop"}
+    whole = [row for row in rows if row["state"] == "finished"]
+    assert sum(row["correct"] for row in whole) >= 0.7 * len(whole)
+    assert {row["closed_by"] for row in rows} == {None, "budget"}
     drawn = [sum(row["prompt"] == prompt for row in rows) for prompt in {r["prompt"] for r in rows}]
     assert 2 <= min(drawn) <= max(drawn) <= 4
-    assert sum(drawn) < 32
+    assert sum(drawn) < 24
 
 
 def test_schema_that_can_not_be_generated_by_ends_the_run_at_once(tmp_path: Path) -> None:
