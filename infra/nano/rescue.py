@@ -9,7 +9,6 @@ computes anew.
 """
 
 import asyncio
-import gc
 import random
 import tempfile
 from collections import Counter
@@ -159,7 +158,6 @@ def main() -> None:
                     traces = run(make, max_tokens, sections, thinking, Path(folder))
                 print(line(case, policy, traces), flush=True)
     tokens, cached = asyncio.run(second_pass())
-    gc.collect()  # vLLM's engine, while there is an interpreter to end it
     print(
         f"\nThe second pass of a rescue: of {tokens:,} prompt tokens {cached:,} "
         f"({cached / tokens:.1%}) were in the prefix cache."
