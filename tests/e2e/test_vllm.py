@@ -297,6 +297,7 @@ def test_other_checkpoint_by_its_config_alone(tmp_path: Path) -> None:
           format: {{open: "{opening}", close: "{closing}"}}
         sampling: {{max_tokens: 1024, top_k: 20}}
         thinking: {{budget_tokens: 300, answer_tokens: 32}}
+        prompt: {{suffix: math}}
         answer: {{format: boxed}}
         engine: {{device: cpu, vllm: {{enforce_eager: true, max_num_seqs: 8, max_model_len: 2048}}}}
     """)
