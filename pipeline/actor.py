@@ -109,6 +109,7 @@ class EngineActor:
         self._maker = TraceMaker(
             tokenizer, config.think_format, config.answer.format, self._json_form()
         )
+        self._suffix = config.suffix_text
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
         self._running: Counter[RowKey] = Counter()
@@ -249,9 +250,8 @@ class EngineActor:
         prompt: Sequence[int] = ()
         problem: RowError | None = None
         try:
-            config = self._config
             prompt = render_row(
-                self._renderer, row, self._columns, config.prompt.system, config.suffix_text
+                self._renderer, row, self._columns, self._config.prompt.system, self._suffix
             ).token_ids
         except RowError as error:
             problem = error.with_traceback(None)

@@ -17,6 +17,7 @@ RESULT_ARGS = (
     "load_format",
     "max_model_len",
     "quantization",
+    "structured_outputs_config",
 )
 # How the settings begin that a retry may change; how many samples there are is not its matter.
 RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.context", "engine.vllm.")

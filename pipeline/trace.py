@@ -158,11 +158,11 @@ class TraceMaker:
         # Cut off, the thinking has no end that a splitter would find.
         think = split(text, self._think_format, ended=False).think if at else None
         answer = self._think_format.unwrap(self.text(answer_ids)) if answer_ids else None
-        ended = progress.finish_reason == "stop"
+        reason = progress.finish_reason or ""
         if progress.closed_by is None:
-            state = state_of(Split(think, answer, at), progress.finish_reason or "")
+            state = state_of(Split(think, answer, at), reason)
         else:
-            state = rescued_state(answer, ended, progress.closed_by == "loop")
+            state = rescued_state(answer, reason == "stop", progress.closed_by == "loop")
         return Trace(
             state,
             think=think,

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.evaluate import interval, lines, main, score
+from pipeline.errors import OutputError
 from pipeline.journal import Extent
 from pipeline.ledger import Ledger
 from pipeline.plan import Pass
@@ -51,6 +52,13 @@ def test_only_boxed_answers_of_ended_traces_are_right(output: str) -> None:
     *_, row, states = lines(found)
     assert row.startswith("| 2 | 6 | 33.3% | 33.3% to 33.3% | 2 | 5 |")
     assert "2 finished" in states
+
+
+def test_samples_that_were_drawn_until_they_agreed_are_not_scored(tmp_path: Path) -> None:
+    ledger = Ledger(Storage(str(tmp_path)))
+    ledger.open_run({"sampling.n": 8, "sampling.agree": 3}, {})
+    with pytest.raises(OutputError, match=r"until some agreed .* evaluate a run without"):
+        score(str(tmp_path), "right", as_qwen=False)
 
 
 def test_as_qwen_the_whole_text_and_guesses_count(output: str) -> None:

@@ -1,0 +1,18 @@
+"""The command, as a user runs it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NOISE = re.compile(r"Traceback|EngineDeadError|leaked|resource_tracker|Exception ignored")
+
+
+def qwq_batch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, in the repository."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=900,
+    )  # fmt: skip
