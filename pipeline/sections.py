@@ -201,8 +201,13 @@ class AnswerConfig(Section):
     def _has_a_form(self) -> Self:
         if self.reference_column is not None and self.format == "text":
             raise ValueError("reference_column needs a format: boxed, choice or json")
-        if (self.format == "json") != (self.json_schema is not None):
-            raise ValueError("json_schema and the format json go together")
+        if self.format == "json" and self.json_schema is None:
+            raise ValueError(
+                "format json needs json_schema: a JSON Schema, a file that holds one, or a "
+                "pydantic model as package.module:Class"
+            )
+        if self.format != "json" and self.json_schema is not None:
+            raise ValueError(f"json_schema needs format: json, not {self.format}")
         if self.json_form is not None:
             self.json_form.check()
         return self
