@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError, StoppedError
@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, run the command, exit with its code."""
     args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    exit_with(lambda: command(args))
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run ``command`` and exit with the code that it returns or that its error has."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
-        command: Callable[[argparse.Namespace], int] = args.command
-        code = command(args)
+        code = command()
         sys.stdout.flush()
     except StoppedError as error:
         print(error, file=sys.stderr)
@@ -60,10 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, command, about)
         sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-            help="override a setting, such as sampling.n=4; may be repeated",
-        )  # fmt: skip
+        add_overrides(sub)
         if name == "retry":
             sub.add_argument(
                 "--state", default=[], metavar="STATES", type=lambda text: text.split(","),
@@ -86,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``, as `pipeline.config.load_config` takes it, as ``overrides``."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a setting, such as sampling.n=4; may be repeated",
+    )  # fmt: skip
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
@@ -104,16 +114,21 @@ def _share(text: str) -> float:
 
 def _load(args: argparse.Namespace) -> RunConfig:
     config = load_config(args.config, args.overrides)
+    warn(config)
+    return config
+
+
+def warn(config: RunConfig) -> None:
+    """Print what is allowed but probably not meant."""
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return config
 
 
 def _run(args: argparse.Namespace) -> int:
     from pipeline import flow, progress
 
     config, started = _load(args), time.monotonic()
-    return _report(flow.run(config, progress.watch), config, time.monotonic() - started)
+    return report(flow.run(config, progress.watch), config, time.monotonic() - started)
 
 
 def _retry(args: argparse.Namespace) -> int:
@@ -121,10 +136,11 @@ def _retry(args: argparse.Namespace) -> int:
 
     config, started = _load(args), time.monotonic()
     summary = flow.retry(config, args.state, args.foreign, progress.watch)
-    return _report(summary, config, time.monotonic() - started)
+    return report(summary, config, time.monotonic() - started)
 
 
-def _report(summary: "Summary", config: RunConfig, seconds: float) -> int:
+def report(summary: "Summary", config: RunConfig, seconds: float) -> int:
+    """Print what came out; raises `IncompleteRunError` if not every row is there."""
     whole = f"{summary.traces:,} of {summary.expected:,} traces"
     if summary.agree is not None:
         whole = f"{summary.traces:,} traces of {summary.rows:,} of {summary.expected_rows:,} rows"

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -43,8 +43,11 @@ SUFFIXES = {
 FORMS = {"boxed": "math", "choice": "choice", "json": "json"}
 
 
+Config = TypeVar("Config", bound="RunConfig")
+
+
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run; jobs add sections of their own."""
 
     input: InputConfig
     output: OutputConfig
@@ -106,9 +109,15 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run that a YAML file describes, see `load_as`."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file and apply ``key=value`` overrides (dotted keys, YAML values).
 
-    Raises `ConfigError` with one line for each thing that is wrong.
+    ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with one
+    line for each thing that is wrong.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -122,15 +131,20 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} must hold a mapping with input, output and model")
     for override in overrides:
         _apply(data, override)
-    return parse_config(data, str(path))
+    return parse_as(kind, data, str(path))
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
-    """Build a `RunConfig`, or raise `ConfigError` naming every wrong key and value."""
+    """The run that ``data`` describes, see `parse_as`."""
+    return parse_as(RunConfig, data, source)
+
+
+def parse_as(kind: type[Config], data: Mapping[str, Any], source: str) -> Config:
+    """Build a ``kind``, or raise `ConfigError` naming every wrong key and value."""
     try:
-        return RunConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {_explain(dict(e))}" for e in error.errors()]
+        lines = [f"  {_explain(dict(e), kind)}" for e in error.errors()]
         raise ConfigError("\n".join([f"{source} is not a valid run:", *lines])) from None
 
 
@@ -158,10 +172,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
         target[leaf] = value
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(error['loc'][:-1]))}"
+        return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(kind, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{path}: is required"
     if error["type"] == "string_type":
@@ -172,8 +186,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{path}: {message} (got {error['input']!r})"
 
 
-def _accepted(section: tuple[str | int, ...]) -> list[str]:
-    model: Any = RunConfig
+def _accepted(kind: type[RunConfig], section: tuple[str | int, ...]) -> list[str]:
+    model: Any = kind
     for name in section:
         annotation = model.model_fields[name].annotation
         model = next(iter(get_args(annotation)), annotation)  # a section, or one or None
