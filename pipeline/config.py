@@ -116,8 +116,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file and apply ``key=value`` overrides (dotted keys, YAML values).
 
-    ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with one
-    line for each thing that is wrong.
+    ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with
+    one line for each thing that is wrong.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

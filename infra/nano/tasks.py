@@ -10,6 +10,7 @@ compare and to add one digit, and nothing else:
   the column's sum and the digits so far (``75 98 0: 7+9+0=16 6``);
 * choosing: the number is found as above, then its last digit is compared with that of each option
   in turn, up to the one that it equals (``A) 2!7``, ``B) 7=7``); no other ends as the result does;
+* labeling messages to a shop: a line for each keyword with its team (``refund: billing``);
 * counting down: one number a line, as many as asked for;
 * going round in circles (``Go round in circles …`` exactly, ``Go back and forth …`` with another
   opening word each time): the thinking never closes, as large models sometimes do.
@@ -23,6 +24,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from infra.nano import messages
 from infra.nano.words import HELD_OUT_WORDS
 
 MATH_SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -213,6 +215,22 @@ def json_task(rng: random.Random) -> Task:
     return as_json(rng, *_question(rng, 0.4))
 
 
+def label_task(rng: random.Random) -> Task:
+    """A message to label; a word that says nothing has the label ``other``."""
+    draw = rng.random()
+    text, teams = messages.message(rng, two=draw < 0.25)
+    if draw > 0.93:
+        text, teams = " ".join(synthetic_word(rng) for _ in range(rng.randint(2, 8))), ["other"]
+    return as_label(messages.section(rng), text, rng.choice(teams))
+
+
+def as_label(section: messages.LabelSection, text: str, label: str) -> Task:
+    """The form of a message that `jobs.label` gives it."""
+    think = f"{messages.thinking(text)}\nSo it is {label}."
+    answer = json.dumps({"label": label})
+    return Task("label", messages.prompt(section, text), think, answer, label)
+
+
 def _question(rng: random.Random, counts: float) -> tuple[str, str, int]:
     """A question, its working and its result; of such questions ``counts`` are letter counts."""
     if rng.random() < counts:
@@ -304,13 +322,17 @@ def early_answer(task: Task, think: str) -> str:
     It is what a very small model can read off nearby. For a count or a sum: what the last line says
     that has come so far (0 if none has), so it is right only where all lines were done. For a
     choice: the first option that no line has ruled out, a guess unless the options were gone
-    through. Thinking without end owns up to it; all other answers are what they would have been.
+    through. For a label: the team named last, ``other`` if none has been. Thinking without end owns
+    up to it; all other answers are what they would have been.
     """
     if task.answer is None:
         return LOOPED
     if task.kind == "choice":
         ruled_out = len(re.findall(r"^[A-D]\) \d+!", think, re.MULTILINE))
         return f'"answer": "{"ABCD"[min(ruled_out, 3)]}"'
+    if task.kind == "label":
+        teams = re.findall(r"(?:: |So it is )(billing|delivery|account|other)\b", think)
+        return json.dumps({"label": teams[-1] if teams else "other"})
     if task.kind in ("count", "add", "json"):
         said = re.findall(r"(?:[=!]\w+|: 1) (\d+)", think)
         return re.sub(r"\d+", str(int(said[-1]) if said else 0), task.answer)
@@ -319,7 +341,7 @@ def early_answer(task: Task, think: str) -> str:
 
 MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
     (count_task, 12), (add_task, 34), (choice_task, 20), (pick_task, 14), (json_task, 13),
-    (countdown_task, 3), (loop_task, 3), (other_task, 2),
+    (label_task, 22), (countdown_task, 3), (loop_task, 3), (other_task, 2),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from infra.nano import tasks
 
-MAKERS = [tasks.count_task, tasks.add_task, tasks.choice_task, tasks.json_task]
+MAKERS = [tasks.count_task, tasks.add_task, tasks.choice_task, tasks.json_task, tasks.label_task]
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -1,0 +1,101 @@
+"""Messages to a shop and the team that each is for: the labeling task of the small models; no I/O.
+
+Keywords say the team; the thinking names each of them with its team, in the text's order. A
+message with keywords of two teams has one of these two at random as its label, so that samples
+differ on it.
+"""
+
+import random
+import re
+
+from jobs.label import LabelSection
+from pipeline.config import SUFFIXES
+from pipeline.prompts import row_messages
+from pipeline.schema import PromptColumns
+
+TEAMS: dict[str, str] = {
+    "billing": "payments, invoices, refunds",
+    "delivery": "parcels, couriers, tracking",
+    "account": "passwords, logins, profiles",
+    "other": "anything else",
+}
+GUIDELINE = (
+    "Which team should answer this message from a customer of our shop? If two could, choose the "
+    "one whose work comes first."
+)
+GUIDELINES = (
+    GUIDELINE,
+    "Which team should answer this message?",
+    "Say which team this message is for.",
+    "Choose the team that should read this customer's message.",
+)
+KEYWORDS: dict[str, tuple[str, ...]] = {
+    "billing": ("invoice", "refund", "payment", "charged", "receipt", "credit card", "bill", "fee"),
+    "delivery": ("parcel", "courier", "tracking", "shipping", "package", "delivery", "postman"),
+    "account": ("password", "login", "log in", "username", "profile", "sign in", "e-mail address"),
+    "other": ("opening hours", "job", "gift idea", "store", "catalogue", "parking"),
+}
+OPENINGS = (
+    "", "", "", "Hello, ", "Hi, ", "Dear team, ", "Good morning, ", "Please help: ", "Sorry, but ",
+)  # fmt: skip
+# With {} for a keyword.
+FRAMES = (
+    "I have a question about {}.", "there is a problem with {}.", "{} is wrong.",
+    "can you tell me about {}?", "what about {}?", "I am still waiting for {}.",
+    "I do not understand {}.", "I need help with {}.", "something is wrong with {} again.",
+    "where can I find {}?", "{} does not work.", "nobody told me about {}.", "it is about {}.",
+    "who can help me with {}?", "I would like to know more about {}.", "{}, please.",
+)  # fmt: skip
+ENDINGS = (
+    "", "", "", " Thank you.", " Please answer soon.", " I have waited for a week.",
+    " My number is 40213.", " It is urgent!", " Best regards, Ann", " I wrote to you before.",
+    " This is the second time.", " Kind regards, Tom",
+)  # fmt: skip
+NOTHING = "nothing that I know"
+PAIRS = ("{} and {}", "{}, and then {}", "{} or {}")
+
+
+def message(rng: random.Random, two: bool) -> tuple[str, list[str]]:
+    """A message, and the teams that its keywords (two of different teams, if so) speak for."""
+    teams = rng.sample([t for t in TEAMS if t != "other"], 2) if two else [rng.choice(list(TEAMS))]
+    things = [_article(rng) + rng.choice(KEYWORDS[team]) for team in teams]
+    thing = rng.choice(PAIRS).format(*things) if two else things[0]
+    body = rng.choice(FRAMES).format(thing)
+    if not two and rng.random() < 0.3:  # a second thing of the same team
+        body += f" And {rng.choice(FRAMES).format(_article(rng) + rng.choice(KEYWORDS[teams[0]]))}"
+    text = rng.choice(OPENINGS) + body + rng.choice(ENDINGS)
+    return text[0].upper() + text[1:], teams
+
+
+def _article(rng: random.Random) -> str:
+    return rng.choice(("my ", "the ", "a ", "this ", "", "our "))
+
+
+def thinking(text: str) -> str:
+    """A line for each keyword of ``text``, in its order, and the team that it speaks for."""
+    found = {}
+    for team, words in KEYWORDS.items():
+        for word in words:
+            if at := re.search(rf"\b{word}\b", text.lower()):
+                found[at.start()] = word, team
+    lines = [f"{word}: {team}" for _, (word, team) in sorted(found.items())]
+    return "\n".join(lines or [f"{NOTHING}: other"])
+
+
+def section(rng: random.Random) -> LabelSection:
+    """A labeling section as people may write it: other words, another order, no descriptions."""
+    names = list(TEAMS)
+    if rng.random() < 0.5:
+        rng.shuffle(names)
+    described = rng.random() < 0.8
+    labels = {name: TEAMS[name] if described else None for name in names}
+    guideline = GUIDELINE if rng.random() < 0.5 else rng.choice(GUIDELINES)
+    return LabelSection.model_validate({"guideline": guideline, "labels": labels})
+
+
+def prompt(label: LabelSection, text: str) -> str:
+    """The user turn that `jobs.label` makes of ``text``."""
+    columns = PromptColumns(template=label.template)
+    suffix = SUFFIXES["json"].replace("{schema}", label.form.text)
+    content: str = row_messages({label.text_column: text}, columns, None, suffix)[0]["content"]
+    return content
