@@ -1,0 +1,72 @@
+"""What jobs have in common: a run with a section of their own, and what they make of its traces.
+
+A job's ``output.path`` is a folder of its own: the run's traces are in ``traces`` below it, what
+the job makes of them lies beside. The same command again goes on where it stopped, and makes the
+rest anew from the traces.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.cli import add_overrides, report, warn
+from pipeline.config import RunConfig, parse_config
+from pipeline.ledger import Ledger
+from pipeline.merge import part_metadata
+from pipeline.storage import Storage
+
+TRACES = "traces"
+
+
+class Job(RunConfig):
+    """A run's configuration; jobs add a section."""
+
+    def as_run(self, **sections: Mapping[str, Any]) -> RunConfig:
+        """The run itself: ``sections`` are what the job decides of it, key by key."""
+        given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
+        for name, settings in {"output": {"path": self.traces}, **sections}.items():
+            given[name] = {**given.get(name, {}), **settings}
+        return parse_config(given, "the job's run")
+
+    @property
+    def traces(self) -> str:
+        """Where the run's traces are."""
+        return f"{self.output.path.rstrip('/')}/{TRACES}"
+
+
+def job_parser(name: str, about: str) -> argparse.ArgumentParser:
+    """The command line of ``python -m jobs.NAME CONFIG``."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=about)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    add_overrides(parser)
+    parser.add_argument(
+        "--retry", default=[], metavar="STATES", type=lambda text: text.split(","),
+        help="do the traces again that ended in these states, such as unparsed,failed",
+    )  # fmt: skip
+    return parser
+
+
+def generate(config: RunConfig, retry: Sequence[str] = ()) -> None:
+    """Run what is still to do, or retry, and print the report; raises if rows are missing."""
+    from pipeline import flow, progress
+
+    warn(config)
+    started = time.monotonic()
+    if retry:
+        summary = flow.retry(config, retry, watch=progress.watch)
+    else:
+        summary = flow.run(config, progress.watch)
+    report(summary, config, time.monotonic() - started)
+
+
+def tables(output: str) -> Iterator[tuple[str, pa.Table, dict[str, str]]]:
+    """Of each finished part of ``output``, by name: its name, rows, and our columns' names there."""
+    store = Storage(output)
+    for name in sorted(Ledger(store).contents().parts()):
+        columns: dict[str, str] = part_metadata(store, name)["columns"]
+        with store.open(name) as file:
+            yield name, pq.read_table(file), columns
