@@ -64,7 +64,7 @@ def generate(config: RunConfig, retry: Sequence[str] = ()) -> None:
 
 
 def tables(output: str) -> Iterator[tuple[str, pa.Table, dict[str, str]]]:
-    """Of each finished part of ``output``, by name: its name, rows, and our columns' names there."""
+    """Each finished part of ``output``: its name, its rows, our column: its name there."""
     store = Storage(output)
     for name in sorted(Ledger(store).contents().parts()):
         columns: dict[str, str] = part_metadata(store, name)["columns"]

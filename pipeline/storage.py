@@ -9,13 +9,14 @@ check; credentials never appear in it.
 """
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -138,6 +139,19 @@ class Storage:
             else:
                 self.fs.pipe_file(self.path(name), data)
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file of any size to write ``name`` through; seen when the body has ended in order."""
+        with self._errors("write"):
+            if self.is_local:
+                with self._draft(Path(self.path(name)), os.replace) as file:
+                    yield file
+            else:
+                with tempfile.NamedTemporaryFile() as file:
+                    yield file
+                    file.flush()
+                    self.fs.put_file(file.name, self.path(name))
+
     def create(self, name: str, data: bytes) -> bool:
         """Write ``name`` if it does not exist; whether this call was the one that did.
 
@@ -182,11 +196,16 @@ class Storage:
                     continue
 
     def _put_local(self, path: Path, data: bytes, place: Any) -> None:
+        with self._draft(path, place) as file:
+            file.write(data)
+
+    @contextmanager
+    def _draft(self, path: Path, place: Any) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"_{path.name}.{uuid.uuid4().hex}{DRAFT}")
         try:
             with draft.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             place(draft, path)
