@@ -25,8 +25,13 @@ TRACES = "traces"
 class Job(RunConfig):
     """A run's configuration; jobs add a section."""
 
+    @property
+    def run(self) -> RunConfig:
+        """The run of the pipeline that the job is made of."""
+        return self.as_run()
+
     def as_run(self, **sections: Mapping[str, Any]) -> RunConfig:
-        """The run itself: ``sections`` are what the job decides of it, key by key."""
+        """The run, its output in `traces`; ``sections`` are what the job decides, key by key."""
         given = self.model_dump(exclude_unset=True, include=set(RunConfig.model_fields))
         for name, settings in {"output": {"path": self.traces}, **sections}.items():
             given[name] = {**given.get(name, {}), **settings}
@@ -38,15 +43,16 @@ class Job(RunConfig):
         return f"{self.output.path.rstrip('/')}/{TRACES}"
 
 
-def job_parser(name: str, about: str) -> argparse.ArgumentParser:
+def job_parser(name: str, about: str, retries: bool = True) -> argparse.ArgumentParser:
     """The command line of ``python -m jobs.NAME CONFIG``."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=about)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
     add_overrides(parser)
-    parser.add_argument(
-        "--retry", default=[], metavar="STATES", type=lambda text: text.split(","),
-        help="do the traces again that ended in these states, such as unparsed,failed",
-    )  # fmt: skip
+    if retries:
+        parser.add_argument(
+            "--retry", default=[], metavar="STATES", type=lambda text: text.split(","),
+            help="do the traces again that ended in these states, such as unparsed,failed",
+        )  # fmt: skip
     return parser
 
 

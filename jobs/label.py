@@ -159,7 +159,7 @@ class LabelJob(Job):
 
     @property
     def run(self) -> RunConfig:
-        """The run of the pipeline that the labels come from."""
+        """The run whose samples vote."""
         return self.as_run(
             prompt={"template": self.label.template, "suffix": "json"},
             answer={"format": "json", "json_schema": self.label.answer_schema},

@@ -342,9 +342,15 @@ class EngineActor:
                 step.stop_id,
                 step.schema,
             )
-            reason = await self._engine_runs(sample, request, partial(_keep, progress, watch))
+            reason = await self._engine_runs(sample, request, partial(self._keep, progress, watch))
             self._rules.end_step(progress, reason, room)
         self._meter.done.generated += 1
+
+    def _keep(self, progress: Progress, watch: LoopWatch | None, new: Sequence[int]) -> bool:
+        """Add new tokens to ``progress``; whether they go in circles."""
+        self._meter.done.spent_tokens += len(new)
+        progress.report(new)
+        return watch is not None and watch.add(new)
 
     async def _engine_runs(self, sample: Sample, request: Request, report: Report) -> str:
         if self._casualties is not None:
@@ -372,9 +378,3 @@ class EngineActor:
             values = pa.array([getattr(trace, field.name) for trace in traces], field.type)
             table = table.append_column(named, values)
         return table
-
-
-def _keep(progress: Progress, watch: LoopWatch | None, new: Sequence[int]) -> bool:
-    """Add new tokens to ``progress``; whether they go in circles."""
-    progress.report(new)
-    return watch is not None and watch.add(new)

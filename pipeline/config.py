@@ -21,6 +21,7 @@ from pipeline.sections import (
     AnswerConfig,
     EngineConfig,
     InputConfig,
+    LimitsConfig,
     ModelConfig,
     OutputConfig,
     PromptConfig,
@@ -57,6 +58,7 @@ class RunConfig(Section):
     thinking: ThinkingConfig = ThinkingConfig()
     answer: AnswerConfig = AnswerConfig()
     engine: EngineConfig = EngineConfig()
+    limits: LimitsConfig = LimitsConfig()
     ray: RayConfig = RayConfig()
 
     @property

@@ -54,6 +54,10 @@ class IncompleteRunError(QwqBatchError):
     """The run ended before every row was done; what is done is kept."""
 
 
+class LimitReachedError(IncompleteRunError):
+    """The run has come to a limit of its own; what was running is saved."""
+
+
 class EngineDeadError(Exception):
     """An engine stopped working. Its unfinished rows are not bad; another engine redoes them."""
 

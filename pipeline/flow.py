@@ -4,7 +4,7 @@ summary = run(load_config("configs/demo.yaml"))
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.journal import Extent
 from pipeline.lanes import AS_CONFIGURED, Lane, make_lanes
 from pipeline.ledger import SAMPLES, Ledger
 from pipeline.lengths import by_lane
+from pipeline.limits import Limits, Watch
 from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
 from pipeline.model import load_model_config, load_tokenizer
 from pipeline.plan import Part, Pass, Plan, Shard, split_parts
@@ -40,9 +41,6 @@ from pipeline.source import PromptSource, find_shards
 from pipeline.stop import Stop
 from pipeline.storage import Storage, check_reachable
 from pipeline.telemetry import start_board
-
-# Of a board, the rows to do and the lane's name.
-Watch = Callable[[Any, int, str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,15 @@ def unwatched(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def run(config: RunConfig, watch: Watch = unwatched) -> Summary:
-    """Do what is still to do, and report on the whole output."""
-    job = prepare(config)
-    with at_work(job) as stop:
+def run(config: RunConfig, watch: Watch = unwatched, limits: Limits | None = None) -> Summary:
+    """Do what is still to do, and report on the whole output.
+
+    ``limits`` are those of ``config``, unless others are given; to reach one raises
+    `LimitReachedError`.
+    """
+    limits = limits or Limits(config)
+    job, watch = prepare(config), limits.counted(watch)
+    with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
         job.ledger.record_shards(job.shards)
         for work in passes.to_run(job.ledger, config.policy.n):
@@ -148,8 +151,9 @@ def retry(
     And those with more than the share ``foreign`` of letters in scripts that their prompt does not
     use.
     """
-    job = prepare(config, RETRY_MAY_CHANGE)
-    with at_work(job) as stop:
+    limits = Limits(config)
+    job, watch = prepare(config, RETRY_MAY_CHANGE), limits.counted(watch)
+    with at_work(job) as stop, limits.kept(stop.because):
         work = passes.to_retry(job.ledger, job.settings, states, foreign)
         carry_out(job, work, watch, stop)
         samples = passes.samples_there(job.ledger)

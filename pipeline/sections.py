@@ -279,6 +279,30 @@ class EngineConfig(Section):
         return kind
 
 
+class LimitsConfig(Section):
+    """Where the run ends though rows are left; the next one goes on."""
+
+    minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="the run is over by then; a minute before (half the time, if that is "
+        "less) the engines save what they have"
+    )  # fmt: skip
+    output_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of this run, those of traces that were begun again included"
+    )
+    cost: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of all engines from start to end, in the unit of gpu_hour_cost"
+    )
+    gpu_hour_cost: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of one GPU (with device cpu, of one CPU process) for an hour"
+    )
+
+    @model_validator(mode="after")
+    def _cost_has_a_price(self) -> Self:
+        if (self.cost is None) != (self.gpu_hour_cost is None):
+            raise ValueError("cost and gpu_hour_cost go together")
+        return self
+
+
 class RayConfig(Section):
     """The Ray cluster: an address, or a local one for this run."""
 

@@ -25,12 +25,16 @@ LIVING_SECONDS = 3.0
 
 @dataclass
 class Totals:
-    """Counts since the start of this run (not of earlier ones in the same output)."""
+    """Counts since the start of this run (not of earlier ones in the same output).
+
+    ``output_tokens`` are those of traces that have ended, ``spent_tokens`` all that was generated.
+    """
 
     rows: int = 0
     generated: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    spent_tokens: int = 0
     states: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Totals") -> None:
@@ -39,6 +43,7 @@ class Totals:
         self.generated += other.generated
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
+        self.spent_tokens += other.spent_tokens
         self.states.update(other.states)
 
 

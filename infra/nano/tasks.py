@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from infra.nano import messages
 from infra.nano.words import HELD_OUT_WORDS
+from jobs.label import LabelSection
 
 MATH_SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
 CHOICE_SUFFIX = (
@@ -224,7 +225,7 @@ def label_task(rng: random.Random) -> Task:
     return as_label(messages.section(rng), text, rng.choice(teams))
 
 
-def as_label(section: messages.LabelSection, text: str, label: str) -> Task:
+def as_label(section: LabelSection, text: str, label: str) -> Task:
     """The form of a message that `jobs.label` gives it."""
     think = f"{messages.thinking(text)}\nSo it is {label}."
     answer = json.dumps({"label": label})

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RunConfig, fingerprint_of, load_config, parse_config
+from jobs.job import Job
+from jobs.label import LabelJob
+from pipeline.config import RunConfig, fingerprint_of, load_as, load_config, parse_config
 from pipeline.engines.vllm import check_engine_args, engine_arg_names
 from pipeline.errors import ConfigError
 from pipeline.json_form import JsonForm
@@ -15,13 +17,15 @@ from pipeline.reasoning import HEADINGS, THINK_TAGS, ThinkFormat
 from pipeline.schema import PromptColumns
 from pipeline.sections import FormatConfig
 
+JOBS: dict[str, type[RunConfig]] = {"label": LabelJob, "nightly": Job}
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_config_is_valid(path: Path) -> None:
-    check_engine_args(load_config(path).engine.vllm)
+    config = load_as(JOBS.get(path.stem, RunConfig), path)
+    check_engine_args((config.run if isinstance(config, Job) else config).engine.vllm)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Where a run ends though rows are left: at a time, a number of tokens, a cost."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import ray
+
+from pipeline.config import RunConfig
+from pipeline.errors import LimitReachedError, QwqBatchError
+from pipeline.telemetry import Snapshot, Totals
+
+logger = logging.getLogger(__name__)
+# What it takes to save what is running, to end the engines and to leave Ray.
+STOP_SECONDS = 60.0
+POLL_SECONDS = 1.0
+
+
+# Follows a board, of the rows to do and the lane's name, while the body runs.
+Watch = Callable[[Any, int, str], AbstractContextManager[None]]
+
+
+class Limits:
+    """The limits of one run, from now on.
+
+    ``seconds``: a time besides that of the config, such as what a scheduler leaves.
+    """
+
+    def __init__(self, config: RunConfig, seconds: float | None = None) -> None:
+        self._started = time.monotonic()
+        self._most_tokens = config.limits.output_tokens
+        minutes = {
+            "limits.minutes": config.limits.minutes,
+            "limits.cost": cost_minutes(config),
+            "the scheduler's time limit": None if seconds is None else seconds / 60,
+        }
+        ends = [(most * 60, why) for why, most in minutes.items() if most is not None]
+        self._end = min(ends, default=None)
+        self._board: Any = None
+        self._before, self._now = Totals(), Totals()
+
+    @property
+    def totals(self) -> Totals:
+        """What the engines have done since the start, as far as it is known."""
+        totals = Totals()
+        totals.add(self._before)
+        totals.add(self._now)
+        return totals
+
+    @property
+    def seconds(self) -> float:
+        """The time since the start."""
+        return time.monotonic() - self._started
+
+    def counted(self, watch: Watch) -> Watch:
+        """``watch``, with the tokens counted as well."""
+
+        @contextmanager
+        def both(board: Any, rows: int, lane: str) -> Iterator[None]:
+            self._board = board
+            try:
+                with watch(board, rows, lane):
+                    yield
+            finally:
+                self._count()
+                self._before, self._now, self._board = self.totals, Totals(), None
+
+        return both
+
+    @contextmanager
+    def kept(self, end: Callable[[QwqBatchError], None]) -> Iterator[None]:
+        """While the body runs, call ``end``, in another thread, when a limit is near."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(end, over), daemon=True, name="limits")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _watch(self, end: Callable[[QwqBatchError], None], over: threading.Event) -> None:
+        while (why := self._reached()) is None:
+            if over.wait(POLL_SECONDS):
+                return
+            self._count()
+        end(
+            LimitReachedError(
+                f"{why} is reached; what is finished is kept, what was running is saved, the same "
+                "command goes on"
+            )
+        )
+
+    def _reached(self) -> str | None:
+        if self._end is not None:
+            seconds, why = self._end
+            if self.seconds >= seconds - min(STOP_SECONDS, seconds / 2):
+                return why
+        most = self._most_tokens
+        if most is not None and self.totals.spent_tokens >= most:
+            return "limits.output_tokens"
+        return None
+
+    def _count(self) -> None:
+        board = self._board
+        if board is None:
+            return
+        try:
+            snapshot: Snapshot = ray.get(board.snapshot.remote(), timeout=5)
+        except Exception:  # the board's node may be gone, and Ray with it
+            logger.debug("no figures from the board", exc_info=True)
+        else:
+            self._now = snapshot.totals
+
+
+def minute_cost(config: RunConfig) -> float | None:
+    """What all engines cost in a minute; None where no price is known."""
+    price, engine = config.limits.gpu_hour_cost, config.engine
+    return None if price is None else price * engine.replicas * engine.tensor_parallel / 60
+
+
+def cost_minutes(config: RunConfig) -> float | None:
+    """How long all engines may be there for ``limits.cost``, from the start of the run."""
+    cost, each = config.limits.cost, minute_cost(config)
+    return None if cost is None or each is None else cost / each

@@ -1,0 +1,99 @@
+"""Where a run ends though rows are left."""
+
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline import limits
+from pipeline.config import RunConfig, parse_config
+from pipeline.errors import ConfigError, LimitReachedError
+from pipeline.limits import Limits, cost_minutes
+from pipeline.telemetry import Snapshot, Totals
+
+
+def _config(engine: dict[str, Any] | None = None, **given: Any) -> RunConfig:
+    return parse_config(
+        {
+            "input": {"path": "-"}, "output": {"path": "-"}, "model": {"path": "qwq-nano"},
+            "limits": given, "engine": engine or {},
+        }
+    )  # fmt: skip
+
+
+def _reason(ready: Limits) -> str:
+    told: list[Exception] = []
+    heard = threading.Event()
+
+    def end(reason: Exception) -> None:
+        told.append(reason)
+        heard.set()
+
+    with ready.kept(end):
+        assert heard.wait(60)
+    [reason] = told
+    assert isinstance(reason, LimitReachedError)
+    return str(reason)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "why"),
+    [
+        ({"minutes": 0.001}, None, "limits.minutes is reached"),
+        ({"minutes": 60}, 0, "the scheduler's time limit is reached"),
+        ({"cost": 0.0001, "gpu_hour_cost": 3, "minutes": 600}, 3600, "limits.cost is reached"),
+    ],
+)
+def test_the_nearest_limit_ends_the_run(
+    given: dict[str, Any], seconds: float | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
+    assert _reason(Limits(_config(**given), seconds)).startswith(f"{why}; what is finished is kept")
+
+
+def test_no_limit_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
+    told: list[Exception] = []
+    with Limits(_config()).kept(told.append):
+        threading.Event().wait(0.1)
+    assert told == []
+
+
+def test_engines_are_told_a_minute_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, now = Limits(_config(minutes=10)), 0.0
+    monkeypatch.setattr(Limits, "seconds", property(lambda _: now))
+    for now, reached in ((539, None), (541, "limits.minutes")):  # noqa: B007 (the property reads it)
+        assert ready._reached() == reached
+
+
+def test_tokens_of_all_lanes_and_passes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ray, "get", lambda snapshot, timeout: snapshot)
+    seen = []
+
+    @contextmanager
+    def watch(board: Any, rows: int, lane: str) -> Any:
+        seen.append((rows, lane))
+        yield
+
+    ready = Limits(_config(output_tokens=1000))
+    counted = ready.counted(watch)
+    for rows, lane, tokens in ((3, "native", 600), (2, "yarn", 500)):
+        snapshot = Snapshot(Totals(spent_tokens=tokens), 0, 0, None)
+        board = SimpleNamespace(snapshot=SimpleNamespace(remote=lambda s=snapshot: s))
+        with counted(board, rows, lane):
+            pass
+    assert seen == [(3, "native"), (2, "yarn")]
+    assert ready.totals.spent_tokens == 1100
+    assert _reason(ready).startswith("limits.output_tokens is reached")
+
+
+def test_cost_is_that_of_all_gpus() -> None:
+    engine = {"replicas": 2, "tensor_parallel": 4}
+    assert cost_minutes(_config(engine, cost=40, gpu_hour_cost=2.5)) == pytest.approx(120)
+    assert cost_minutes(_config(engine)) is None
+    with pytest.raises(ConfigError, match="limits: cost and gpu_hour_cost go together"):
+        _config(cost=3)
