@@ -8,10 +8,11 @@ rest anew from the traces.
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from pipeline.cli import add_overrides, report, warn
 from pipeline.config import RunConfig, parse_config
@@ -24,6 +25,10 @@ TRACES = "traces"
 
 class Job(RunConfig):
     """A run's configuration; jobs add a section."""
+
+    @model_validator(mode="after")
+    def _asks_for_what_there_is(self) -> Self:
+        return self  # whether sections fit together is asked of `run`, to which the job adds some
 
     @property
     def run(self) -> RunConfig:

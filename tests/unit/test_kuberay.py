@@ -29,8 +29,11 @@ FOLDERS = sorted(
 )
 ON_SPOT = ["overlays/many-nodes", "scheduled/cronjob", "scheduled/raycronjob"]
 TITLES = {
-    "ray-worker": "ray::MapWorker(MapBatches(EngineActor)).submit",
-    "ray-head": "/usr/local/bin/python3.11 /usr/local/bin/qwq-batch run /config/run.yaml",
+    "ray-worker": ["ray::MapWorker(MapBatches(EngineActor)).submit"],
+    "ray-head": [
+        "/usr/local/bin/python3.11 /usr/local/bin/qwq-batch run /config/run.yaml",
+        "python -m jobs.nightly /config/run.yaml --set limits.minutes=1380",
+    ],
 }
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 
@@ -180,12 +183,23 @@ def test_grace_is_longer_than_saving_takes(folder: str) -> None:
 @each_folder
 def test_hooks_find_whom_they_are_for_but_not_themselves(folder: str) -> None:
     for name, script, _ in hooks(folder):
-        patterns = re.findall(r"(?:pgrep|pkill -TERM) -f '(.*)'", script)
-        assert patterns
-        for pattern in patterns:
-            assert re.search(pattern, TITLES[name])
-            assert not re.search(pattern, script)
-    assert job_of(folder)["entrypoint"] == "exec qwq-batch run /config/run.yaml"
+        [pattern] = re.findall(r"(?:pgrep -f |driver=)'(.*)'", script)
+        for title in TITLES[name]:
+            assert re.search(pattern, title)
+        assert not re.search(pattern, script)
+    entrypoint = job_of(folder)["entrypoint"]
+    assert entrypoint.startswith(("exec qwq-batch run /config/", "exec python -m jobs.nightly /"))
+
+
+def test_scheduled_runs_end_by_themselves_before_the_next() -> None:
+    for folder in ("scheduled/cronjob", "scheduled/raycronjob"):
+        job = job_of(folder)
+        (minutes,) = map(int, re.findall(r"--set limits\.minutes=(\d+)$", job["entrypoint"]))
+        assert minutes * 60 < job["activeDeadlineSeconds"]
+        assert minutes < 24 * 60
+        assert the("CronJob" if folder.endswith("/cronjob") else "RayCronJob", folder)["spec"][
+            "schedule"
+        ].endswith(" * * *")
 
 
 def test_worker_hook_waits_for_the_engines(tmp_path: Path) -> None:
@@ -207,7 +221,7 @@ def test_head_hook_tells_the_driver_once(tmp_path: Path) -> None:
     stub(tmp_path, "pkill", 'echo "$@" >> told')
     with run_script(script, tmp_path) as hook:
         assert hook.wait(20) == 0
-    assert (tmp_path / "told").read_text() == "-TERM -f [q]wq-batch r\n"
+    assert (tmp_path / "told").read_text() == "-TERM -f [q]wq-batch r|python.* -m [j]obs[.]\n"
     assert len((tmp_path / "slept").read_text().split()) == 40
 
 
