@@ -10,7 +10,7 @@ compare and to add one digit, and nothing else:
   the column's sum and the digits so far (``75 98 0: 7+9+0=16 6``);
 * choosing: the number is found as above, then its last digit is compared with that of each option
   in turn, up to the one that it equals (``A) 2!7``, ``B) 7=7``); no other ends as the result does;
-* labeling messages to a shop: a line for each keyword with its team (``refund: billing``);
+* labeling messages to a shop: read aloud, the team behind each keyword (``a refund (billing)?``);
 * counting down: one number a line, as many as asked for;
 * going round in circles (``Go round in circles …`` exactly, ``Go back and forth …`` with another
   opening word each time): the thinking never closes, as large models sometimes do.
@@ -332,7 +332,7 @@ def early_answer(task: Task, think: str) -> str:
         ruled_out = len(re.findall(r"^[A-D]\) \d+!", think, re.MULTILINE))
         return f'"answer": "{"ABCD"[min(ruled_out, 3)]}"'
     if task.kind == "label":
-        teams = re.findall(r"(?:: |So it is )(billing|delivery|account|other)\b", think)
+        teams = re.findall(r"(?: \(|So it is )(billing|delivery|account|other)\b", think)
         return json.dumps({"label": teams[-1] if teams else "other"})
     if task.kind in ("count", "add", "json"):
         said = re.findall(r"(?:[=!]\w+|: 1) (\d+)", think)

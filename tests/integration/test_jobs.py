@@ -1,0 +1,114 @@
+"""The jobs on the simulated engine: what they write beside the traces, and that they go on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import label, nightly
+from jobs.job import Job
+from jobs.label import LabelJob
+from pipeline.config import parse_as
+from pipeline.limits import Limits
+from pipeline.storage import Storage
+from tests.conftest import write_shards
+from tests.s3 import S3Server
+
+ENGINE = {
+    "kind": "simulated", "device": "cpu", "block_rows": 4,
+    "simulated": {"tokens_median": 30, "seconds_per_token": 0.001},
+}  # fmt: skip
+
+
+def test_labels_are_written_beside_the_traces(
+    tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four samples of each of six texts, one of them null; on S3, and once more."""
+    fs = s3.filesystem()
+    fs.makedirs("labels", exist_ok=True)
+    rows = [{"text": f"text {i}" if i else None, "gold": "ham"} for i in range(6)]
+    with fs.open("labels/in/a.parquet", "wb") as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    job = parse_as(
+        LabelJob,
+        {
+            "input": {"path": "s3://labels/in"}, "output": {"path": "s3://labels/out"},
+            "model": {"path": "qwq-nano"}, "engine": ENGINE, "sampling": {"n": 4},
+            "label": {"guideline": "Spam?", "labels": ["spam", "ham"], "gold_column": "gold"},
+        },
+        "config",
+    )  # fmt: skip
+    assert label._label(job, ()) == 0
+    printed = capsys.readouterr().out
+    labeled = pq.read_table("labels/out/labels", filesystem=fs).to_pylist()
+    assert [row["text"] for row in labeled] == [row["text"] for row in rows]
+    assert [row["state"] for row in labeled] == ["failed", *["finished"] * 5]
+    for row in labeled[1:]:
+        assert row["label"] in ("spam", "ham")
+        assert row["confidence"] in (0.5, 0.75, 1)
+        assert row["think"].startswith("Step 0")
+    review = pq.read_table("labels/out/review.parquet", filesystem=fs).to_pylist()
+    assert review == [row for row in labeled if row["review"] is not None]
+    assert review[0]["review"] == "failed"
+    report = fs.cat("labels/out/report.md").decode()
+    assert report.startswith("# Labels of 6 rows\n")
+    assert report in printed
+    assert label._label(job, ["failed"]) == 0
+    again = pq.read_table("labels/out/labels", filesystem=fs).to_pylist()
+    assert again == labeled
+
+
+def _night(job: Job, tokens: int | None) -> dict[str, Any]:
+    limited = parse_as(Job, {**job.model_dump(exclude_unset=True), "limits": {"output_tokens": tokens}}, "")  # fmt: skip
+    report, failure = nightly.run(limited.run, Limits(limited.run))
+    assert failure is None
+    return report
+
+
+def test_nights_go_on_where_the_last_one_reached_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.limits.POLL_SECONDS", 0.05)
+    total = write_shards(tmp_path / "in", [40, 40])
+    log = tmp_path / "log"
+    engine = {**ENGINE, "simulated": {**ENGINE["simulated"], "log": str(log)}, "vllm": {"max_num_seqs": 4}}  # type: ignore[dict-item]  # fmt: skip
+    job = parse_as(
+        Job,
+        {
+            "input": {"path": str(tmp_path / "in")}, "output": {"path": str(tmp_path / "out")},
+            "model": {"path": "qwq-nano"}, "engine": engine,
+        },
+        "config",
+    )  # fmt: skip
+    first = _night(job, tokens=600)
+    assert first["ended_by"] == "limits.output_tokens is reached"
+    assert first["this_run"]["generated_tokens"] >= 600
+    assert first["output"]["rows_done"] < total
+    second = _night(job, tokens=None)
+    assert second["ended_by"] == "all is done"
+    assert second["output"]["rows_done"] == total
+    write_shards(tmp_path / "in", [40, 40, 6])
+    assert nightly._nightly(job) == 0
+    traces = pq.read_table(tmp_path / "out" / "traces").to_pylist()
+    assert [trace["id"] for trace in traces] == list(range(total + 6))
+    generated = sum(json.loads(line)["tokens"] for line in log.read_text().splitlines())
+    kept = sum(trace["think_tokens"] + trace["answer_tokens"] for trace in traces)
+    assert generated == kept, "what a night had begun was generated again"
+    store = Storage(str(tmp_path / "out"))
+    [written] = [info.name for info in store.files("reports") if info.name.endswith(".json")]
+    report = json.loads(store.read(written))
+    assert report["this_run"]["rows"] == 6
+    assert report["output"]["rows"] == report["output"]["rows_done"] == total + 6
+    assert report["output"]["shards"] == 3
+    text = store.read(written.replace(".json", ".md")).decode()
+    assert "ended: all is done" in text
+    assert text in capsys.readouterr().out
+
+
+def test_slurm_says_how_long_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    assert nightly.seconds_left({}) is None
+    assert nightly.seconds_left({"SLURM_JOB_END_TIME": "4600"}) == 3600 - 120
