@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
 import pyarrow as pa
@@ -215,7 +216,7 @@ def labeled(job: LabelJob, traces: pa.Table, names: Mapping[str, str]) -> pa.Tab
     agreement = traces[names["agreement"]].to_pylist()
     firsts = [i for i, sample in enumerate(ours["sample"]) if sample == 0]
     spoken, rows = [], []
-    for first, end in zip(firsts, [*firsts[1:], traces.num_rows], strict=True):
+    for first, end in pairwise([*firsts, traces.num_rows]):
         answer = ours["vote"][first]
         # No sample has an answer: the first speaks for all. (Both are canonical JSON text.)
         speaker = ours["parsed"].index(answer, first, end) if answer is not None else first

@@ -39,15 +39,15 @@ class Limits:
         }
         ends = [(most * 60, why) for why, most in minutes.items() if most is not None]
         self._end = min(ends, default=None)
-        self._board: Any = None
-        self._before, self._now = Totals(), Totals()
+        # Of each board so far, and what it last said.
+        self._boards: list[tuple[Any, Totals]] = []
 
     @property
     def totals(self) -> Totals:
         """What the engines have done since the start, as far as it is known."""
         totals = Totals()
-        totals.add(self._before)
-        totals.add(self._now)
+        for _, said in self._boards:
+            totals.add(said)
         return totals
 
     @property
@@ -60,13 +60,12 @@ class Limits:
 
         @contextmanager
         def both(board: Any, rows: int, lane: str) -> Iterator[None]:
-            self._board = board
+            self._boards.append((board, Totals()))
             try:
                 with watch(board, rows, lane):
                     yield
             finally:
                 self._count()
-                self._before, self._now, self._board = self.totals, Totals(), None
 
         return both
 
@@ -105,15 +104,17 @@ class Limits:
         return None
 
     def _count(self) -> None:
-        board = self._board
-        if board is None:
+        """Ask the last board; the others are not at work any more."""
+        if not self._boards:
             return
+        last = len(self._boards) - 1
+        board, _ = self._boards[last]
         try:
             snapshot: Snapshot = ray.get(board.snapshot.remote(), timeout=5)
         except Exception:  # the board's node may be gone, and Ray with it
             logger.debug("no figures from the board", exc_info=True)
         else:
-            self._now = snapshot.totals
+            self._boards[last] = board, snapshot.totals
 
 
 def minute_cost(config: RunConfig) -> float | None:

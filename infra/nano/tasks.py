@@ -22,11 +22,12 @@ import re
 import string
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infra.nano import messages
 from infra.nano.words import HELD_OUT_WORDS
 from jobs.label import LabelSection
+from pipeline.templates import between
 
 MATH_SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
 CHOICE_SUFFIX = (
@@ -217,12 +218,25 @@ def json_task(rng: random.Random) -> Task:
 
 
 def label_task(rng: random.Random) -> Task:
-    """A message to label; a word that says nothing has the label ``other``."""
-    draw = rng.random()
-    text, teams = messages.message(rng, two=draw < 0.25)
-    if draw > 0.93:
-        text, teams = " ".join(synthetic_word(rng) for _ in range(rng.randint(2, 8))), ["other"]
-    return as_label(messages.section(rng), text, rng.choice(teams))
+    """A message to label; half of them of words that mean nothing, to be read and not guessed.
+
+    More than half have no guideline and no schema: what is to be learned is the reading.
+    """
+    if rng.random() < 0.6:
+        text, teams = _babble(rng)
+    else:
+        text, teams = messages.message(rng, two=rng.random() < 0.25)
+    task = as_label(messages.section(rng), text, rng.choice(teams))
+    return replace(task, prompt=between("text", text)) if rng.random() < 0.6 else task
+
+
+def _babble(rng: random.Random) -> tuple[str, list[str]]:
+    """Synthetic words with keywords of two teams, of one, or none among them; the teams."""
+    words = [synthetic_word(rng) for _ in range(rng.randint(1, 10))]
+    teams = rng.sample(list(messages.TEAMS), rng.choice((0, 1, 1, 1, 2)))
+    for team in teams:
+        words.insert(rng.randint(0, len(words)), rng.choice(messages.KEYWORDS[team]))
+    return " ".join(words) + rng.choice(("", ".", "?", "!")), teams or ["other"]
 
 
 def as_label(section: LabelSection, text: str, label: str) -> Task:
