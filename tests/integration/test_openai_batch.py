@@ -74,7 +74,7 @@ def test_a_batch_file_comes_back_as_the_api_gives_it(
 def test_requests_for_json_are_answered_in_it_and_retried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    body = {"response_format": json_format(FORM), "max_tokens": 5}
+    body: dict[str, Any] = {"response_format": json_format(FORM), "max_tokens": 5}
     (tmp_path / "in.jsonl").write_text("\n".join(line(str(i), **body) for i in range(3)))
     assert run(tmp_path, "--set", "thinking.answer_tokens=1") == 0
     ended = [result["response"]["body"]["choices"][0] for result in results(tmp_path)]

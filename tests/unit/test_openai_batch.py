@@ -140,7 +140,7 @@ def test_all_bad_lines_are_told_together_and_nothing_is_written(tmp_path: Path) 
 
 def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
     body: dict[str, Any] = {"temperature": 0.7, "max_completion_tokens": 99, "seed": 5, "n": 2}
-    form = {"response_format": json_format(FORM)}
+    form: dict[str, Any] = {"response_format": json_format(FORM)}
     run = make_ready(job(tmp_path, line("a", **body, **form), line("b", **body, **form)))
     policy = run.policy
     assert (policy.temperature, policy.max_tokens, policy.seed, policy.n) == (0.7, 99, 5, 2)
@@ -155,7 +155,10 @@ def test_saying_nothing_is_the_same_as_saying_what_the_run_has(tmp_path: Path) -
 
 def test_what_the_config_says_wins(tmp_path: Path) -> None:
     lines = [line("a", temperature=0, n=2, response_format=json_format(FORM)), line("b", n=3)]
-    sections = {"sampling": {"temperature": 0.8, "n": 4}, "answer": {"format": "text"}}
+    sections: dict[str, dict[str, Any]] = {
+        "sampling": {"temperature": 0.8, "n": 4},
+        "answer": {"format": "text"},
+    }
     run = make_ready(job(tmp_path, *lines, **sections))
     assert (run.policy.temperature, run.policy.n, run.answer.format) == (0.8, 4, "text")
 
@@ -265,8 +268,10 @@ def test_an_answer_is_a_chat_completion() -> None:
 def test_the_thinking_is_where_vllms_server_puts_it() -> None:
     found = find_spec("vllm")
     assert found is not None
-    (folder,) = found.submodule_search_locations or ()
-    text = (Path(folder) / "entrypoints/openai/chat_completion/protocol.py").read_text()
+    assert found.submodule_search_locations is not None
+    text = (
+        Path(found.submodule_search_locations[0]) / "entrypoints/openai/chat_completion/protocol.py"
+    ).read_text()
     message = text.partition("class ChatMessage(")[2].partition("\nclass ")[0]
     assert "\n    reasoning: str | None" in message
 
