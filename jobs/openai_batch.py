@@ -233,19 +233,17 @@ class Results:
 
     def write(self, store: Storage) -> None:
         """Write both files; that of errors only if there are any."""
-        store.put_pieces(RESULTS, self._answered())
-        if self.statuses.keys() > {200}:
-            failed = (result for result in self._all() if _status(result) != 200)
-            store.put_pieces(ERRORS, map(_line, failed))
-        else:
+        with store.writing(RESULTS) as file:
+            for result in self._all():
+                self.statuses[_status(result)] += 1
+                if _status(result) == 200:
+                    self.example = self.example or result
+                    file.write(_line(result))
+        if self.statuses.keys() <= {200}:
             store.delete([ERRORS])
-
-    def _answered(self) -> Iterator[bytes]:
-        for result in self._all():
-            self.statuses[_status(result)] += 1
-            if _status(result) == 200:
-                self.example = self.example or result
-                yield _line(result)
+            return
+        with store.writing(ERRORS) as file:
+            file.writelines(_line(result) for result in self._all() if _status(result) != 200)
 
     def _all(self) -> Iterator[dict[str, Any]]:
         for custom_id, traces in groupby(self._traces(), key=lambda trace: trace["custom_id"]):
