@@ -98,7 +98,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
     ledger = Ledger(Storage(config.output.path))
-    _refuse_output_in_input(config, ledger.store)
+    refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)
     parts = tuple(split_parts(shards, config.output.rows_per_part))
@@ -109,7 +109,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     return Job(config, columns, prompts, traces, settings, ledger, tuple(shards), parts, lanes)
 
 
-def _refuse_output_in_input(config: RunConfig, output: Storage) -> None:
+def refuse_output_in_input(config: RunConfig, output: Storage) -> None:
     """An output below the input folder would be read as prompts by the next run."""
     folder = Storage(config.input.path)
     if folder.is_folder() and f"{output.root}/".startswith(f"{folder.root}/"):

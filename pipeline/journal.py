@@ -1,17 +1,18 @@
 """The names in an output location, which are its index; pure, no I/O.
 
     en/shard-00007.00001.parquet                        a finished part
-    _qwq/manifest.yaml                                  whose output this is
-    _qwq/shards.yaml                                    the shards that it was made from
-    _qwq/journal/en/shard-00007.00001/4096-4112.rows    a finished block (Parquet inside)
-    _qwq/journal/en/shard-00007.00001/1f3c.running      what an engine's running traces have
-    _qwq/passes/00001.yaml                              a retry or a top-up
-    _qwq/passes/00001/en/shard-00007.00001.done         a part that has been through it
-    _qwq/passes/00001.closed                            it is over
-    _qwq/lease/00000003.yaml                            the driver at work
+    __qwq/manifest.yaml                                 whose output this is
+    __qwq/shards.yaml                                   the shards that it was made from
+    __qwq/journal/en/shard-00007.00001/4096-4112.rows   a finished block (Parquet inside)
+    __qwq/journal/en/shard-00007.00001/1f3c.running     what an engine's running traces have
+    __qwq/passes/00001.yaml                             a retry or a top-up
+    __qwq/passes/00001/en/shard-00007.00001.done        a part that has been through it
+    __qwq/passes/00001.closed                           it is over
+    __qwq/lease/00000003.yaml                           the driver at work
 
 The files of pass k in the journal are called ``4096-4112.k.rows`` and ``1f3c.k.running``.
-Bookkeeping is YAML, because Hugging Face `datasets` takes any ``.json`` in a folder for data.
+Hugging Face `datasets` takes any file for data, except in folders whose names begin with two
+underscores; other readers of Parquet pass over names that begin with one.
 """
 
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pipeline.plan import PARQUET, Part
 from pipeline.storage import FileInfo
 
-BOOKKEEPING = "_qwq"
+BOOKKEEPING = "__qwq"
 MANIFEST = f"{BOOKKEEPING}/manifest.yaml"
 SHARDS = f"{BOOKKEEPING}/shards.yaml"
 JOURNAL = f"{BOOKKEEPING}/journal"

@@ -31,7 +31,7 @@ def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
     Files and folders that begin with ``_`` or ``.`` are left out, as all Parquet readers do.
     Raises `InputError` if there are none or one can't be read.
     """
-    store, files = _files(url)
+    store, files = find_files(url, PARQUET)
     if not files:
         raise InputError(f"input.path {url}: no Parquet files there")
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
@@ -151,8 +151,11 @@ def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[in
     return groups, first
 
 
-def _files(url: str) -> tuple[Storage, list[FileInfo]]:
-    """The shards at ``url`` and the folder that their names are relative to."""
+def find_files(url: str, ending: str) -> tuple[Storage, list[FileInfo]]:
+    """The files at ``url`` (folder, file or glob) and the folder that their names are relative to.
+
+    In a folder, those whose names end with ``ending``; never those that `find_shards` leaves out.
+    """
     segments = url.split("/")
     magic = [i for i, segment in enumerate(segments) if set(segment) & set("*?[")]
     if magic and not Storage(url).is_folder():
@@ -163,7 +166,7 @@ def _files(url: str) -> tuple[Storage, list[FileInfo]]:
         folder, pattern = url, ""
     store = Storage(folder or ("/" if url.startswith("/") else "."))
     files = (
-        store.glob(pattern) if pattern else [f for f in store.files() if f.name.endswith(PARQUET)]
+        store.glob(pattern) if pattern else [f for f in store.files() if f.name.endswith(ending)]
     )
     return store, [info for info in files if not _hidden(info.name)]
 

@@ -1,7 +1,7 @@
 """Files on any fsspec filesystem: list, read, atomic put, create-if-absent, delete.
 
     store = Storage("s3://bucket/traces")
-    store.put("_qwq/manifest.json", data)
+    store.put("__qwq/manifest.json", data)
 
 Names are relative to the root and use ``/``. A put is seen whole or not at all: object stores work
 so, local files are renamed into place. Client errors become `StorageError`, which says what to

@@ -41,7 +41,7 @@ def test_demo_on_s3(s3: S3Server) -> None:
     assert "240 of 240 traces in s3://demo/traces" in done.stdout
     assert "tok/s" in done.stderr
     assert not NOISE.search(done.stderr), done.stderr
-    parts = sorted(path for path in fs.find("demo/traces") if "_qwq" not in path)
+    parts = sorted(path for path in fs.find("demo/traces") if "__qwq" not in path)
     assert [path.rpartition("/")[2] for path in parts] == [
         f"prompts-{shard:05}.00000.parquet" for shard in range(4)
     ]
@@ -129,7 +129,7 @@ def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 def _saved(output: Path) -> dict[int, int]:
     """By row, how many tokens of its running trace are in checkpoints."""
     most: dict[int, int] = {}
-    for path in output.glob("_qwq/journal/*/*.running"):
+    for path in output.glob("__qwq/journal/*/*.running"):
         try:
             data = path.read_bytes()  # at once: the file is replaced again and again
         except FileNotFoundError:

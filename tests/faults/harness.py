@@ -121,12 +121,12 @@ class Output:
     def finished(self) -> list[str]:
         """The files of finished traces: the parts in order, then the blocks in no part yet."""
         names = self._files()
-        parts = sorted(n for n in names if n.endswith(".parquet") and "/_qwq/" not in n)
+        parts = sorted(n for n in names if n.endswith(".parquet") and "/__qwq/" not in n)
         return [*parts, *(name for name in names if name.endswith(".rows"))]
 
     def leases(self) -> list[str]:
         """The lease files: another name is another driver's."""
-        return [name for name in self._files() if "/_qwq/lease/" in name]
+        return [name for name in self._files() if "/__qwq/lease/" in name]
 
     def traces(self) -> list[Trace]:
         """The traces of all finished parts, in order."""

@@ -42,7 +42,7 @@ def test_every_row_comes_out_once_per_sample_in_order(
     assert summary.is_complete
     assert summary.traces == summary.expected == 3 * rows
     parts = sorted(
-        info.name for info in Storage(config.output.path).files() if "_qwq" not in info.name
+        info.name for info in Storage(config.output.path).files() if "__qwq" not in info.name
     )
     assert parts == [
         *(f"shard-00000.{i:05}.parquet" for i in range(3)),

@@ -53,12 +53,12 @@ def test_top_up_is_the_same_as_all_samples_from_the_start(
     write_shards(tmp_path / "in", [40, 0, 25, 7, 3])
     assert flow.run(more).traces == 5 * 75
     assert {name for name in _bookkeeping(more) if "passes" in name} == {
-        "_qwq/passes/00001.yaml", "_qwq/passes/00001.closed"
+        "__qwq/passes/00001.yaml", "__qwq/passes/00001.closed"
     }  # fmt: skip
 
 
 def _bookkeeping(config: RunConfig) -> list[str]:
-    return [i.name for i in Storage(config.output.path).files() if i.name.startswith("_qwq")]
+    return [i.name for i in Storage(config.output.path).files() if i.name.startswith("__qwq")]
 
 
 def test_retry_does_again_what_ended_so_and_leaves_the_rest(

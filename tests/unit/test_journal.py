@@ -26,11 +26,11 @@ def test_names_of_the_journal_are_read_back(name: str, start: int, rows: int, nu
 
 def test_contents_are_sorted_by_pass() -> None:
     names = [
-        "a.00000.parquet", "en/b.00000.parquet", "_qwq/manifest.yaml", "_qwq/lease/00000001.yaml",
-        "_qwq/journal/c.00000/0-4.rows", "_qwq/journal/c.00000/8-9.rows",
-        "_qwq/journal/c.00000/1f3c.running", "_qwq/journal/a.00000/0-4.2.rows",
-        "_qwq/passes/00001.yaml", "_qwq/passes/00001.closed", "_qwq/passes/00002.yaml",
-        "_qwq/passes/00002/en/b.00000.done",
+        "a.00000.parquet", "en/b.00000.parquet", "__qwq/manifest.yaml", "__qwq/lease/00000001.yaml",
+        "__qwq/journal/c.00000/0-4.rows", "__qwq/journal/c.00000/8-9.rows",
+        "__qwq/journal/c.00000/1f3c.running", "__qwq/journal/a.00000/0-4.2.rows",
+        "__qwq/passes/00001.yaml", "__qwq/passes/00001.closed", "__qwq/passes/00002.yaml",
+        "__qwq/passes/00002/en/b.00000.done",
     ]  # fmt: skip
     found = contents_of(FileInfo(name, 1, "t") for name in names)
     assert found.parts() == {"a.00000.parquet", "en/b.00000.parquet"}

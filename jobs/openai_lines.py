@@ -1,0 +1,380 @@
+"""The lines of the OpenAI Batch API, requests and results; no I/O.
+
+A request is taken only if this pipeline can do what it says; fields that change nothing here are
+ignored, all others refused by name.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.reasoning import State
+
+# Of a body: what one run has one value of, as its section `sampling` calls it.
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "n",
+    "max_tokens", "seed",
+)  # fmt: skip
+# What changes no result, and what changes none at this value (or at null).
+IGNORED = frozenset({
+    "model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
+    "prompt_cache_key", "prompt_cache_retention", "prediction",
+})  # fmt: skip
+DEFAULTS = {
+    "stop": [], "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0,
+    "stream": False, "parallel_tool_calls": True, "modalities": ["text"],
+    "reasoning_effort": "medium", "verbosity": "medium",
+}  # fmt: skip
+# Of an earlier answer in the messages: its thinking, which templates drop, and where it found it.
+UNSPOKEN = frozenset({"reasoning", "reasoning_content", "annotations"})
+# Errors of a row that are the request's fault, with the code the API has for one of them.
+BAD_REQUEST = {
+    "invalid_prompt": "invalid_prompt",
+    "template_error": "template_error",
+    "prompt_too_long": "context_length_exceeded",
+    "request_rejected": "request_rejected",
+}
+TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+SHOWN_VALUE = 60
+
+CALL = pa.struct([
+    ("id", pa.string()),
+    ("type", pa.string()),
+    ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())])),
+])  # fmt: skip
+MESSAGE = pa.struct([
+    ("role", pa.string()),
+    ("content", pa.string()),
+    ("name", pa.string()),
+    ("tool_calls", pa.list_(CALL)),
+    ("tool_call_id", pa.string()),
+])  # fmt: skip
+# Of a prompt shard. Arguments of tool calls and the tools are JSON text: their keys are anyone's.
+ROWS = pa.schema(
+    [("custom_id", pa.string()), ("messages", pa.list_(MESSAGE)), ("tools", pa.string())]
+)
+
+
+class _Part(BaseModel):
+    """What all parts of a request have in common."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Function(_Part):
+    """The call of a function in an earlier turn."""
+
+    name: str
+    arguments: str
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _json_text(cls, arguments: Any) -> Any:
+        if isinstance(arguments, dict):
+            return json.dumps(arguments, ensure_ascii=False)
+        try:
+            json.loads(arguments or "{}")
+        except (TypeError, ValueError):
+            raise ValueError("must be JSON text") from None
+        return arguments or "{}"
+
+
+class Call(_Part):
+    """A tool call in an earlier turn."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Message(_Part):
+    """One turn, its content made one text."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_said(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        return {k: v for k, v in message.items() if v is not None and k not in UNSPOKEN}
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _developer_is_system(cls, role: Any) -> Any:
+        return "system" if role == "developer" else role
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content: Any) -> Any:
+        """Parts on lines of their own, as vLLM's server joins them."""
+        if not isinstance(content, list):
+            return content
+        texts = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text" or not isinstance(part.get("text"), str):
+                raise ValueError(f"only parts of type text can be sent, not {kind or 'others'}")
+            texts.append(part["text"])
+        return "\n".join(texts)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content is missing")
+        return self
+
+
+class Schema(BaseModel):
+    """What is wanted of ``response_format.json_schema``; its name and strictness are not."""
+
+    model_config = ConfigDict(strict=True)
+
+    of_answer: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(_Part):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("type json_schema and json_schema go together")
+        return self
+
+    @property
+    def of_answer(self) -> dict[str, Any] | None:
+        """The JSON Schema of the answer; None for text."""
+        if self.type == "json_object":
+            return {"type": "object"}
+        return None if self.json_schema is None else self.json_schema.of_answer
+
+
+class Body(_Part):
+    """What is asked."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    response_format: ResponseFormat | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_counts(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        said = {k: v for k, v in body.items() if v is not None and k not in IGNORED}
+        kept = {k: v for k, v in said.items() if k not in DEFAULTS or v != DEFAULTS[k]}
+        if others := [name for name in kept if name not in cls.model_fields]:
+            raise ValueError(f"no counterpart here for {', '.join(others)}; remove it")
+        return kept
+
+    @field_validator("tools")
+    @classmethod
+    def _functions(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for tool in tools or ():
+            if tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
+                raise ValueError("only tools of type function can be offered")
+        return tools
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ")
+        return self
+
+
+class Request(_Part):
+    """One line of a batch file."""
+
+    custom_id: Annotated[str, Field(min_length=1)]
+    method: Literal["POST"]
+    url: Literal["/v1/chat/completions"]
+    body: Body
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The same as a row of a prompt shard, see `ROWS`."""
+        messages = [message.model_dump() for message in self.body.messages]
+        for message in messages:
+            if message["content"] is None:  # chat templates expect text beside a tool call
+                message["content"] = ""
+        tools = None if self.body.tool_choice == "none" else self.body.tools
+        return {
+            "custom_id": self.custom_id,
+            "messages": messages,
+            "tools": json.dumps(tools) if tools else None,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it says of settings that a run has one value of; None where it says nothing."""
+        body = self.body
+        said = {f"sampling.{name}": getattr(body, name) for name in SAMPLING}
+        if body.max_completion_tokens is not None:
+            said["sampling.max_tokens"] = body.max_completion_tokens
+        schema = None if body.response_format is None else body.response_format.of_answer
+        return {**said, "answer.json_schema": schema}
+
+
+def parse_request(line: bytes) -> Request:
+    """The request on one line; raises `ValueError` with all that is wrong with it."""
+    try:
+        data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number)
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("has half of a surrogate pair (\\ud800 to \\udfff)") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    try:
+        return Request.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in error["loc"]) or "it"
+    if error["type"] == "extra_forbidden":
+        return f"{path} is not known"
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    if isinstance(value, (str, int, float)):
+        message += f" (got {repr(value)[:SHOWN_VALUE]})"
+    return f"{path}: {message}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Makes result lines. ``run``: the run's fingerprint; ``model``: what answered.
+
+    ``created``: when the run began, in Unix seconds. The same traces make the same lines.
+    """
+
+    run: str
+    model: str
+    created: int
+
+    def line(self, custom_id: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The result of one request.
+
+        ``traces``: its samples, with our columns by their own names and ``tools``. If all failed,
+        the response is the API's error; if some, they are not among the choices.
+        """
+        key = _hash(self.run, custom_id)
+        good = [trace for trace in traces if trace["state"] != State.FAILED]
+        status, body = (200, self._body(key, good)) if good else _error(traces[0]["error"])
+        response = {"status_code": status, "request_id": key, "body": body}
+        return {
+            "id": f"batch_req_{key}",
+            "custom_id": custom_id,
+            "response": response,
+            "error": None,
+        }
+
+    def _body(self, key: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompt, thought = traces[0]["prompt_tokens"], sum(t["think_tokens"] for t in traces)
+        generated = thought + sum(trace["answer_tokens"] for trace in traces)
+        return {
+            "id": f"chatcmpl-{key}",
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [_choice(key, trace) for trace in traces],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": generated,
+                "total_tokens": prompt + generated,
+                "completion_tokens_details": {"reasoning_tokens": thought},
+            },
+        }
+
+
+def _choice(key: str, trace: Mapping[str, Any]) -> dict[str, Any]:
+    content: str | None = trace["answer"]
+    calls: list[dict[str, Any]] = []
+    if trace["tools"] and content:
+        content, calls = tool_calls(content, _hash(key, str(trace["sample"])))
+    message = {"role": "assistant", "content": content, "refusal": None}
+    ended = "stop" if trace["finish_reason"] == "stop" else "length"
+    return {
+        "index": trace["sample"],
+        # Where vLLM's server puts the thinking.
+        "message": {
+            **message,
+            "reasoning": trace["think"],
+            **({"tool_calls": calls} if calls else {}),
+        },
+        "logprobs": None,
+        "finish_reason": "tool_calls" if calls and ended == "stop" else ended,
+        "state": trace["state"],
+    }
+
+
+def tool_calls(answer: str, key: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """The text before the tool calls in ``answer``, and the calls as the API gives them.
+
+    Where one can't be read, all is text. ``key``: what the calls' ids are made of.
+    """
+    calls = []
+    for i, found in enumerate(TOOL_CALL.finditer(answer)):
+        try:
+            call = json.loads(found[1])
+            name, arguments = call["name"], call["arguments"]
+        except (ValueError, KeyError, TypeError):
+            return answer, []
+        if not isinstance(name, str):
+            return answer, []
+        text = json.dumps(arguments, ensure_ascii=False)
+        function = {"name": name, "arguments": text}
+        calls.append({"id": f"call_{key}_{i}", "type": "function", "function": function})
+    content = answer.partition("<tool_call>")[0].strip("\n") if calls else answer
+    return content or None, calls
+
+
+def _error(error: str) -> tuple[int, dict[str, Any]]:
+    """Status and body for a row's ``error``."""
+    kind, _, message = error.partition(": ")
+    code = BAD_REQUEST.get(kind)
+    said = {
+        "message": message,
+        "type": "invalid_request_error" if code else "server_error",
+        "param": "messages" if code else None,
+        "code": code or kind,
+    }
+    return 400 if code else 500, {"error": said}
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
