@@ -59,7 +59,10 @@ class Summary:
                 f"{spared / max(1, self.expected):.1%} (drawn until {self.agree} agree)"
             )
         if self.duplicates:
-            yield f"{'duplicates':<10} {self.duplicates:>9,} traces, each copied from an equal row"
+            yield (
+                f"{'duplicates':<10} {self.duplicates:>9,} traces, each copied from a row with the "
+                "same prompt"
+            )
         yield (
             f"{'tokens':<10} {self.prompt_tokens:>9,} prompt, {self.think_tokens:,} think, "
             f"{self.answer_tokens:,} answer"
