@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,6 +127,20 @@ def wait_until_closed(board: Any) -> None:
             time.sleep(0.1)
     except RayError:
         logger.debug("the board is gone", exc_info=True)
+
+
+def results(tasks: Iterable[Any]) -> Iterator[Any]:
+    """What Ray tasks return, in order; a signal breaks the waiting off, as it would not `ray.get`.
+
+    Of each result the only reference is passed on. Raises what `explain` makes of an error.
+    """
+    waiting = deque(tasks)
+    while waiting:
+        try:
+            found = waiting.popleft().future().result()
+        except Exception as error:  # Ray raises what tasks raised, and all kinds of its own
+            raise explain(error) from None
+        yield found
 
 
 def explain(error: BaseException) -> QwqBatchError:

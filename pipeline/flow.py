@@ -23,6 +23,7 @@ from pipeline.cluster import (
     wait_until_closed,
 )
 from pipeline.config import RunConfig
+from pipeline.duplicates import set_apart
 from pipeline.engines import engine_slots
 from pipeline.engines.vllm import check_engine_args
 from pipeline.errors import InputError, OutputError
@@ -173,9 +174,12 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
     if plan.todo:
         with cluster(job.config):
             stop.take_signals()
-            for lane, todo in by_lane(job.config, job.columns, job.prompts, job.lanes, plan.todo):
+            own, copies = set_apart(job, work, plan.todo)
+            for lane, todo in by_lane(job.config, job.columns, job.prompts, job.lanes, own):
                 stop.check()
                 execute(job, work, lane, replace(plan, todo=todo), watch, stop)
+            stop.check()
+            copies.write()
         stop.take_signals()
     stop.check()
     settle(job, work)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ from pipeline.journal import (
     pass_name,
     runs,
 )
-from pipeline.merge import fragment_tables, part_metadata, with_updates, write_part
+from pipeline.merge import fragment_tables, interleaved, part_metadata, with_updates, write_part
 from pipeline.plan import Pass, Shard, missing
 from pipeline.schema import (
     ORIGIN_COLUMNS,
@@ -40,6 +41,7 @@ from pipeline.schema import (
     ROW_COLUMN,
     START_COLUMN,
     STOP_COLUMN,
+    conform,
 )
 from pipeline.storage import Storage
 
@@ -202,36 +204,45 @@ class Ledger:
             if self.is_done(extent, number):
                 continue
             rows = block.filter(pc.equal(block[PART_COLUMN], key)).sort_by(ROW_COLUMN)
-            for start, stop in covered_by(self.journal(extent, number)):
-                numbers = rows[ROW_COLUMN]
-                rows = rows.filter(pc.or_(pc.less(numbers, start), pc.greater_equal(numbers, stop)))
-            starts, stops = rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist()
-            kept = rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN])
-            for low, high in runs(zip(starts, stops, strict=True)):
-                name = extent.fragment(starts[low], stops[high - 1], number)
-                self.store.put(name, _parquet(kept.slice(low, high - low)))
+            rows, spans = _new(rows, covered_by(self.journal(extent, number)))
+            for low, high in runs(spans):
+                name = extent.fragment(spans[low][0], spans[high - 1][1], number)
+                self.store.put(name, _parquet(rows.slice(low, high - low)))
         return extents
 
     def commit(
-        self, extent: Extent, work: Pass, schema: pa.Schema, metadata: Mapping[str, Any]
+        self,
+        extent: Extent,
+        work: Pass,
+        schema: pa.Schema,
+        metadata: Mapping[str, Any],
+        copies: pa.Table | None = None,
     ) -> bool:
         """Turn the fragments of a part into its file, if they hold all its rows.
 
-        Safe to call from several places at once. Returns whether the part is through ``work``.
+        ``copies``: traces in order that go into the file without being fragments first. Safe to
+        call from several places at once. Returns whether the part is through ``work``.
         """
         found = self.journal(extent, work.number)
-        if any(True for _ in missing(extent.start, extent.stop, covered_by(found))):
+        covered = covered_by(found)
+        if copies is not None:
+            copies, spans = _new(copies, covered)
+            covered += spans
+        if any(True for _ in missing(extent.start, extent.stop, covered)):
             return False
         fragments = [entry for entry in found if entry.rows]
         try:
             tables = fragment_tables(fragments, extent.start, self.store.read)
+            if copies is not None:
+                tables = interleaved(tables, copies)
             if work.number == 0:
                 data, found_there = write_part(tables, schema, metadata)
                 expected = extent.rows * work.stop
             else:
                 # Fragments of different runs may have other types: a new shard can widen a column.
                 updates = pa.concat_tables(tables, promote_options="permissive")
-                data, found_there, expected = self._update(extent, work, updates, schema)
+                columns = metadata["columns"]
+                data, found_there, expected = self._update(extent, work, updates, schema, columns)
         except FileNotFoundError:  # another committer was faster and has removed them
             return self.is_done(extent, work.number)
         rows, traces = found_there["rows"], found_there["traces"]
@@ -251,12 +262,17 @@ class Ledger:
         return True
 
     def _update(
-        self, extent: Extent, work: Pass, updates: pa.Table, schema: pa.Schema
+        self,
+        extent: Extent,
+        work: Pass,
+        updates: pa.Table,
+        schema: pa.Schema,
+        columns: Mapping[str, str],
     ) -> tuple[bytes, dict[str, Any], int]:
         """A finished part with a later pass's traces in it; its counts, the traces it needs."""
         with self.store.open(extent.name) as file:
-            old = pq.read_table(file)
-        metadata = part_metadata(self.store, extent.name)
+            old = conform(pq.read_table(file), schema)  # it may be of a version with fewer columns
+        metadata = {**part_metadata(self.store, extent.name), "columns": dict(columns)}
         expected = old.num_rows if work.is_retry else extent.rows * work.stop
         metadata["passes"] = [p for p in metadata.get("passes", []) if p["number"] != work.number]
         metadata["passes"].append(
@@ -276,6 +292,19 @@ class Ledger:
         """Remove the fragments and checkpoints of a part that is through pass ``number``."""
         self.store.delete([entry.file.name for entry in self.journal(extent, number)])
         self.store.prune(extent.journal)
+
+
+def _new(
+    rows: pa.Table, covered: Iterable[tuple[int, int]]
+) -> tuple[pa.Table, list[tuple[int, int]]]:
+    """Those of ``rows`` that are not ``covered``, with the span of rows that each stands for."""
+    numbers = rows[ROW_COLUMN].to_numpy()
+    new = np.ones(len(numbers), bool)
+    for start, stop in covered:
+        new &= (numbers < start) | (numbers >= stop)
+    rows = rows.filter(pa.array(new))
+    spans = list(zip(rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist(), strict=True))
+    return rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN]), spans
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pipeline.cluster import explain
+from pipeline.cluster import results
 from pipeline.config import RunConfig
 from pipeline.errors import RowError
 from pipeline.lanes import UNRENDERED, Lane, assign, divide
@@ -31,16 +31,12 @@ def by_lane(
 ) -> list[tuple[Lane, tuple[Range, ...]]]:
     """The lanes that have rows of ``todo``, with these; nothing is counted if there is one lane."""
     if len(lanes) == 1:
-        return [(lanes[0], tuple(todo))]
+        return [(lanes[0], tuple(todo))] if todo else []
     shares: list[list[Range]] = [[] for _ in lanes]
     grouped = list(bundles(todo, ROWS_A_TASK))
     common = ray.put((config, columns, prompts))
     counts = [_count.remote(common, bundle) for bundle in grouped]
-    for bundle, count in zip(grouped, counts, strict=True):
-        try:
-            tokens = count.future().result()  # not `ray.get`: signals break this off
-        except Exception as error:  # Ray raises what tasks raised, and all kinds of its own
-            raise explain(error) from None
+    for bundle, tokens in zip(grouped, results(counts), strict=True):
         for lane, piece in divide(bundle, assign(lanes, tokens, config.policy.max_tokens)):
             shares[lane].append(piece)
     return [(lane, tuple(share)) for lane, share in zip(lanes, shares, strict=True) if share]

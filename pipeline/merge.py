@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,6 +33,17 @@ def fragment_tables(entries: Iterable[Entry], start: int, read: Read) -> Iterato
             table = pq.read_table(BytesIO(read(entry.file.name)))
             yield table.filter(pc.greater_equal(table[ROW_COLUMN], next_row))
             next_row = entry.rows[1]
+
+
+def interleaved(tables: Iterable[pa.Table], more: pa.Table) -> Iterator[pa.Table]:
+    """``tables``, and between them the rows of ``more``, which they lack; all in order of rows."""
+    numbers, at = more[ROW_COLUMN].to_numpy(), 0
+    for table in tables:
+        if table.num_rows:
+            before, at = at, int(np.searchsorted(numbers, table[ROW_COLUMN][0].as_py()))
+            yield more.slice(before, at - before)
+        yield table
+    yield more.slice(at)
 
 
 def with_updates(old: pa.Table, updates: pa.Table, start: int, sample: str) -> pa.Table:
@@ -82,7 +94,10 @@ def part_metadata(store: Storage, name: str) -> dict[str, Any]:
 
 
 class Tally:
-    """Counts of a part for reports. ``names``: our column: its name in this run."""
+    """Counts of a part for reports. ``names``: our column: its name in this run.
+
+    Of a trace that was copied from a duplicate, the tokens are counted there.
+    """
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
@@ -90,6 +105,7 @@ class Tally:
             "rows": 0,
             "traces": 0,
             "states": {},
+            "duplicates": 0,
             **dict.fromkeys(TOKEN_COLUMNS, 0),
         }
 
@@ -100,8 +116,10 @@ class Tally:
         self.summary["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
         for entry in table[self._names["state"]].value_counts().to_pylist():
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
+        generated = pc.is_null(table[self._names["duplicate_of"]])
+        self.summary["duplicates"] += table.num_rows - pc.sum(generated).as_py()
         for key in TOKEN_COLUMNS:
-            self.summary[key] += pc.sum(table[self._names[key]]).as_py() or 0
+            self.summary[key] += pc.sum(table[self._names[key]].filter(generated)).as_py() or 0
 
 
 def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:

@@ -11,11 +11,11 @@ from pipeline.errors import OutputError
 from pipeline.journal import Contents
 from pipeline.ledger import AGREE, SAMPLES, Ledger, differences
 from pipeline.merge import part_metadata
-from pipeline.plan import Part, Pass, Picks, Plan, make_plan
+from pipeline.plan import Part, Pass, Picks, Plan, Range, make_plan, missing
 from pipeline.reasoning import State
 
 THREADS = 32
-PICKED_BY = ("sample", "state", "think_foreign", "answer_foreign")
+PICKED_BY = ("sample", "attempt", "state", "think_foreign", "answer_foreign")
 
 
 def plan_run(ledger: Ledger, parts: Sequence[Part]) -> Plan:
@@ -38,6 +38,21 @@ def plan(ledger: Ledger, parts: Sequence[Part], work: Pass) -> Plan:
             found = pool.map(lambda part: _picks(ledger, part, work), left)
             picks = {part.name: rows for part, rows in zip(left, found, strict=True) if rows}
     return make_plan(there, done, contents.covered(work.number), picks)
+
+
+def done(ledger: Ledger, parts: Sequence[Part], work: Pass) -> list[Range]:
+    """The ranges whose traces of ``work`` are durable, in finished parts or in the journal."""
+    contents, found = ledger.contents(), list[Range]()
+    through, covered = contents.parts(work.number), contents.covered(work.number)
+    for part in parts:
+        start, stop, is_through = part.start, part.stop, part.name in through
+        spans = [(start, stop)] if is_through else covered.get(part.name, [])
+        if spans:
+            picks = _picks(ledger, part, work, is_through) if work.is_retry else None
+            whole, gaps = Range(part, start, stop, picks), missing(start, stop, spans)
+            pieces = (whole.cut(*span) for span in missing(start, stop, gaps))
+            found += [piece for piece in pieces if piece.rows]
+    return found
 
 
 def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
@@ -123,19 +138,24 @@ def _command(work: Pass) -> str:
     return f"qwq-batch retry CONFIG{states}{foreign}{changes}"
 
 
-def _picks(ledger: Ledger, part: Part, work: Pass) -> Picks:
-    """The rows and samples of a finished part that the retry ``work`` is to do again."""
+def _picks(ledger: Ledger, part: Part, work: Pass, is_through: bool = False) -> Picks:
+    """The rows and samples of a finished part that the retry ``work`` is to do again.
+
+    Of one that has been through it (``is_through``) those that it has done.
+    """
     footer = part_metadata(ledger.store, part.name)
-    if work.foreign is None and not any(map(footer["summary"]["states"].get, work.states)):
+    ended_so = any(map(footer["summary"]["states"].get, work.states))
+    if work.foreign is None and not ended_so and not is_through:
         return ()
     names = [footer["columns"][name] for name in PICKED_BY]
     with ledger.store.open(part.name) as file:
         table = pq.read_table(file, columns=names)
     picks: dict[int, list[int]] = {}
     row = part.start - 1
-    for sample, state, *shares in zip(*(table[name].to_pylist() for name in names), strict=True):
+    traces = zip(*(table[name].to_pylist() for name in names), strict=True)
+    for sample, attempt, state, *shares in traces:
         row += sample == 0
         is_foreign = work.foreign is not None and max(s or 0 for s in shares) > work.foreign
-        if state in work.states or is_foreign:
+        if attempt == work.number if is_through else state in work.states or is_foreign:
             picks.setdefault(row, []).append(sample)
     return tuple((row, tuple(samples)) for row, samples in picks.items())

@@ -48,7 +48,7 @@ class Part:
 Picks = tuple[tuple[int, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there can be millions
 class Range:
     """Rows ``start`` to ``stop`` (exclusive, counted in the shard) of a part, still to do.
 

@@ -15,7 +15,10 @@ FOOTER_THREADS = 32
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's output: traces expected and present, by state, tokens, and parts that lack."""
+    """A run's output: traces expected and present, by state, tokens, and parts that lack.
+
+    ``duplicates``: traces copied from a row with the same prompt; their tokens are not counted.
+    """
 
     expected: int
     expected_rows: int
@@ -27,6 +30,7 @@ class Summary:
     answer_tokens: int
     carried_tokens: int
     missing_parts: tuple[str, ...]
+    duplicates: int = 0
     agree: int | None = None
 
     @property
@@ -53,6 +57,11 @@ class Summary:
             yield (
                 f"{'agreement':<10} {spared:>9,} samples not needed, "
                 f"{spared / max(1, self.expected):.1%} (drawn until {self.agree} agree)"
+            )
+        if self.duplicates:
+            yield (
+                f"{'duplicates':<10} {self.duplicates:>9,} traces, each copied from a row with the "
+                "same prompt"
             )
         yield (
             f"{'tokens':<10} {self.prompt_tokens:>9,} prompt, {self.think_tokens:,} think, "
@@ -87,5 +96,6 @@ def summarize(
         answer_tokens=sum(summary["answer_tokens"] for summary in found),
         carried_tokens=sum(summary["carried_tokens"] for summary in found),
         missing_parts=tuple(part.name for part in parts if part.name not in present),
+        duplicates=sum(summary.get("duplicates", 0) for summary in found),
         agree=agree,
     )

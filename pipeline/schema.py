@@ -29,6 +29,7 @@ TRACE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("sample", pa.int32(), nullable=False),
     pa.field("attempt", pa.int32(), nullable=False),
     pa.field("seed", pa.int64(), nullable=False),
+    pa.field("duplicate_of", pa.string()),
     pa.field("yarn_factor", pa.float32()),
     pa.field("error", pa.string()),
     pa.field("raw", pa.string()),

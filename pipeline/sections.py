@@ -32,6 +32,9 @@ class InputConfig(Section):
     prompt_column: str | None = None
     messages_column: str | None = None
     tools_column: str | None = None
+    dedupe: bool = Field(
+        False, description="generate one of the rows with the same prompt, copy its traces to all"
+    )
 
 
 class OutputConfig(Section):

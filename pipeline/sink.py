@@ -38,20 +38,21 @@ class TraceSink(Datasink[None]):
         for block in blocks:
             assert isinstance(block, pa.Table)
             if block.num_rows:
-                block = self._compared(block)
+                block = compared(block, self._answer, self._metadata["columns"])
                 for extent in ledger.write_block(block, self._work.number):
                     ledger.commit(extent, self._work, self._schema, self._metadata)
 
-    def _compared(self, block: pa.Table) -> pa.Table:
-        """``block`` with the column that says which answers are right, where that is known.
 
-        Here and not in the engine's process, which a formula that takes seconds would hold up; a
-        task runs in its process's main thread, as `is_correct` wants it.
-        """
-        column, names = self._answer.reference_column, self._metadata["columns"]
-        if column is None:
-            return block
-        pairs = zip(block[names["parsed"]].to_pylist(), block[column].to_pylist(), strict=True)
-        found = [is_correct(parsed, reference, self._answer.format) for parsed, reference in pairs]
-        at = block.column_names.index(names["correct"])
-        return block.set_column(at, block.schema.field(at), pa.array(found, pa.bool_()))
+def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:
+    """``block`` with the column that says which answers are right, where that is known.
+
+    Here and not in the engine's process, which a formula that takes seconds would hold up; a
+    task runs in its process's main thread, as `is_correct` wants it.
+    """
+    column = answer.reference_column
+    if column is None:
+        return block
+    pairs = zip(block[names["parsed"]].to_pylist(), block[column].to_pylist(), strict=True)
+    found = [is_correct(parsed, reference, answer.format) for parsed, reference in pairs]
+    at = block.column_names.index(names["correct"])
+    return block.set_column(at, block.schema.field(at), pa.array(found, pa.bool_()))

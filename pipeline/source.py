@@ -95,11 +95,11 @@ class PromptSource(Datasource):
 
 
 def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of one range, as tables of ``schema`` (which may have more columns: null there)."""
+    """The rows of one range, as tables of ``schema``: its columns alone, null where lacking."""
     with Storage(input_url).fs.open(piece.part.shard.path, "rb") as file:
         parquet = pq.ParquetFile(file)
         groups, position = _row_groups(parquet, piece.start, piece.stop)
-        for batch in parquet.iter_batches(ROWS_A_BATCH, row_groups=groups):
+        for batch in parquet.iter_batches(ROWS_A_BATCH, groups, schema.names):
             low, high = max(piece.start - position, 0), min(piece.stop - position, batch.num_rows)
             position += batch.num_rows
             if low < high:

@@ -46,6 +46,7 @@ class Trace:
     loop_retries: int = 0
     wasted_tokens: int = 0
     carried_tokens: int = 0
+    duplicate_of: str | None = None
     yarn_factor: float | None = None
     error: str | None = None
     raw: str | None = None

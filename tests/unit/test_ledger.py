@@ -209,7 +209,7 @@ def test_part_says_what_made_it(ledger: Ledger) -> None:
     ledger.write_block(block([*range(100, 110)]))
     ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
     assert part_metadata(ledger.store, EXTENT.name)["summary"] == {
-        "rows": 10, "traces": 10, "states": {"finished": 10},
+        "rows": 10, "traces": 10, "states": {"finished": 10}, "duplicates": 0,
         "prompt_tokens": 50, "think_tokens": 20, "answer_tokens": 10, "carried_tokens": 0,
     }  # fmt: skip
 

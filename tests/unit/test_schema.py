@@ -14,7 +14,7 @@ def test_all_input_columns_are_kept_and_ours_follow() -> None:
     assert names == [
         "id", "prompt", "think", "answer", "state", "finish_reason", "prompt_tokens",
         "think_tokens", "answer_tokens", "parsed", "correct", "vote", "agreement", "think_foreign", "answer_foreign", "closed_by", "loop_retries", "wasted_tokens",
-        "carried_tokens", "sample", "attempt", "seed", "yarn_factor", "error",
+        "carried_tokens", "sample", "attempt", "seed", "duplicate_of", "yarn_factor", "error",
     ]  # fmt: skip
     assert output_schema(PROMPTS, {}, raw_text=True).names == [*names, "raw"]
 
