@@ -41,6 +41,7 @@ from pipeline.lanes import yarn_factor
 from pipeline.ledger import Ledger
 from pipeline.loops import LoopWatch
 from pipeline.model import load_tokenizer
+from pipeline.placement import wait_until_placed
 from pipeline.plan import Pass
 from pipeline.policy import Progress, Rules
 from pipeline.prompts import PromptRenderer, TableRow, render_row
@@ -116,6 +117,7 @@ class EngineActor:
         self._casualties: list[RowKey] | None = None
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
         self._turns, self._stopped = Turns(), False
+        wait_until_placed()
         try:
             self._engine = build_engine(config, tokenizer)
         except ModelError:

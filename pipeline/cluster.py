@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ import ray
 from ray.data import DataContext
 from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
-from pipeline.sections import EngineConfig
+from pipeline.placement import engines_with_room, needs_several, node_sizes
+from pipeline.sections import BACKEND, EngineConfig
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 30
@@ -56,18 +59,26 @@ def cluster(config: RunConfig) -> Iterator[None]:
 
 def _require_resources(engine: EngineConfig, address: str) -> None:
     """Refuse a local run that could never start; say what a cluster has to grow by."""
-    kind, needed = ("GPU", "num_gpus") if _on_gpu(engine) else ("CPU", "num_cpus")
-    wanted = engine_resources(engine)[needed] * engine.replicas
-    there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
-    if there >= wanted:
+    sizes = node_sizes(engine)
+    room = engines_with_room(engine, sizes)
+    if room >= engine.replicas:
         return
+    kind = engine.device.upper()
     message = (
-        f"engine.replicas x engine.tensor_parallel need {wanted} {kind}s, and there are {there}"
+        f"engine.replicas is {engine.replicas}, of {engine.ranks} {kind}s each (tensor_parallel x "
+        "pipeline_parallel)"
     )
     if address == "local":
-        hint = "; without a GPU set engine.device=cpu" if kind == "GPU" else "; see ray.num_cpus"
-        raise ConfigError(f"{message} on this machine{hint}")
-    logger.warning("%s in the cluster at present: the rest is waited for", message)
+        hint = "without a GPU set engine.device=cpu" if kind == "GPU" else "see ray.num_cpus"
+        raise ConfigError(f"{message}, and this machine has {sum(sizes)}; {hint}")
+    hint = ""
+    if kind == "GPU" and not needs_several(engine, sizes):
+        hint = f"; engine.vllm.{BACKEND}=ray lets an engine take GPUs of several nodes"
+    logger.warning(
+        "%s, and the nodes have %s: there is room for %d at present. The others wait for more "
+        "nodes; or lower engine.replicas%s",
+        message, ", ".join(map(str, sizes)) or "none", room, hint,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -91,29 +102,23 @@ def _quiet_start() -> Iterator[None]:
 
 def local_cpus(engine: EngineConfig) -> int:
     """Logical CPUs of a local cluster: one for each CPU rank, one each to read, cut and write."""
-    ranks = engine.replicas * engine.tensor_parallel if engine.device == "cpu" else engine.replicas
+    ranks = engine.replicas * engine.ranks if engine.device == "cpu" else engine.replicas
     return max(ranks + 3, os.cpu_count() or 1)
-
-
-def _on_gpu(engine: EngineConfig) -> bool:
-    return engine.device == "gpu" and engine.kind == "vllm"
-
-
-def engine_resources(engine: EngineConfig) -> dict[str, Any]:
-    """What an engine actor asks of Ray: its ranks' GPUs, or in CPU mode their CPUs."""
-    return {"num_gpus" if _on_gpu(engine) else "num_cpus": engine.tensor_parallel}
 
 
 def configure_ray_data(config: RunConfig) -> None:
     """Quiet, patient with long traces, forgiving to an engine that fails to start once."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told by `explain`
     context = DataContext.get_current()
+    # The only way to give each actor a place of its own; to be gone in Ray 2.64.
+    warnings.filterwarnings("ignore", ".*ray_remote_args_fn.*", RayDeprecationWarning)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     # A block's output is cut in two above one and a half times this, and a row's samples with it.
     context.target_max_block_size = 2**30
-    context.max_consecutive_actor_init_deaths = 2
+    # An actor that replaces another would want places of its own, which the other's still hold.
+    context.max_consecutive_actor_init_deaths = 0 if config.engine.over_nodes else 2
     context.execution_no_progress_timeout_s = (
         config.policy.max_tokens / SLOWEST_TOKENS_PER_SECOND + LOAD_SECONDS
     )

@@ -18,7 +18,6 @@ from pipeline.actor import EngineActor
 from pipeline.cluster import (
     cluster,
     configure_ray_data,
-    engine_resources,
     explain,
     wait_until_closed,
 )
@@ -34,6 +33,7 @@ from pipeline.lengths import by_lane
 from pipeline.limits import Limits, Watch
 from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
 from pipeline.model import load_model_config, load_tokenizer
+from pipeline.placement import Places, with_backend
 from pipeline.plan import Part, Pass, Plan, Shard, split_parts
 from pipeline.report import Summary, summarize
 from pipeline.schema import TRACE_COLUMNS, PromptColumns, output_schema, prompt_columns
@@ -189,8 +189,8 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
 
 def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: Stop) -> None:
     """Source, engines of one lane, sink: the part that Ray Data runs."""
-    config, board = lane.applied(job.config), start_board()
-    engine = config.engine
+    config, board = with_backend(lane.applied(job.config)), start_board()
+    engine, places = config.engine, Places(config.engine)
     _, blocks_in_flight = concurrency(config, min(len(work.samples), config.policy.first_draw))
     source = PromptSource(plan.todo, work.samples, config.input.path, job.prompts)
     configure_ray_data(config)
@@ -208,12 +208,12 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
                 max_concurrent_calls_per_actor=blocks_in_flight,
                 enable_true_multi_threading=True,
             ),
-            **engine_resources(engine),
+            **places.options,
         )
     )
     metadata, answer = job.metadata(work), config.answer
     sink = TraceSink(job.ledger.store.location, work, job.traces, metadata, answer)
-    with watch(board, plan.rows_todo, lane.name), stop.engines_of(board):
+    with watch(board, plan.rows_todo, lane.name), places, stop.engines_of(board):
         try:
             traces.write_datasink(sink)
         except Exception as error:  # Ray raises what tasks raised, and all kinds of its own

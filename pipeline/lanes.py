@@ -74,7 +74,9 @@ def make_lanes(config: RunConfig, model: Mapping[str, Any]) -> tuple[Lane, ...]:
                 **args, "max_model_len": context, "hf_overrides": {**overrides, **stretched}
             }  # fmt: skip
             lanes.append(Lane(f"{context:,} tokens, YaRN {factor:g}", context, {"vllm": vllm}))
-    none = {"kind": "none", "device": "cpu", "replicas": 1, "tensor_parallel": 1}
+    none = {
+        "kind": "none", "device": "cpu", "replicas": 1, "tensor_parallel": 1, "pipeline_parallel": 1
+    }  # fmt: skip
     return (*lanes, Lane("no engine", 0, {**lanes[-1].settings, **none}))
 
 

@@ -55,7 +55,7 @@ def plan_lines(job: Job) -> Iterator[str]:
     yield f"columns   {', '.join(job.traces.names)}"
     engine, (in_flight, _) = config.engine, concurrency(config, config.policy.first_draw)
     yield (
-        f"engines   {engine.replicas} x {engine.kind} on {engine.tensor_parallel} {engine.device}, "
+        f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
         f"{config.model.path} ({config.model.preset}), {in_flight} rows in flight each"
     )
     if engine.vllm:

@@ -256,6 +256,10 @@ class SimulatedConfig(Section):
     )
 
 
+# The engine argument of vLLM that says what its ranks are: ``mp``, processes; ``ray``, actors.
+BACKEND = "distributed_executor_backend"
+
+
 class EngineConfig(Section):
     """The engines: how many, how large, on what, and vLLM's own arguments."""
 
@@ -264,6 +268,7 @@ class EngineConfig(Section):
     device: Literal["gpu", "cpu"] = "gpu"
     replicas: Annotated[int, Field(ge=1)] = 1
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
     context: Literal["native", "auto"] = Field(
         "native", description="auto: rows too long for the model's own context run with YaRN"
     )
@@ -280,6 +285,25 @@ class EngineConfig(Section):
         if kind not in ("vllm", "simulated"):
             raise ValueError("must be vllm or simulated")
         return kind
+
+    @model_validator(mode="after")
+    def _only_what_cpus_can(self) -> Self:
+        if self.kind == "vllm" and self.device == "cpu":
+            if self.pipeline_parallel > 1:
+                raise ValueError("pipeline_parallel: vLLM can't on CPUs; set tensor_parallel")
+            if self.vllm.get(BACKEND) == "ray":
+                raise ValueError(f"vllm.{BACKEND}: vLLM has no Ray backend on CPUs; remove it")
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """GPUs (or CPU processes) of one engine."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def over_nodes(self) -> bool:
+        """Whether an engine's GPUs may be on several nodes."""
+        return self.device == "gpu" and self.vllm.get(BACKEND) == "ray"
 
 
 class LimitsConfig(Section):

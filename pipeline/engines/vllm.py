@@ -20,6 +20,7 @@ from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
 from pipeline.model import resolve_model
 from pipeline.sampling import SamplingPolicy, continued_seed
+from pipeline.sections import BACKEND
 
 # With white space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -30,7 +31,7 @@ OURS = {
     "tensor_parallel_size": "set engine.tensor_parallel instead",
     "enable_lora": "set model.lora instead",
     "tokenizer": "the model's own tokenizer renders the prompts",
-    "pipeline_parallel_size": "not supported; set engine.tensor_parallel and engine.replicas",
+    "pipeline_parallel_size": "set engine.pipeline_parallel instead",
     "data_parallel_size": "not supported; set engine.replicas",
 }
 REQUEST_TRIES = 2
@@ -229,14 +230,15 @@ def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
         "model": resolve_model(config.model.path),
         "revision": config.model.revision,
         "tensor_parallel_size": config.engine.tensor_parallel,
+        "pipeline_parallel_size": config.engine.pipeline_parallel,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "max_num_seqs": slots,
         "stream_interval": TOKENS_A_REPORT,
     }
-    if config.engine.tensor_parallel > 1:
-        # Its own processes on this node: no placement groups that could leak.
-        ours["distributed_executor_backend"] = "mp"
+    if config.engine.ranks > 1:
+        # Its own processes on this node: no placement group is needed. See `pipeline.placement`.
+        ours[BACKEND] = "mp"
     if config.model.lora is not None:
         ours["enable_lora"] = True
     if config.answer.schema_text is not None:

@@ -1,6 +1,7 @@
 """A Ray cluster whose nodes can be lost: each node is a ``ray start`` of its own."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -8,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -17,6 +20,7 @@ from tests.faults.harness import wait_until
 
 WORKER_CPUS = 12  # logical ones: each engine, and each of Ray Data's operators, wants one
 OBJECT_STORE_BYTES = 2**30
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 class Node:
@@ -25,8 +29,8 @@ class Node:
     def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
         self._log = log
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
-            f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments,
+            *RAY, "start", "--block", f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--dashboard-agent-listen-port=0", *arguments,
         ]  # fmt: skip
         with log.open("wb") as out:
             self._process = subprocess.Popen(
@@ -65,25 +69,27 @@ class RayCluster:
         self.workers: list[Node] = []
         self._folder = folder
         self._nodes = 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port, dashboard, client = _free_ports(3)
         self._address = f"127.0.0.1:{port}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environment = {
             **os.environ,
             "RAY_ADDRESS": self._address,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
         }
         self._head = self._start(
-            "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false",
-            f"--temp-dir={folder}",
+            "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
         )  # fmt: skip
 
-    def add_worker(self) -> Node:
-        """Start a worker and wait until it has joined."""
-        self.workers.append(self._start(f"--address={self._address}", f"--num-cpus={WORKER_CPUS}"))
+    def add_worker(self, gpus: int = 0) -> Node:
+        """Start a worker, with so many GPUs that are none, and wait until it has joined."""
+        size = (f"--num-cpus={WORKER_CPUS}", f"--num-gpus={gpus}")
+        self.workers.append(self._start(f"--address={self._address}", *size))
         return self.workers[-1]
 
     def lose(self, worker: Node) -> None:
@@ -95,6 +101,18 @@ class RayCluster:
         """The process ids of all engine actors."""
         return [pid for worker in self.workers for pid in worker.engines()]
 
+    def placement_groups(self) -> dict[str, set[str]]:
+        """The placement groups that hold something or wait to: the nodes of each, by its id."""
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        url = f"{self.dashboard}/api/v0/placement_groups?detail=1"
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+            groups: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+        return {
+            group["placement_group_id"]: {bundle["node_id"] for bundle in group["bundles"]}
+            for group in groups
+            if group["state"] != "REMOVED"
+        }
+
     def close(self) -> None:
         """Kill all nodes."""
         for node in [*self.workers, self._head]:
@@ -103,6 +121,14 @@ class RayCluster:
     def _start(self, *arguments: str) -> Node:
         self._nodes += 1
         return Node(self._folder / f"node-{self._nodes}.log", self.environment, *arguments)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 @contextlib.contextmanager
