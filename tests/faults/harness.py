@@ -234,10 +234,11 @@ class Case:
         """How many traces there are to be."""
         return self.rows * self.samples
 
-    def start(self, command: Iterable[str] = PIPELINE) -> Driver:
-        """Start a driver on this run."""
+    def start(self, command: Iterable[str] = PIPELINE, settings: Iterable[str] = ()) -> Driver:
+        """Start a driver on this run, with other ``settings`` (key=value) if there are any."""
         log = self.folder / f"driver-{len(self.drivers)}.log"
-        driver = Driver([*command, "run", str(self.config)], self.environment, log)
+        run = ["run", str(self.config), *(word for s in settings for word in ("--set", s))]
+        driver = Driver([*command, *run], self.environment, log)
         self.drivers.append(driver)
         return driver
 

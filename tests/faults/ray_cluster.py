@@ -16,10 +16,12 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from tests.faults.harness import wait_until
+from tests.faults.harness import PIPELINE, wait_until
 
 WORKER_CPUS = 12  # logical ones: each engine, and each of Ray Data's operators, wants one
+WORKER_GPUS = 2  # there are none; Ray counts what it is told
 OBJECT_STORE_BYTES = 2**30
+START_TRIES = 3
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
@@ -27,15 +29,12 @@ class Node:
     """``ray start`` and the processes below it: the raylet, and the workers below that."""
 
     def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
-        self._log = log
-        command = [
+        self._log, self._environment = log, environment
+        self._command = [
             *RAY, "start", "--block", f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--dashboard-agent-listen-port=0", *arguments,
         ]  # fmt: skip
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=out, stderr=out, start_new_session=True
-            )
+        self._tries, self._process = 1, self._start()
         wait_until(self._is_ready, "a Ray node", log.read_text)
 
     def engines(self) -> list[int]:
@@ -49,9 +48,18 @@ class Node:
                 process.kill()
         self._process.wait()
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("wb") as out:
+            return subprocess.Popen(
+                self._command, env=self._environment, stdout=out, stderr=out, start_new_session=True
+            )
+
     def _is_ready(self) -> bool:
+        """Whether it is; where the machine was too busy for the 30 s that Ray leaves, once more."""
         text = self._log.read_text()
-        assert self._process.poll() is None, f"the Ray node ended:\n{text}"
+        if self._process.poll() is not None:
+            assert self._tries < START_TRIES, f"the Ray node ended:\n{text}"
+            self._tries, self._process = self._tries + 1, self._start()
         return "Ray runtime started" in text
 
     def _tree(self) -> list[psutil.Process]:
@@ -86,9 +94,9 @@ class RayCluster:
             f"--ray-client-server-port={client}",
         )  # fmt: skip
 
-    def add_worker(self, gpus: int = 0) -> Node:
-        """Start a worker, with so many GPUs that are none, and wait until it has joined."""
-        size = (f"--num-cpus={WORKER_CPUS}", f"--num-gpus={gpus}")
+    def add_worker(self) -> Node:
+        """Start a worker and wait until it has joined."""
+        size = (f"--num-cpus={WORKER_CPUS}", f"--num-gpus={WORKER_GPUS}")
         self.workers.append(self._start(f"--address={self._address}", *size))
         return self.workers[-1]
 
@@ -112,6 +120,16 @@ class RayCluster:
             for group in groups
             if group["state"] != "REMOVED"
         }
+
+    def job_command(self, name: str) -> list[str]:
+        """The command that has the pipeline run as a job, with what it is to do behind."""
+        submit = (*RAY, "job", "submit", "--address", self.dashboard, "--submission-id", name)
+        return [*submit, "--", *PIPELINE]
+
+    def stop_job(self, name: str) -> None:
+        """Tell a job to end, and wait until it has."""
+        stop = [*RAY, "job", "stop", "--address", self.dashboard, name]
+        subprocess.run(stop, env=self.environment, check=True, capture_output=True)
 
     def close(self) -> None:
         """Kill all nodes."""

@@ -53,6 +53,11 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("output.rename.anser=x", "unknown key anser; did you mean answer?"),
         ("output.rename.answer=think", "two columns would be called think"),
         ("engine.replicas=0", "engine.replicas: Input should be greater than or equal to 1"),
+        ("engine={device: cpu, pipeline_parallel: 2}", "pipeline_parallel: vLLM can't on CPUs"),
+        (
+            "engine={device: cpu, vllm: {distributed_executor_backend: ray}}",
+            "vllm.distributed_executor_backend: vLLM has no Ray backend on CPUs",
+        ),
         ("colour=red", "unknown key colour"),
         ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
         ("nonsense", "--set takes key=value"),
@@ -197,6 +202,7 @@ def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
     [
         ("max_num_seq", "vLLM has no such engine argument; did you mean max_num_seqs"),
         ("tensor_parallel_size", "set engine.tensor_parallel instead"),
+        ("pipeline_parallel_size", "set engine.pipeline_parallel instead"),
         ("model", "set model.path instead"),
         ("max_num_seqs", "must be a whole number"),
     ],
