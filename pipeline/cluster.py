@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import ray
 from ray.data import DataContext
 from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
-from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
@@ -110,8 +108,6 @@ def configure_ray_data(config: RunConfig) -> None:
     """Quiet, patient with long traces, forgiving to an engine that fails to start once."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told by `explain`
     context = DataContext.get_current()
-    # The only way to give each actor a place of its own; to be gone in Ray 2.64.
-    warnings.filterwarnings("ignore", ".*ray_remote_args_fn.*", RayDeprecationWarning)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True

@@ -197,7 +197,7 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     traces = (
         ray.data.read_datasource(source, override_num_blocks=source.read_tasks)
         .repartition(target_num_rows_per_block=engine.block_rows)
-        .map_batches(
+        .map_batches_internal(  # `map_batches` refuses GPUs without a batch size; a block is one
             EngineActor,
             fn_constructor_args=(config, job.columns, work, board),
             batch_size=None,

@@ -75,7 +75,7 @@ class Places:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What an engine actor asks of Ray, as `map_batches` takes it."""
+        """What an engine actor asks of Ray, as `map_batches_internal` takes it."""
         if not self._engine.over_nodes:
             kind = "num_gpus" if self._engine.device == "gpu" else "num_cpus"
             return {kind: self._engine.ranks}
