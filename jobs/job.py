@@ -17,6 +17,7 @@ from pydantic import model_validator
 from pipeline.cli import add_overrides, report, warn
 from pipeline.config import RunConfig, parse_config
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits
 from pipeline.merge import part_metadata
 from pipeline.storage import Storage
 
@@ -61,10 +62,16 @@ def job_parser(name: str, about: str, retries: bool = True) -> argparse.Argument
     return parser
 
 
-def generate(config: RunConfig, retry: Sequence[str] = (), warned: bool = False) -> None:
+def generate(
+    config: RunConfig,
+    retry: Sequence[str] = (),
+    warned: bool = False,
+    limits: Limits | None = None,
+) -> None:
     """Run what is still to do, or retry, and print the report; raises if rows are missing.
 
-    ``warned``: what is probably not meant has been said already.
+    ``warned``: what is probably not meant has been said already. ``limits``: those of several runs
+    together; None: of this one.
     """
     from pipeline import flow, progress
 
@@ -74,7 +81,7 @@ def generate(config: RunConfig, retry: Sequence[str] = (), warned: bool = False)
     if retry:
         summary = flow.retry(config, retry, watch=progress.watch)
     else:
-        summary = flow.run(config, progress.watch)
+        summary = flow.run(config, progress.watch, limits)
     report(summary, config, time.monotonic() - started)
 
 

@@ -7,19 +7,20 @@ other seeds or other values are told from those it was made of.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import groupby, product
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
 from pipeline.plan import Part, Range, split_parts
-from pipeline.source import find_shards, read_rows
+from pipeline.source import FOOTER_THREADS, find_shards, read_rows
 from pipeline.storage import Storage
 
-MADE_OF = b"qwq-batch.seeds"
+MADE_OF, SEEDS = b"qwq-batch.seeds", "seeds"
 Values = Mapping[str, Sequence[str | int | float]]
 
 
@@ -31,10 +32,11 @@ def combinations(values: Values) -> list[dict[str, str | int | float]]:
 def expanded(seeds: pa.Table, values: Values) -> pa.Table:
     """Each row of ``seeds`` times each combination of ``values``, which are columns behind."""
     chosen = combinations(values)
-    table = seeds.take([row for row in range(seeds.num_rows) for _ in chosen])
-    for name in values:
-        column = pa.array([combination[name] for combination in chosen] * seeds.num_rows)
-        table = table.append_column(name, column)
+    rows = [row for row in range(seeds.num_rows) for _ in chosen]
+    table = seeds.take(pa.array(rows, pa.int64()))
+    for name, of in values.items():
+        column = [combination[name] for combination in chosen] * seeds.num_rows
+        table = table.append_column(name, pa.array(column, pa.array(of).type))
     return table
 
 
@@ -97,50 +99,60 @@ class PromptShards:
         return {info.name for info in self._store.files()}
 
     def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, pa.Table]]:
-        """The seeds of each part; neighbours of one shard in one go."""
-        for _, near in groupby(parts, key=lambda part: part.shard):
-            todo = list(near)
-            whole = Range(todo[0], todo[0].start, todo[-1].stop)
-            held = self._schema.empty_table()
-            for table in read_rows(self._seeds, whole, self._schema):
+        """The seeds of each part; those of one shard in one go."""
+        for _, of_shard in groupby(parts, key=lambda part: part.shard):
+            todo = list(of_shard)
+            row, held = todo[0].start, self._schema.empty_table()
+            for table in read_rows(self._seeds, Range(todo[0], row, todo[-1].stop), self._schema):
                 held = pa.concat_tables([held, table])
-                while todo and held.num_rows >= todo[0].rows:
+                while todo and row + held.num_rows >= todo[0].stop:
                     part = todo.pop(0)
-                    yield part, held.slice(0, part.rows)
-                    held = held.slice(part.rows)
+                    yield part, held.slice(part.start - row, part.rows)
+                    row, held = part.stop, held.slice(part.stop - row)
 
     def _made_of(self, part: Part) -> dict[str, Any]:
-        identity = {
-            f"{part.shard.name}: {key}": value for key, value in part.shard.identity.items()
-        }
         return {
             "input.path": Storage(self._seeds).location,
             "output.rows_per_part": self._rows,
             "synthesize.expand": [[name, list(values)] for name, values in self._values.items()],
-            **identity,
+            SEEDS: {"name": part.shard.name, **part.shard.identity},
         }
 
     def _check(self) -> None:
         """Raise `OutputError` if shards are there that were made of something else."""
-        there = self._written()
-        for part in self._parts:
-            if part.name not in there:
-                continue
-            with self._store.open(part.name) as file:
-                found = (pq.read_schema(file).metadata or {}).get(MADE_OF, b"{}")
-            before, now = json.loads(found), self._made_of(part)
+        there, touched = self._written(), []
+        found = [part for part in self._parts if part.name in there]
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            footers = list(pool.map(self._footer, found))
+        for part, before in zip(found, footers, strict=True):
+            now = self._made_of(part)
+            touched += [part] if before.get(SEEDS) != now[SEEDS] else []
             changes = [
                 f"  {key}: there {before.get(key)!r}, now {now[key]!r}"
-                for key in now if before.get(key) != now[key]
+                for key in now if key != SEEDS and before.get(key) != now[key]
             ]  # fmt: skip
             if changes:
-                raise OutputError(
-                    f"the prompts in {self.folder} were made of other seeds or values:\n"
-                    + "\n".join(changes)
-                    + "\nset these back to go on, or choose another output.path"
-                )
+                self._refuse(changes)
+        # Files that were copied, or written again as they were, look like others.
+        for part, seeds in self._read(touched):
+            with self._store.open(part.name) as file:
+                if not pq.read_table(file).equals(expanded(seeds, self._values)):
+                    self._refuse([f"  {part.shard.name} has other rows"])
         if foreign := there - {part.name for part in self._parts}:
             raise OutputError(
                 f"{self.folder} has {min(foreign)}, which no seeds in {self._seeds} make; put the "
                 "seeds back, or choose another output.path"
             )
+
+    def _footer(self, part: Part) -> dict[str, Any]:
+        with self._store.open(part.name) as file:
+            made_of = (pq.read_schema(file).metadata or {}).get(MADE_OF, b"{}")
+        found: dict[str, Any] = json.loads(made_of)
+        return found
+
+    def _refuse(self, changes: Sequence[str]) -> NoReturn:
+        raise OutputError(
+            f"the prompts in {self.folder} were made of other seeds or values:\n"
+            + "\n".join(changes)
+            + "\nset these back to go on, or choose another output.path"
+        )

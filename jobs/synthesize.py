@@ -23,7 +23,8 @@ from pipeline import flow, passes
 from pipeline.cli import exit_with
 from pipeline.config import load_as
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
-from pipeline.ledger import SAMPLES
+from pipeline.ledger import SAMPLES, Ledger
+from pipeline.limits import Limits
 from pipeline.manifest import RETRY_MAY_CHANGE
 from pipeline.sections import Section
 from pipeline.storage import Storage, check_reachable
@@ -113,11 +114,11 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     run = config.as_run(**({} if shards is None else {"input": {"path": shards.folder}}))
     prepared = flow.prepare(run, RETRY_MAY_CHANGE if retry else ())
     samples = Samples(prepared, config.below(SAMPLES_FOLDER), config.synthesize.rules)
-    wanted, warned = _first_round(config, shards), False
+    wanted, warned, limits = _first_round(config, shards), False, Limits(run)
     while True:
         if shards is not None and wanted > 0 and not retry:
             shards.write(wanted)
-        generate(run, retry, warned)
+        generate(run, retry, warned, limits)
         samples.add_new()
         wanted, warned = _next_round(config, shards, samples.tally), True
         if retry or wanted == 0:
@@ -139,6 +140,7 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
     for url in (seeds, config.output.path):
         check_reachable(url)
     flow.refuse_output_in_input(config, Storage(config.output.path))
+    _refuse_foreign_files(config)
     if not section.expand and section.accepted is None:
         return None
     shards = PromptShards(seeds, config.below(PROMPTS), section.expand, config.output.rows_per_part)
@@ -152,6 +154,17 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
     if not shards.rows_written:
         shards.write(1)
     return shards
+
+
+def _refuse_foreign_files(config: Synthesis) -> None:
+    """Files in the folders that are made anew must be those of an earlier run."""
+    if Ledger(Storage(config.traces)).manifest() is None:
+        for folder in (SAMPLES_FOLDER, EXPORT):
+            if found := Storage(config.below(folder)).files():
+                raise OutputError(
+                    f"output.path {config.output.path} is not the output of this job (it has "
+                    f"{folder}/{found[0].name}); choose another folder or empty this one"
+                )
 
 
 def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
