@@ -21,7 +21,7 @@ from jobs.job import Job, generate, job_parser
 from jobs.seeds import PromptShards
 from pipeline import flow, passes
 from pipeline.cli import exit_with
-from pipeline.config import load_as
+from pipeline.config import RunConfig, load_as
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.ledger import SAMPLES, Ledger
 from pipeline.limits import Limits
@@ -100,6 +100,17 @@ class Synthesis(Job):
             raise ValueError("synthesize.min_agreement needs an answer.format: boxed, choice, json")
         return self
 
+    @property
+    def makes_prompts(self) -> bool:
+        """Whether the run reads prompts made from the seeds, rather than the seeds themselves."""
+        return bool(self.synthesize.expand) or self.synthesize.accepted is not None
+
+    @property
+    def run(self) -> RunConfig:
+        """The run of the pipeline that the job is made of."""
+        prompts = {"input": {"path": self.below(PROMPTS)}} if self.makes_prompts else {}
+        return self.as_run(**prompts)
+
     def below(self, folder: str) -> str:
         """A folder of the job's."""
         return f"{self.output.path.rstrip('/')}/{folder}"
@@ -110,8 +121,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
 
     Raises `IncompleteRunError` if nothing, or less than the target, is accepted.
     """
-    shards = _prompt_shards(config, retry)
-    run = config.as_run(**({} if shards is None else {"input": {"path": shards.folder}}))
+    run, shards = config.run, _prompt_shards(config, retry)
     prepared = flow.prepare(run, RETRY_MAY_CHANGE if retry else ())
     samples = Samples(prepared, config.below(SAMPLES_FOLDER), config.synthesize.rules)
     wanted, warned, limits = _first_round(config, shards), False, Limits(run)
@@ -141,7 +151,7 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
         check_reachable(url)
     flow.refuse_output_in_input(config, Storage(config.output.path))
     _refuse_foreign_files(config)
-    if not section.expand and section.accepted is None:
+    if not config.makes_prompts:
         return None
     shards = PromptShards(seeds, config.below(PROMPTS), section.expand, config.output.rows_per_part)
     if section.accepted is not None and section.accepted > shards.rows * n:
