@@ -4,7 +4,7 @@ All samples of the run are written again, part by part, with the columns
 
 * ``sample_id``: the part, the row in it (from 0) and the sample, ``seeds.00000.00000:12:1``;
 * ``accepted`` and ``rejected``: the first of `REASONS` that holds, null for an accepted one;
-* ``duplicate_of``: the ``sample_id`` that it repeats, if it is a duplicate.
+* ``near_duplicate_of``: the ``sample_id`` that it repeats, if it is a duplicate.
 
 A duplicate has the prompt of an earlier accepted sample (white space aside) and nearly the same
 thinking and answer: the share of runs of five words that both have, estimated by MinHash, is at
@@ -40,10 +40,20 @@ FIELDS = (
     pa.field("sample_id", pa.string()),
     pa.field("accepted", pa.bool_()),
     pa.field("rejected", pa.string()),
-    pa.field("duplicate_of", pa.string()),
+    pa.field("near_duplicate_of", pa.string()),
 )
 TOKENS = ("prompt_tokens", "think_tokens", "answer_tokens")
-JUDGED_BY = ("sample", "state", "correct", "parsed", "vote", "agreement", "wasted_tokens", *TOKENS)
+JUDGED_BY = (
+    "sample",
+    "state",
+    "correct",
+    "parsed",
+    "vote",
+    "agreement",
+    "wasted_tokens",
+    "duplicate_of",
+    *TOKENS,
+)
 WORDS_A_SHINGLE, PERMUTATIONS = 5, 128
 ROWS_A_GROUP = 1024
 # Words, and each character of scripts without spaces (kana and CJK) for one; signs count too.
@@ -189,6 +199,8 @@ class Samples:
         tally.states[trace["state"]] += 1
         if reason is not None:
             tally.rejected[reason] += 1
-        for kind in ("think_tokens", "answer_tokens", "wasted_tokens"):
-            setattr(tally, kind, getattr(tally, kind) + trace[kind])
+        if trace["duplicate_of"] is None:  # a copied trace was generated, and is counted, elsewhere
+            tally.think_tokens += trace["think_tokens"]
+            tally.answer_tokens += trace["answer_tokens"]
+            tally.wasted_tokens += trace["wasted_tokens"]
         return reason, repeated

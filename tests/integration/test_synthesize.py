@@ -174,7 +174,7 @@ def test_without_expansion_or_target_the_input_is_read_as_it_is(tmp_path: Path, 
     assert not (tmp_path / "out/prompts").exists()
     found = samples(tmp_path)
     assert Counter(row["rejected"] for row in found) == {None: 1, "duplicate": 2, "state": 3}
-    assert [row["duplicate_of"] for row in found[:3]] == [None, *["a.00000:0:0"] * 2]
+    assert [row["near_duplicate_of"] for row in found[:3]] == [None, *["a.00000:0:0"] * 2]
     [chat] = pq.read_table(tmp_path / "out/export/answers").to_pylist()
     assert [m["content"][:2] for m in chat["messages"]] == ["q", "a", "q2", "\\b"]
 
