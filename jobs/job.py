@@ -7,7 +7,7 @@ rest anew from the traces.
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pydantic import model_validator
 from pipeline.cli import add_overrides, report, warn
 from pipeline.config import RunConfig, parse_config
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits
 from pipeline.merge import part_metadata
 from pipeline.storage import Storage
 
@@ -61,23 +62,40 @@ def job_parser(name: str, about: str, retries: bool = True) -> argparse.Argument
     return parser
 
 
-def generate(config: RunConfig, retry: Sequence[str] = ()) -> None:
-    """Run what is still to do, or retry, and print the report; raises if rows are missing."""
+def generate(
+    config: RunConfig,
+    retry: Sequence[str] = (),
+    warned: bool = False,
+    limits: Limits | None = None,
+) -> None:
+    """Run what is still to do, or retry, and print the report; raises if rows are missing.
+
+    ``warned``: what is probably not meant has been said already. ``limits``: those of several runs
+    together; None: of this one.
+    """
     from pipeline import flow, progress
 
-    warn(config)
+    if not warned:
+        warn(config)
     started = time.monotonic()
     if retry:
         summary = flow.retry(config, retry, watch=progress.watch)
     else:
-        summary = flow.run(config, progress.watch)
+        summary = flow.run(config, progress.watch, limits)
     report(summary, config, time.monotonic() - started)
 
 
-def tables(output: str) -> Iterator[tuple[str, pa.Table, dict[str, str]]]:
-    """Each finished part of ``output``: its name, its rows, our column: its name there."""
+def tables(
+    output: str, skip: Container[str] = ()
+) -> Iterator[tuple[str, pa.Table, dict[str, str]]]:
+    """Each finished part of ``output``: its name, its rows, our column: its name there.
+
+    ``skip``: parts that are left out.
+    """
     store = Storage(output)
     for name in sorted(Ledger(store).contents().parts()):
+        if name in skip:
+            continue
         columns: dict[str, str] = part_metadata(store, name)["columns"]
         with store.open(name) as file:
             yield name, pq.read_table(file), columns

@@ -1,0 +1,267 @@
+"""Make training data: prompts from seeds, verified samples, chats to train on.
+
+    python -m jobs.synthesize configs/synthesize.yaml
+    python -m jobs.synthesize configs/synthesize.yaml --retry truncated
+
+Below ``output.path``: ``prompts`` (made from the seeds, where they are expanded or a number of
+rows is wanted), ``traces`` (the run's output), ``samples`` (all of them, with what is accepted and
+why not) and ``export`` (chats to train on, with a dataset card).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.accept import REASONS, Rules, Samples, Tally
+from jobs.card import card, dataset_info, in_bytes
+from jobs.chats import Exported, export
+from jobs.job import Job, generate, job_parser
+from jobs.seeds import PromptShards
+from pipeline import flow, passes
+from pipeline.cli import exit_with
+from pipeline.config import RunConfig, load_as
+from pipeline.errors import ConfigError, IncompleteRunError, OutputError
+from pipeline.ledger import SAMPLES, Ledger
+from pipeline.limits import Limits
+from pipeline.manifest import RETRY_MAY_CHANGE
+from pipeline.sections import Section
+from pipeline.storage import Storage, check_reachable
+from pipeline.templates import columns_of
+
+PROMPTS, SAMPLES_FOLDER, EXPORT = "prompts", "samples", "export"
+# So much more than the rate so far asks for, lest a round of a few rows follow.
+MARGIN = 1.1
+SHOWN_CHARACTERS = 600
+KINDS = ((str,), (int,), (float,))
+
+
+class SynthesizeSection(Section):
+    """What is made of the seeds, which samples are accepted, and what the card says."""
+
+    expand: dict[str, list[Any]] = Field(
+        default_factory=dict, description="columns to add: each seed with each combination of these"
+    )
+    accepted: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="generate until so many samples are accepted; None: all seeds"
+    )
+    rescued: bool = Field(False, description="accept those whose thinking was closed, too")
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="where there is no right answer: accept what such a share agrees on"
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="accept only up to so many tokens: prompt, thinking and answer"
+    )
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.8, description="the likeness from which a sample repeats another; None: not looked for"
+    )
+    export: Literal["accepted", "all"] = Field(
+        "accepted", description="all: whatever has a whole answer, accepted or not"
+    )
+    license: str | None = Field(None, description="of the data, for the card")
+    source: str | None = Field(None, description="where the seeds come from, and their license")
+
+    @field_validator("expand")
+    @classmethod
+    def _has_values(cls, expand: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for name, values in expand.items():
+            if not values:
+                raise ValueError(f"{name} has no values, so that no prompt would be made")
+            if not any(all(type(value) in kind for value in values) for kind in KINDS):
+                raise ValueError(
+                    f"{name} must have text, or whole numbers, or decimal ones, all of a kind (put "
+                    "quotes around yes, no, on, off and dates)"
+                )
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} has a value twice")
+        return expand
+
+    @property
+    def rules(self) -> Rules:
+        """What is accepted."""
+        return Rules(self.rescued, self.min_agreement, self.max_tokens, self.near_duplicate)
+
+
+class Synthesis(Job):
+    """The job's configuration."""
+
+    synthesize: SynthesizeSection = SynthesizeSection()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        used = columns_of(self.prompt.template or "")
+        if unused := [name for name in self.synthesize.expand if name not in used]:
+            raise ValueError(
+                f"synthesize.expand has {', '.join(unused)}, which prompt.template does not name, "
+                "so that each of its values would make the same prompt"
+            )
+        if self.synthesize.min_agreement is not None and self.answer.format == "text":
+            raise ValueError("synthesize.min_agreement needs an answer.format: boxed, choice, json")
+        return self
+
+    @property
+    def makes_prompts(self) -> bool:
+        """Whether the run reads prompts made from the seeds, rather than the seeds themselves."""
+        return bool(self.synthesize.expand) or self.synthesize.accepted is not None
+
+    @property
+    def run(self) -> RunConfig:
+        """The run of the pipeline that the job is made of."""
+        prompts = {"input": {"path": self.below(PROMPTS)}} if self.makes_prompts else {}
+        return self.as_run(**prompts)
+
+    def below(self, folder: str) -> str:
+        """A folder of the job's."""
+        return f"{self.output.path.rstrip('/')}/{folder}"
+
+
+def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
+    """Do what is still to do and make the rest anew; prints what came out.
+
+    Raises `IncompleteRunError` if nothing, or less than the target, is accepted.
+    """
+    run, shards = config.run, _prompt_shards(config, retry)
+    prepared = flow.prepare(run, RETRY_MAY_CHANGE if retry else ())
+    samples = Samples(prepared, config.below(SAMPLES_FOLDER), config.synthesize.rules)
+    wanted, warned, limits = _first_round(config, shards), False, Limits(run)
+    while True:
+        if shards is not None and wanted > 0 and not retry:
+            shards.write(wanted)
+        generate(run, retry, warned, limits)
+        samples.add_new()
+        wanted, warned = _next_round(config, shards, samples.tally), True
+        if retry or wanted == 0:
+            break
+        print(
+            f"\n{samples.tally.accepted:,} of {config.synthesize.accepted:,} rows are accepted: "
+            f"some {wanted:,} more prompts"
+        )
+    exported = _export(config, prepared, samples)
+    for line in report_lines(config, samples.tally, exported):
+        print(line)
+    _require_enough(config, samples.tally, bool(retry))
+    return 0
+
+
+def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
+    """Where prompts are made from the seeds, their shards, of which one is there at least."""
+    section, seeds, n = config.synthesize, config.input.path, config.policy.n
+    for url in (seeds, config.output.path):
+        check_reachable(url)
+    flow.refuse_output_in_input(config, Storage(config.output.path))
+    _refuse_foreign_files(config)
+    if not config.makes_prompts:
+        return None
+    shards = PromptShards(seeds, config.below(PROMPTS), section.expand, config.output.rows_per_part)
+    if section.accepted is not None and section.accepted > shards.rows * n:
+        raise ConfigError(
+            f"synthesize.accepted is {section.accepted:,}, but {shards.rows:,} prompts with "
+            f"sampling.n={n} make {shards.rows * n:,} samples; raise sampling.n, or give more seeds"
+        )
+    if retry and not shards.rows_written:
+        raise OutputError(f"{config.output.path} holds no run; there is nothing to retry")
+    if not shards.rows_written:
+        shards.write(1)
+    return shards
+
+
+def _refuse_foreign_files(config: Synthesis) -> None:
+    """Files in the folders that are made anew must be those of an earlier run."""
+    if Ledger(Storage(config.traces)).manifest() is None:
+        for folder in (SAMPLES_FOLDER, EXPORT):
+            if found := Storage(config.below(folder)).files():
+                raise OutputError(
+                    f"output.path {config.output.path} is not the output of this job (it has "
+                    f"{folder}/{found[0].name}); choose another folder or empty this one"
+                )
+
+
+def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
+    """How many prompts more there must be if all samples are accepted."""
+    if shards is None:
+        return 0
+    target = config.synthesize.accepted
+    needed = shards.rows if target is None else math.ceil(target / config.policy.n)
+    return needed - shards.rows_written
+
+
+def _next_round(config: Synthesis, shards: PromptShards | None, tally: Tally) -> int:
+    """How many prompts more it takes, by the rate so far; 0 if there are enough, or no more."""
+    target = config.synthesize.accepted
+    if shards is None or target is None or tally.accepted >= target:
+        return 0
+    left = shards.rows - shards.rows_written
+    if not tally.accepted:
+        return min(left, tally.rows)
+    rate = tally.accepted / tally.rows
+    return min(left, math.ceil(MARGIN * (target - tally.accepted) / rate))
+
+
+def _export(config: Synthesis, prepared: flow.Job, samples: Samples) -> Exported:
+    """Write the export and its card; the card is the last, and goes with the last conversation."""
+    section, store = config.synthesize, Storage(config.below(EXPORT))
+    exported = export(samples, prepared, store, section.export == "all")
+    if not exported.rows:
+        store.delete(["README.md", "dataset_info.json"])
+        return exported
+    manifest = prepared.ledger.manifest()
+    assert manifest is not None
+    settings = {**manifest["settings"], SAMPLES: passes.samples_there(prepared.ledger)}
+    known = prepared.ledger.passes(prepared.ledger.contents())
+    text = card(
+        samples.tally, exported, settings, manifest["versions"],
+        [work for work in known if work.is_retry], section.model_dump(),
+    )  # fmt: skip
+    store.put("dataset_info.json", dataset_info().encode())
+    store.put("README.md", text.encode())
+    return exported
+
+
+def report_lines(config: Synthesis, tally: Tally, exported: Exported) -> Iterator[str]:
+    """The result as a person reads it, with one conversation."""
+    yield f"\n{tally.samples:,} samples of {tally.rows:,} prompts in {config.below(SAMPLES_FOLDER)}"
+    counts = [("accepted", tally.accepted)]
+    counts += [(reason, tally.rejected[reason]) for reason in REASONS if tally.rejected[reason]]
+    for name, count in counts:
+        yield f"  {name:<10} {count:>9,} samples  {count / max(1, tally.samples):>6.1%}"
+    yield f"  {'tokens':<10} {tally.tokens:>9,} generated" + (
+        f", {tally.tokens / tally.accepted:,.0f} for each accepted one" if tally.accepted else ""
+    )
+    if not exported.rows:
+        return
+    yield f"{exported.rows:,} conversations in {config.below(EXPORT)}, README.md says what they are"
+    for name, size in exported.sizes.items():
+        yield f"  {name:<15} {in_bytes(size):>10}"
+    assert exported.example is not None
+    yield f"one of them, {exported.example['id']}:"
+    for message in exported.example["messages"]:
+        text = message["content"] or ""
+        shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+        yield f"-- {message['role']}\n{shown}"
+
+
+def _require_enough(config: Synthesis, tally: Tally, retried: bool) -> None:
+    target, where = config.synthesize.accepted, config.below(SAMPLES_FOLDER)
+    if target is not None and tally.accepted < target:
+        raise IncompleteRunError(
+            f"{tally.accepted:,} of {target:,} rows are accepted; "
+            + (
+                "run the command without --retry to go on"
+                if retried
+                else f"all {tally.rows:,} prompts are done: raise sampling.n (the samples that are "
+                f"there stay), give more seeds, or see in {where} why samples are rejected"
+            )
+        )
+    if not tally.accepted:
+        raise IncompleteRunError(f"no sample is accepted; the column rejected in {where} says why")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exit codes as `pipeline.cli` has them."""
+    args = job_parser("synthesize", "make training data from seeds").parse_args(argv)
+    exit_with(lambda: synthesize(load_as(Synthesis, args.config, args.overrides), args.retry))
+
+
+if __name__ == "__main__":
+    main()
