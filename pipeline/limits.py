@@ -120,7 +120,7 @@ class Limits:
 def minute_cost(config: RunConfig) -> float | None:
     """What all engines cost in a minute; None where no price is known."""
     price, engine = config.limits.gpu_hour_cost, config.engine
-    return None if price is None else price * engine.replicas * engine.tensor_parallel / 60
+    return None if price is None else price * engine.replicas * engine.ranks / 60
 
 
 def cost_minutes(config: RunConfig) -> float | None:

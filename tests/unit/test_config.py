@@ -8,6 +8,7 @@ import pytest
 
 from jobs.job import Job
 from jobs.label import LabelJob
+from jobs.synthesize import Synthesis
 from pipeline.config import RunConfig, fingerprint_of, load_as, load_config, parse_config
 from pipeline.engines.vllm import check_engine_args, engine_arg_names
 from pipeline.errors import ConfigError
@@ -17,7 +18,9 @@ from pipeline.reasoning import HEADINGS, THINK_TAGS, ThinkFormat
 from pipeline.schema import PromptColumns
 from pipeline.sections import FormatConfig
 
-JOBS: dict[str, type[RunConfig]] = {"label": LabelJob, "nightly": Job}
+JOBS: dict[str, type[RunConfig]] = {
+    "label": LabelJob, "nightly": Job, "openai-batch": Job, "synthesize": Synthesis,
+}  # fmt: skip
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -92,7 +92,7 @@ def test_tokens_of_all_lanes_and_passes_count(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_cost_is_that_of_all_gpus() -> None:
-    engine = {"replicas": 2, "tensor_parallel": 4}
+    engine = {"replicas": 2, "tensor_parallel": 2, "pipeline_parallel": 2}
     assert cost_minutes(_config(engine, cost=40, gpu_hour_cost=2.5)) == pytest.approx(120)
     assert cost_minutes(_config(engine)) is None
     with pytest.raises(ConfigError, match="limits: cost and gpu_hour_cost go together"):
