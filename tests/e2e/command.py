@@ -12,7 +12,12 @@ NOISE = re.compile(r"Traceback|EngineDeadError|leaked|resource_tracker|Exception
 
 def qwq_batch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user would, in the repository."""
+    return python_m("pipeline", *arguments, **environment)
+
+
+def python_m(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module`` in the repository."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
+        [sys.executable, "-m", module, *arguments],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=900,
     )  # fmt: skip

@@ -1,0 +1,59 @@
+"""The jobs as their configs are, on the real engine; each is one engine start."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import load_dataset
+
+from tests.e2e.command import NOISE, python_m
+
+
+def _run(name: str, folder: Path, *settings: str) -> str:
+    job, overrides = name.replace("-", "_"), [f"output.path={folder}", *settings]
+    sets = [word for override in overrides for word in ("--set", override)]
+    done = python_m(f"jobs.{job}", f"configs/{name}.yaml", *sets)
+    assert done.returncode == 0, done.stderr
+    assert not NOISE.search(done.stderr), done.stderr
+    return done.stdout
+
+
+def test_label(tmp_path: Path) -> None:
+    printed = _run("label", tmp_path)
+    rows = pq.read_table(tmp_path / "labels").to_pylist()
+    assert [row["id"] for row in rows] == [f"message-{i:03}" for i in range(120)]
+    [unlabeled] = [row for row in rows if row["text"] is None]
+    assert (unlabeled["label"], unlabeled["review"]) == (None, "failed")
+    gold = [row for row in rows if row["team"] is not None and row["text"] is not None]
+    right = sum(row["label"] == row["team"] for row in gold)
+    assert right >= 0.6 * len(gold), right
+    assert {row["label"] for row in rows} == {"billing", "delivery", "account", "other", None}
+    assert {row["confidence"] < 1 for row in rows} == {True, False}
+    review = pq.read_table(tmp_path / "review.parquet").to_pylist()
+    assert 0 < len(review) == sum(row["review"] is not None for row in rows)
+    assert re.search(r"\| all rows \| 100 \| \d+\.\d% \| 0\.\d+ \|", printed)
+
+
+def test_synthesize(tmp_path: Path) -> None:
+    _run("synthesize", tmp_path, "synthesize.accepted=30")
+    samples = pq.read_table(tmp_path / "samples").to_pylist()
+    accepted = [row for row in samples if row["accepted"]]
+    assert len(accepted) >= 30
+    assert all(row["correct"] for row in accepted)
+    cache = str(tmp_path / "cache")
+    chats = load_dataset(str(tmp_path / "export"), "thinking", cache_dir=cache, split="train")
+    assert len(chats) == len(accepted)
+    question, answer = chats[0]["messages"]
+    assert question["role"] == "user"
+    assert re.match(r"What is \d+ (\+|plus) \d+\?", question["content"])
+    assert re.fullmatch(r"(?s)<think>\n.*\n</think>\n\nThe answer is .*", answer["content"])
+
+
+def test_openai_batch(tmp_path: Path) -> None:
+    _run("openai-batch", tmp_path)
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len(results) == 12
+    answers = {r["custom_id"]: r["response"]["body"]["choices"][0]["message"] for r in results}
+    assert "357" in answers["sum-12-345"]["content"]
+    assert answers["letters-strawberry"]["reasoning"].startswith("strawberry")
