@@ -3,10 +3,10 @@
     python -m jobs.nightly configs/nightly.yaml
 
 Prompt shards may be added at any time; a run does what has not been done. It ends in order, with
-what was running saved, at the first of the config's ``limits`` and the time limit that Slurm has
-set for its job, and the next one goes on. Below ``output.path``: ``traces``, and ``reports`` with
-two files for each run, for people and for programs. Exit code 0 if all is done or a limit has been
-reached, otherwise that of ``qwq-batch run``.
+what was running saved, at the first of the config's ``limits`` and the time limit of its Slurm job
+(``$SLURM_JOB_END_TIME``), and the next one goes on. Below ``output.path``: ``traces``, and
+``reports`` with two files for each run, for people and for programs. Exit code 0 if all is done or
+a limit has been reached, otherwise that of ``qwq-batch run``.
 """
 
 import json
