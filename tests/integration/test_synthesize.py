@@ -205,12 +205,15 @@ def test_what_can_not_run_is_one_message(
 def test_retry_does_again_what_ended_badly_and_needs_a_run(tmp_path: Path, seeds: str) -> None:
     with pytest.raises(OutputError, match=r"there is nothing to retry"):
         synthesize(config(tmp_path), retry=["truncated"])
-    short = {"max_tokens": 60}
-    with pytest.raises(IncompleteRunError, match=r"no sample is accepted"):
-        synthesize(config(tmp_path, right=1, sampling=short, thinking={"rescue": False}))
+    short = config(tmp_path, right=1, sampling={"max_tokens": 60}, thinking={"rescue": False})
+    assert synthesize(short) == 0
+    assert {row["rejected"] for row in samples(tmp_path)} == {None, "state"}
     longer = config(tmp_path, right=1, sampling={"max_tokens": 4096}, thinking={"rescue": False})
     assert synthesize(longer, retry=["truncated"]) == 0
-    assert all(row["accepted"] for row in samples(tmp_path) if row["attempt"] == 1)
+    assert {(row["accepted"], row["attempt"]) for row in samples(tmp_path)} == {
+        (True, 0),
+        (True, 1),
+    }
     assert "`sampling.max_tokens` 4096" in (tmp_path / "out/export/README.md").read_text()
 
 
