@@ -39,14 +39,15 @@ class Limits:
         }
         ends = [(most * 60, why) for why, most in minutes.items() if most is not None]
         self._end = min(ends, default=None)
-        # Of each board so far, and what it last said.
-        self._boards: list[tuple[Any, Totals]] = []
+        self._board: Any = None  # of the engines at work; it must not be asked when Ray is gone
+        self._said: list[Totals] = []  # what it has said last, and those before it
+        self._asks = threading.Lock()
 
     @property
     def totals(self) -> Totals:
         """What the engines have done since the start, as far as it is known."""
         totals = Totals()
-        for _, said in self._boards:
+        for said in self._said:
             totals.add(said)
         return totals
 
@@ -60,12 +61,16 @@ class Limits:
 
         @contextmanager
         def both(board: Any, rows: int, lane: str) -> Iterator[None]:
-            self._boards.append((board, Totals()))
+            with self._asks:
+                self._board = board
+                self._said.append(Totals())
             try:
                 with watch(board, rows, lane):
                     yield
             finally:
                 self._count()
+                with self._asks:
+                    self._board = None
 
         return both
 
@@ -104,17 +109,15 @@ class Limits:
         return None
 
     def _count(self) -> None:
-        """Ask the last board; the others are not at work any more."""
-        if not self._boards:
-            return
-        last = len(self._boards) - 1
-        board, _ = self._boards[last]
-        try:
-            snapshot: Snapshot = ray.get(board.snapshot.remote(), timeout=5)
-        except Exception:  # the board's node may be gone, and Ray with it
-            logger.debug("no figures from the board", exc_info=True)
-        else:
-            self._boards[last] = board, snapshot.totals
+        with self._asks:
+            if self._board is None:
+                return
+            try:
+                snapshot: Snapshot = ray.get(self._board.snapshot.remote(), timeout=5)
+            except Exception:  # the board's node may be gone
+                logger.debug("no figures from the board", exc_info=True)
+            else:
+                self._said[-1] = snapshot.totals
 
 
 def minute_cost(config: RunConfig) -> float | None:

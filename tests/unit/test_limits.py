@@ -97,3 +97,29 @@ def test_cost_is_that_of_all_gpus() -> None:
     assert cost_minutes(_config(engine)) is None
     with pytest.raises(ConfigError, match="limits: cost and gpu_hour_cost go together"):
         _config(cost=3)
+
+
+def test_no_board_is_asked_once_its_engines_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray gone, asking would start another."""
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(ray, "get", lambda snapshot, timeout: snapshot)
+    asked = []
+
+    def ask() -> Snapshot:
+        asked.append(True)
+        return Snapshot(Totals(spent_tokens=7), 0, 0, None)
+
+    @contextmanager
+    def watch(board: Any, rows: int, lane: str) -> Any:
+        yield
+
+    ready = Limits(_config())
+    board = SimpleNamespace(snapshot=SimpleNamespace(remote=ask))
+    with ready.kept(lambda _: None):
+        with ready.counted(watch)(board, 1, ""):
+            threading.Event().wait(0.05)
+        assert asked
+        asked.clear()
+        threading.Event().wait(0.05)
+    assert not asked
+    assert ready.totals.spent_tokens == 7
