@@ -1,6 +1,5 @@
 """The jobs as their configs are, on the real engine; each is one engine start."""
 
-import json
 import re
 from pathlib import Path
 
@@ -36,10 +35,10 @@ def test_label(tmp_path: Path) -> None:
 
 
 def test_synthesize(tmp_path: Path) -> None:
-    _run("synthesize", tmp_path, "synthesize.accepted=30")
+    _run("synthesize", tmp_path, "synthesize.accepted=20")
     samples = pq.read_table(tmp_path / "samples").to_pylist()
     accepted = [row for row in samples if row["accepted"]]
-    assert len(accepted) >= 30
+    assert len(accepted) >= 20
     assert all(row["correct"] for row in accepted)
     cache = str(tmp_path / "cache")
     chats = load_dataset(str(tmp_path / "export"), "thinking", cache_dir=cache, split="train")
@@ -48,12 +47,3 @@ def test_synthesize(tmp_path: Path) -> None:
     assert question["role"] == "user"
     assert re.match(r"What is \d+ (\+|plus) \d+\?", question["content"])
     assert re.fullmatch(r"(?s)<think>\n.*\n</think>\n\nThe answer is .*", answer["content"])
-
-
-def test_openai_batch(tmp_path: Path) -> None:
-    _run("openai-batch", tmp_path)
-    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert len(results) == 12
-    answers = {r["custom_id"]: r["response"]["body"]["choices"][0]["message"] for r in results}
-    assert "357" in answers["sum-12-345"]["content"]
-    assert answers["letters-strawberry"]["reasoning"].startswith("strawberry")
