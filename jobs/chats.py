@@ -119,7 +119,9 @@ def _files(
                 chats = [conversation(row, names, run, variant == "thinking") for row in chosen]
                 found.example = found.example or chats[0]
                 writers[variant].write_table(pa.Table.from_pylist(chats, schema))
-                text = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)
+                text = "".join(
+                    json.dumps(chat, ensure_ascii=False, default=str) + "\n" for chat in chats
+                )
                 lines[variant].write(text.encode())
             rows += len(chosen)
     found.rows += rows

@@ -16,6 +16,7 @@ from pydantic import model_validator
 
 from pipeline.cli import add_overrides, report, warn
 from pipeline.config import RunConfig, parse_config
+from pipeline.errors import OutputError
 from pipeline.ledger import Ledger
 from pipeline.limits import Limits
 from pipeline.merge import part_metadata
@@ -42,6 +43,14 @@ class Job(RunConfig):
         for name, settings in {"output": {"path": self.traces}, **sections}.items():
             given[name] = {**given.get(name, {}), **settings}
         return parse_config(given, "the job's run")
+
+    def check_output(self) -> None:
+        """Raise `OutputError` if ``output.path`` is itself the output of a run."""
+        if Ledger(Storage(self.output.path)).manifest() is not None:
+            raise OutputError(
+                f"output.path {self.output.path} is the output of a run; a job's is a folder with "
+                f"that in {TRACES}: choose another output.path, or move what is there into {TRACES}"
+            )
 
     @property
     def traces(self) -> str:

@@ -15,26 +15,33 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator, model_validator
 
+from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.job import Job, generate, job_parser, tables
 from pipeline.cli import exit_with
 from pipeline.config import RunConfig, load_as
-from pipeline.errors import InputError
-from pipeline.json_form import JsonForm, canonical, form_of
+from pipeline.errors import ConfigError, InputError
+from pipeline.json_form import JsonForm, canonical, form_of, without_nulls
 from pipeline.schema import conform
-from pipeline.sections import Section
+from pipeline.sections import Section, unknown_key
 from pipeline.source import find_shards
 from pipeline.storage import Storage
 
 TAG = "text"
 REVIEW = "review.parquet"
 NONE = "(none)"
-# A confusion table of more labels than this is no table for people.
-MOST_SHOWN = 12
+ADDED = {
+    "label": pa.string(), "confidence": pa.float64(), "samples": pa.int32(),
+    "review": pa.string(), "think": pa.string(), "state": pa.string(),
+}  # fmt: skip
+COLUMNS = ("label", "confidence", "samples", "review")
+# Rows that are held at a time.
+ROWS = 256
 
 
 class LabelSection(Section):
@@ -49,10 +56,20 @@ class LabelSection(Section):
         None, description="in place of labels: the schema of what to say of each text"
     )
     gold_column: str | None = Field(None, description="the input column with people's labels")
-    label_column: str = Field("label", description="the name of the column with the label")
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="a column of ours: your name for it"
+    )
     review_below: Annotated[float, Field(ge=0, le=1)] = Field(
         1, description="rows whose samples agree less than this are to be reviewed"
     )
+
+    @field_validator("rename")
+    @classmethod
+    def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
+        for name in rename:
+            if name not in COLUMNS:
+                raise ValueError(unknown_key(name, COLUMNS))
+        return rename
 
     @field_validator("text_column")
     @classmethod
@@ -126,11 +143,16 @@ class LabelSection(Section):
 
     def gold_of(self, value: Any) -> str | None:
         """A person's label in the form of ours."""
-        if value is None or self.labels is not None:
-            return None if value is None else str(value)
+        if value is None:
+            return None
+        if self.labels is not None:  # a column of whole numbers with a gap is one of floats
+            whole = isinstance(value, float) and value.is_integer()
+            return str(int(value) if whole else value)
         try:
-            return canonical(json.loads(value) if isinstance(value, str) else value)
-        except ValueError:
+            return canonical(without_nulls(json.loads(value) if isinstance(value, str) else value))
+        except ValueError:  # text is a JSON value too
+            return canonical(value)
+        except TypeError:
             return str(value)
 
 
@@ -176,11 +198,15 @@ class LabelJob(Job):
                     f"label.{key} is {name}, but the input has only the columns "
                     f"{', '.join(schema.names)}"
                 )
-        for name in sorted({column.name for column in self.added} & set(schema.names)):
-            hint = (
-                "set label.label_column" if name == self.label.label_column else "rename it there"
-            )
-            raise InputError(f"the input has a column {name}, which the job adds; {hint}")
+        names = [column.name for column in self.added]
+        for name in names:
+            if name in schema.names:
+                raise InputError(
+                    f"the input has a column {name}, which the job adds; give ours another name "
+                    f"with --set label.rename.{name}=NAME"
+                )
+            if names.count(name) > 1:
+                raise ConfigError(f"two columns would be called {name}; see label.rename")
 
     @property
     def prompts(self) -> pa.Schema:
@@ -195,15 +221,12 @@ class LabelJob(Job):
     @property
     def added(self) -> list[pa.Field]:
         """The columns that a row gets."""
-        names = self.output.rename
-        return [
-            pa.field(self.label.label_column, pa.string()),
-            pa.field("confidence", pa.float64()),
-            pa.field("samples", pa.int32()),
-            pa.field("review", pa.string()),
-            pa.field(names.get("think", "think"), pa.string()),
-            pa.field(names.get("state", "state"), pa.string()),
-        ]
+        names = {**self.output.rename, **self.label.rename}
+        return [pa.field(names.get(name, name), of) for name, of in ADDED.items()]
+
+    def called(self, name: str) -> str:
+        """What a column of ours is called."""
+        return self.label.rename.get(name, name)
 
 
 def labeled(job: LabelJob, traces: pa.Table, names: Mapping[str, str]) -> pa.Table:
@@ -222,7 +245,7 @@ def labeled(job: LabelJob, traces: pa.Table, names: Mapping[str, str]) -> pa.Tab
         speaker = ours["parsed"].index(answer, first, end) if answer is not None else first
         spoken.append(speaker)
         label = job.label.label_of(answer)
-        confidence = agreement[first] or 0.0
+        confidence = round(agreement[first] or 0.0, 6)  # there it is in 32 bits
         gold = traces[job.label.gold_column][first].as_py() if job.label.gold_column else None
         why = _review(job.label, label, confidence, ours["state"][speaker], job.label.gold_of(gold))
         rows.append((label, confidence, end - first, why))
@@ -263,15 +286,16 @@ class Counts:
     rows: int = 0
     example: dict[str, Any] | None = None
 
-    def add(self, table: pa.Table, section: LabelSection) -> None:
+    def add(self, table: pa.Table, job: LabelJob) -> None:
         """Count the rows of a labeled table."""
+        section = job.label
         self.rows += table.num_rows
-        label = table[section.label_column].to_pylist()
+        label = table[job.called("label")].to_pylist()
         self.labels.update(name or NONE for name in label)
-        self.reviews.update(why for why in table["review"].to_pylist() if why)
+        self.reviews.update(why for why in table[job.called("review")].to_pylist() if why)
         if section.gold_column is not None:
             gold = map(section.gold_of, table[section.gold_column].to_pylist())
-            sure = (confidence == 1 for confidence in table["confidence"].to_pylist())
+            sure = (confidence == 1 for confidence in table[job.called("confidence")].to_pylist())
             self.pairs.update(
                 (right, found or NONE, all_agree)
                 for right, found, all_agree in zip(gold, label, sure, strict=True)
@@ -283,19 +307,32 @@ class Counts:
 
 def write(job: LabelJob) -> Counts:
     """Write ``labels`` and the review file from the traces; part by part, whole files each."""
-    store, counts = Storage(job.output.path), Counts()
-    schema = job.schema
+    store, counts, schema = Storage(job.output.path), Counts(), job.schema
+    there: set[str] = set()
     with (
         store.writing(REVIEW) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as review,
     ):
         for name, traces, names in tables(job.traces):
-            table = conform(labeled(job, traces, names), schema)
-            counts.add(table, job.label)
-            review.write_table(table.filter(pc.is_valid(table["review"])))
-            with store.writing(f"labels/{name}") as part:
-                pq.write_table(table, part, compression="zstd")
+            there.add(f"labels/{name}")
+            with (
+                store.writing(f"labels/{name}") as part,
+                pq.ParquetWriter(part, schema, compression="zstd") as whole,
+            ):
+                for piece in _rows(traces, names["sample"]):
+                    table = conform(labeled(job, piece, names), schema)
+                    counts.add(table, job)
+                    whole.write_table(table)
+                    review.write_table(table.filter(pc.is_valid(table[job.called("review")])))
+    store.delete([info.name for info in store.files("labels") if info.name not in there])
     return counts
+
+
+def _rows(traces: pa.Table, sample: str) -> Iterator[pa.Table]:
+    """``traces`` in pieces of some hundred whole rows; ``sample``: the name of that column."""
+    firsts = np.flatnonzero(traces[sample].to_numpy() == 0)
+    for start, end in pairwise([*firsts[::ROWS].tolist(), traces.num_rows]):
+        yield traces.slice(start, end - start)
 
 
 def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
@@ -312,39 +349,15 @@ def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
     if counts.pairs:
         yield ""
         yield from agreement_lines(counts.pairs)
+        strange = {gold for gold, *_ in counts.pairs} - set(job.label.labels or ())
+        if job.label.labels is not None and strange:
+            rows = sum(rows for (gold, *_), rows in counts.pairs.items() if gold in strange)
+            yield (
+                f"\n{rows:,} rows have a label in {job.label.gold_column} that is none of the "
+                f"labels, such as {min(strange)}"
+            )
     elif job.label.gold_column is not None:
         yield f"\nno row has a label in {job.label.gold_column}"
-
-
-def agreement_lines(pairs: Mapping[tuple[str, str, bool], int]) -> Iterator[str]:
-    """Accuracy, Cohen's kappa and the confusion table, by scikit-learn; no label is a wrong one."""
-    from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
-
-    yield "| compared with people | rows | accuracy | Cohen's kappa |"
-    yield "|---|---|---|---|"
-    for what, wanted in (("all rows", (True, False)), ("all samples agree", (True,)),
-                         ("some differ", (False,))):  # fmt: skip
-        chosen = {key: rows for key, rows in pairs.items() if key[2] in wanted}
-        if not chosen:
-            continue
-        gold, found = [key[0] for key in chosen], [key[1] for key in chosen]
-        weights = list(chosen.values())
-        accuracy = accuracy_score(gold, found, sample_weight=weights)
-        kappa = "-"  # with one label only there is no chance agreement to take off
-        if len({*gold, *found}) > 1:
-            kappa = f"{cohen_kappa_score(gold, found, sample_weight=weights):.3f}"
-        yield f"| {what} | {sum(weights):,} | {accuracy:.1%} | {kappa} |"
-    gold, found = [key[0] for key in pairs], [key[1] for key in pairs]
-    labels = sorted({*gold, *found})
-    if len(labels) > MOST_SHOWN:
-        yield f"\n(a confusion table of {len(labels)} labels is left out)"
-        return
-    yield f"\n| people \\ model | {' | '.join(labels)} |"
-    yield "|---" * (len(labels) + 1) + "|"
-    matrix = confusion_matrix(gold, found, labels=labels, sample_weight=list(pairs.values()))
-    for label, row in zip(labels, matrix.tolist(), strict=True):
-        if any(row):
-            yield f"| {label} | {' | '.join(f'{int(rows):,}' for rows in row)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -354,9 +367,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _label(job: LabelJob, retry: Sequence[str]) -> int:
+    job.check_output()
     job.check()
-    run = job.run
-    generate(run, retry)
+    generate(job.run, retry)
     counts = write(job)
     text = "\n".join(report_lines(counts, job))
     store = Storage(job.output.path)

@@ -4,9 +4,10 @@
 
 Prompt shards may be added at any time; a run does what has not been done. It ends in order, with
 what was running saved, at the first of the config's ``limits`` and the time limit of its Slurm job
-(``$SLURM_JOB_END_TIME``), and the next one goes on. Below ``output.path``: ``traces``, and
-``reports`` with two files for each run, for people and for programs. Exit code 0 if all is done or
-a limit has been reached, otherwise that of ``qwq-batch run``.
+(``$SLURM_JOB_END_TIME``), and the next one goes on. The config is that of ``qwq-batch run``, whose
+runs it goes on with; a report of each run, for people and for programs, is written beside the
+output, in ``__qwq/reports``. Exit code 0 if all is done or a limit has been reached, otherwise that
+of ``qwq-batch run``.
 """
 
 import json
@@ -16,11 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.job import Job, job_parser
+from jobs.job import job_parser
 from pipeline import flow, progress
 from pipeline.cli import exit_with, warn
-from pipeline.config import RunConfig, load_as
+from pipeline.config import RunConfig, load_config
 from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
+from pipeline.journal import BOOKKEEPING
 from pipeline.limits import Limits, minute_cost
 from pipeline.report import Summary, summarize
 from pipeline.storage import Storage
@@ -28,6 +30,7 @@ from pipeline.storage import Storage
 # infra/slurm's script has the driver told so long before the end of its job; that is for jobs that
 # do not end by themselves.
 SLURM_NOTICE_SECONDS = 120
+REPORTS = f"{BOOKKEEPING}/reports"
 
 
 def seconds_left(environment: Mapping[str, str]) -> float | None:
@@ -54,8 +57,8 @@ def run(config: RunConfig, limits: Limits) -> tuple[dict[str, Any], QwqBatchErro
     report = {"begun": begun.isoformat(timespec="seconds"), "ended_by": ended_by}
     try:
         report |= outcome(config, limits)
-    except QwqBatchError as error:
-        failure = failure or error
+    except QwqBatchError as error:  # such as a shard that is being copied just now
+        report["output_unknown"] = error.message
     return report, failure
 
 
@@ -91,6 +94,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"# Run of {report['begun']}\n"
     yield f"ended: {report['ended_by']}"
     if "output" not in report:
+        yield f"\nhow far the output is can't be told: {report['output_unknown']}"
         return
     now, whole = report["this_run"], report["output"]
     cost = "" if report["cost"] is None else f", cost {report['cost']:,}"
@@ -117,23 +121,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what is new, and report."""
     parser = job_parser("nightly", __doc__.split("\n")[0], retries=False)
     args = parser.parse_args(argv)
-    exit_with(lambda: _nightly(load_as(Job, args.config, args.overrides)))
+    exit_with(lambda: _nightly(load_config(args.config, args.overrides)))
 
 
-def _nightly(job: Job) -> int:
-    config = job.run
+def _nightly(config: RunConfig) -> int:
     warn(config)
     limits = Limits(config, seconds_left(os.environ))
     report, failure = run(config, limits)
     text = "\n".join(report_lines(report)) + "\n"
-    name = f"reports/{report['begun'].replace(':', '')}"
-    if "output" in report:  # otherwise there is none, or it is another's
-        store = Storage(job.output.path)
+    name, store = f"{REPORTS}/{report['begun'].replace(':', '')}", Storage(config.output.path)
+    if failure is None or "output" in report:  # otherwise there is none, or it is another's
         store.put(f"{name}.json", (json.dumps(report, indent=2) + "\n").encode())
         store.put(f"{name}.md", text.encode())
     if failure is not None:
         raise failure
-    print(f"\n{text}\nin {job.output.path}: traces/, {name}.md, {name}.json")
+    print(f"\n{text}\nin {config.output.path}: {name}.md, {name}.json")
     return 0
 
 

@@ -184,6 +184,7 @@ def own_settings(job: Job) -> dict[str, Any]:
 
 def make_ready(job: Job) -> RunConfig:
     """Check the requests and write them as prompt shards; the run of these."""
+    job.check_output()
     from pipeline.flow import refuse_output_in_input
     from pipeline.source import find_files
 

@@ -149,6 +149,7 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
     section, seeds, n = config.synthesize, config.input.path, config.policy.n
     for url in (seeds, config.output.path):
         check_reachable(url)
+    config.check_output()
     flow.refuse_output_in_input(config, Storage(config.output.path))
     _refuse_foreign_files(config)
     if not config.makes_prompts:
@@ -192,6 +193,8 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: Tally) ->
     if shards is None or target is None or tally.accepted >= target:
         return 0
     left = shards.rows - shards.rows_written
+    if not tally.accepted and tally.samples >= target:
+        return 0  # it would go on so through all seeds
     if not tally.accepted:
         return min(left, tally.rows)
     rate = tally.accepted / tally.rows

@@ -48,6 +48,8 @@ def cluster(config: RunConfig) -> Iterator[None]:
         raise ConfigError(
             f"can't reach Ray at {address} (ray.address, RAY_ADDRESS): {error}"
         ) from None
+    except Exception as error:  # what else can go wrong on the way up has no type of its own
+        raise EngineError(f"Ray did not start at {address}: {error}") from None
     try:
         _require_resources(config.engine, address)
         yield

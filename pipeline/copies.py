@@ -81,7 +81,7 @@ class Copies:
     """Which rows of a pass are copies, and of which.
 
     ``copied``: a boolean array that says it of each row of ``todo``; ``sources``: an array with the
-    index in ``places`` of each copy's source.
+    index in ``places`` of each copy's source, which below ``done`` is durable already.
     """
 
     given: Given
@@ -89,15 +89,19 @@ class Copies:
     copied: Any = ()
     sources: Any = ()
     places: Places | None = None
+    done: int = 0
 
-    def write(self) -> None:
-        """Finish the parts that have copies; all their other rows are durable. Can be repeated."""
+    def write(self, ready: bool | None = None) -> None:
+        """Finish the parts that have copies; all their other rows are durable. Can be repeated.
+
+        ``ready``: only those of which it is so before anything is generated, or only the others.
+        """
         if len(self.sources):
             given = ray.put(self.given)
-            for _ in results([_fill.remote(given, tasks) for tasks in self.bundles()]):
+            for _ in results([_fill.remote(given, tasks) for tasks in self.bundles(ready)]):
                 pass
 
-    def bundles(self) -> Iterator[list[Task]]:
+    def bundles(self, ready: bool | None = None) -> Iterator[list[Task]]:
         """The copies by part, as many parts together as one task can hold the traces of."""
         assert self.places is not None
         bundle: list[Task] = []
@@ -108,6 +112,9 @@ class Copies:
             marks = self.copied[before:row]
             if marks.any():
                 first, copy = copy, copy + int(marks.sum())
+                is_ready = marks.all() and (self.sources[first:copy] < self.done).all()
+                if ready is not None and is_ready != ready:
+                    continue
                 sources = [self.places[index] for index in self.sources[first:copy].tolist()]
                 bundle.append(Task([p for is_copy, p in divide(pieces, marks) if is_copy], sources))
                 traces += len(sources) * len(self.given.work.samples)

@@ -1,8 +1,9 @@
 """Rows with the same prompt: one of them is generated, the others are given its traces.
 
     todo, copies = set_apart(job, work, plan.todo)
+    copies.write(ready=True)                        # what a limit would have to wait for again
     ...                                             # generate what is in todo
-    copies.write()
+    copies.write(ready=False)
 
 Equal are rows of which the model would see the same, messages and tools, and of which the same
 samples are wanted. Of equal rows the first that is done already is the source; where none is, the
@@ -50,9 +51,10 @@ def set_apart(job: "Job", work: Pass, todo: tuple[Range, ...]) -> tuple[tuple[Ra
     if not job.config.input.dedupe:
         return todo, Copies(given)
     done = passes.done(job.ledger, job.parts, work)
-    copied, sources = find_copies(_hash_all(given, done, todo), sum(piece.rows for piece in done))
+    rows = sum(piece.rows for piece in done)
+    copied, sources = find_copies(_hash_all(given, done, todo), rows)
     generated = tuple(piece for is_copy, piece in divide(todo, copied) if not is_copy)
-    return generated, Copies(given, todo, copied, sources, Places([*done, *todo]))
+    return generated, Copies(given, todo, copied, sources, Places([*done, *todo]), rows)
 
 
 def find_copies(hashes: Any, done: int) -> tuple[Any, Any]:
@@ -88,7 +90,7 @@ def hash_rows(given: Given, bundle: Sequence[Range]) -> Any:
         try:
             seen = (row_messages(row, columns, system, suffix), row_tools(row, columns))
             # Keys in the row's own order, in which templates write them.
-            text = json.dumps([*seen, row[SAMPLES_COLUMN]])
+            text = json.dumps([*seen, row[SAMPLES_COLUMN]], default=str)
         except Exception:  # rows hold anything; this one will say itself what is wrong with it
             return bytes(HASH_BYTES)
         return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()

@@ -175,11 +175,12 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
         with cluster(job.config):
             stop.take_signals()
             own, copies = set_apart(job, work, plan.todo)
+            copies.write(ready=True)
             for lane, todo in by_lane(job.config, job.columns, job.prompts, job.lanes, own):
                 stop.check()
                 execute(job, work, lane, replace(plan, todo=todo), watch, stop)
             stop.check()
-            copies.write()
+            copies.write(ready=False)
         stop.take_signals()
     stop.check()
     settle(job, work)

@@ -124,7 +124,7 @@ def contents_of(files: Iterable[FileInfo]) -> Contents:
             parts.setdefault(entry.part, []).append(entry)
         elif info.name.startswith(f"{PASSES}/"):
             _sort_pass(found, info.name.removeprefix(f"{PASSES}/"))
-        elif not info.name.startswith(f"{BOOKKEEPING}/"):
+        elif info.name.endswith(PARQUET) and not info.name.startswith(f"{BOOKKEEPING}/"):
             found.done.setdefault(0, set()).add(info.name)
     return found
 

@@ -70,8 +70,11 @@ class Stop:
     def engines_of(self, board: Any) -> Iterator[None]:
         """While the body runs there are engines to be told, by ``board``."""
         self.take_signals()
-        self._board = board
+        with self._lock:
+            self._board = board
         try:
+            if self._reason is not None:  # found while there was no board to tell
+                raise _Broken
             yield
         finally:
             with self._lock:

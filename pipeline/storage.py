@@ -142,15 +142,17 @@ class Storage:
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file of any size to write ``name`` through; seen when the body has ended in order."""
+        path = self.path(name)
+        draft = self._draft(Path(path), os.replace) if self.is_local else self._upload(path)
         with self._errors("write"):
-            if self.is_local:
-                with self._draft(Path(self.path(name)), os.replace) as file:
-                    yield file
-            else:
-                with tempfile.NamedTemporaryFile() as file:
-                    yield file
-                    file.flush()
-                    self.fs.put_file(file.name, self.path(name))
+            file = draft.__enter__()
+        try:
+            yield file
+        except BaseException as error:  # the body's own: no trouble of the storage
+            draft.__exit__(type(error), error, error.__traceback__)
+            raise
+        with self._errors("write"):
+            draft.__exit__(None, None, None)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write ``name`` if it does not exist; whether this call was the one that did.
@@ -195,6 +197,13 @@ class Storage:
                 except OSError:
                     continue
 
+    @contextmanager
+    def _upload(self, path: str) -> Iterator[IO[bytes]]:
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            self.fs.put_file(file.name, path)
+
     def _put_local(self, path: Path, data: bytes, place: Any) -> None:
         with self._draft(path, place) as file:
             file.write(data)
@@ -202,7 +211,7 @@ class Storage:
     @contextmanager
     def _draft(self, path: Path, place: Any) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"_{path.name}.{uuid.uuid4().hex}{DRAFT}")
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{DRAFT}")
         try:
             with draft.open("wb") as file:
                 yield file

@@ -52,6 +52,8 @@ def between(tag: str, text: str) -> str:
 def _text(value: Any, column: str) -> str:
     if value is None:
         raise InvalidPromptError(f"{column} is null")
+    if isinstance(value, bytes):
+        raise InvalidPromptError(f"{column} is bytes, not text")
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

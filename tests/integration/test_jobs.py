@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import label, nightly
-from jobs.job import Job
 from jobs.label import LabelJob
-from pipeline.config import parse_as
+from pipeline.config import RunConfig, parse_as, parse_config
 from pipeline.limits import Limits
 from pipeline.storage import Storage
 from tests.conftest import write_shards
@@ -59,9 +58,10 @@ def test_labels_are_written_beside_the_traces(
     assert again == labeled
 
 
-def _night(job: Job, tokens: int | None) -> dict[str, Any]:
-    limited = parse_as(Job, {**job.model_dump(exclude_unset=True), "limits": {"output_tokens": tokens}}, "")  # fmt: skip
-    report, failure = nightly.run(limited.run, Limits(limited.run))
+def _night(config: RunConfig, tokens: int | None) -> dict[str, Any]:
+    limits = {"output_tokens": tokens}
+    limited = parse_config({**config.model_dump(exclude_unset=True), "limits": limits})
+    report, failure = nightly.run(limited, Limits(limited))
     assert failure is None
     return report
 
@@ -73,30 +73,28 @@ def test_nights_go_on_where_the_last_one_reached_its_limit(
     total = write_shards(tmp_path / "in", [40, 40])
     log = tmp_path / "log"
     engine = {**ENGINE, "simulated": {**ENGINE["simulated"], "log": str(log)}, "vllm": {"max_num_seqs": 4}}  # type: ignore[dict-item]  # fmt: skip
-    job = parse_as(
-        Job,
+    config = parse_config(
         {
             "input": {"path": str(tmp_path / "in")}, "output": {"path": str(tmp_path / "out")},
             "model": {"path": "qwq-nano"}, "engine": engine,
-        },
-        "config",
+        }
     )  # fmt: skip
-    first = _night(job, tokens=600)
+    first = _night(config, tokens=600)
     assert first["ended_by"] == "limits.output_tokens is reached"
     assert first["this_run"]["generated_tokens"] >= 600
     assert first["output"]["rows_done"] < total
-    second = _night(job, tokens=None)
+    second = _night(config, tokens=None)
     assert second["ended_by"] == "all is done"
     assert second["output"]["rows_done"] == total
     write_shards(tmp_path / "in", [40, 40, 6])
-    assert nightly._nightly(job) == 0
-    traces = pq.read_table(tmp_path / "out" / "traces").to_pylist()
+    assert nightly._nightly(config) == 0
+    traces = pq.read_table(tmp_path / "out").to_pylist()
     assert [trace["id"] for trace in traces] == list(range(total + 6))
     generated = sum(json.loads(line)["tokens"] for line in log.read_text().splitlines())
     kept = sum(trace["think_tokens"] + trace["answer_tokens"] for trace in traces)
     assert generated == kept, "what a night had begun was generated again"
     store = Storage(str(tmp_path / "out"))
-    [written] = [info.name for info in store.files("reports") if info.name.endswith(".json")]
+    [written] = [info.name for info in store.files("__qwq/reports") if info.name.endswith(".json")]
     report = json.loads(store.read(written))
     assert report["this_run"]["rows"] == 6
     assert report["output"]["rows"] == report["output"]["rows_done"] == total + 6

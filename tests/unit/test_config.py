@@ -19,7 +19,7 @@ from pipeline.schema import PromptColumns
 from pipeline.sections import FormatConfig
 
 JOBS: dict[str, type[RunConfig]] = {
-    "label": LabelJob, "nightly": Job, "openai-batch": Job, "synthesize": Synthesis,
+    "label": LabelJob, "openai-batch": Job, "synthesize": Synthesis,
 }  # fmt: skip
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from jobs.label import Counts, LabelJob, agreement_lines, labeled, report_lines
+from jobs.agreement import agreement_lines
+from jobs.label import Counts, LabelJob, labeled, report_lines
 from pipeline.config import parse_as
 from pipeline.errors import ConfigError, InputError
 from pipeline.prompts import row_messages
@@ -72,6 +74,7 @@ def test_the_text_is_data_between_tags_that_it_can_not_close() -> None:
         ({"labels": ["one"]}, {}, "label: labels must be two or more"),
         ({"labels": ["a", "b", "a"]}, {}, "twice in the list: a"),
         ({"labels": {True: "x", False: "y"}}, {}, "True is no text; put quotes around it"),
+        ({"rename": {"lable": "x"}}, {}, "unknown key lable; did you mean label?"),
         ({"text_column": "a:b"}, {}, "must be a column without"),
         ({"guidelines": "x"}, {}, "unknown key guidelines; did you mean guideline?"),
         ({}, {"prompt": {"template": "{text}"}}, "prompt.template is made by the job"),
@@ -93,8 +96,10 @@ def test_columns_that_are_missing_or_in_the_way_are_named(tmp_path: Path) -> Non
         _job(**paths).check()
     with pytest.raises(InputError, match=r"label\.gold_column is x, but"):
         _job({"text_column": "prompt", "gold_column": "x"}, **paths).check()
-    with pytest.raises(InputError, match=r"has a column id, which .*; set label"):
-        _job({"text_column": "prompt", "label_column": "id"}, **paths).check()
+    with pytest.raises(InputError, match=r"has a column id, which .*label\.rename\.id=NAME"):
+        _job({"text_column": "prompt", "rename": {"label": "id"}}, **paths).check()
+    with pytest.raises(ConfigError, match="two columns would be called state"):
+        _job({"text_column": "prompt", "rename": {"label": "state"}}, **paths).check()
     _job({"text_column": "prompt", "gold_column": "id"}, **paths).check()
 
 
@@ -121,7 +126,11 @@ def test_a_row_has_what_its_samples_agree_on_and_the_thinking_of_one_that_says_s
 def test_a_schema_of_the_users_own_gives_json_and_is_compared_as_such() -> None:
     schema = {"type": "object", "properties": {"stars": {"type": "integer"}}}
     job = _job({"labels": None, "json_schema": schema, "gold_column": "gold"})
-    traces = _traces([["x"], ["x"]], text=["a", "b"], gold=['{"stars":5.0}', "no JSON"])
+    traces = _traces(
+        [["x"], ["x"]],
+        text=["a", "b"],
+        gold=[{"stars": 5.0, "of": None}, {"stars": 4.0, "of": None}],
+    )
     answers = pa.array(['{"stars": 5}'] * 2)
     for name in ("parsed", "vote"):
         traces = traces.set_column(traces.column_names.index(name), name, answers)
@@ -151,10 +160,43 @@ def test_report_counts_labels_and_reasons() -> None:
     job = _job({"gold_column": "gold"})
     traces = _traces([["good"] * 2, ["good", "bad"], [None]], text=[*"abc"], gold=[None] * 3)
     counts = Counts()
-    counts.add(labeled(job, traces, NAMES), job.label)
+    counts.add(labeled(job, traces, NAMES), job)
     lines = list(report_lines(counts, job))
     assert lines[0] == "# Labels of 3 rows\n"
     assert "| good | 2 | 66.7% |" in lines
     assert "| (none) | 1 | 33.3% |" in lines
     assert lines[-2] == "\nto review: 2 rows (1 low agreement, 1 unparsed)"
     assert lines[-1] == "\nno row has a label in gold"
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "gold"),
+    [
+        ({"labels": [0, 1]}, 1.0, "1"), ({"labels": [0, 1]}, 1, "1"), ({"labels": [0.5, 1]}, 0.5, "0.5"),
+        ({"labels": None, "json_schema": {"enum": ["spam", "ham"]}}, "spam", '"spam"'),
+        ({"labels": None, "json_schema": {"type": "integer"}}, "5.0", "5"),
+        ({"labels": None, "json_schema": {"type": "string"}}, date(2026, 1, 2), "2026-01-02"),
+    ],
+)  # fmt: skip
+def test_people_s_labels_are_compared_in_the_form_of_ours(
+    label: dict[str, Any], value: Any, gold: str
+) -> None:
+    assert _job(label).label.gold_of(value) == gold
+
+
+def test_people_s_labels_that_are_none_of_ours_are_told() -> None:
+    job = _job({"gold_column": "gold"})
+    counts = Counts()
+    counts.add(labeled(job, _traces([["good"], ["bad"]], gold=["Good", "bad"]), NAMES), job)
+    assert list(report_lines(counts, job))[-1] == (
+        "\n1 rows have a label in gold that is none of the labels, such as Good"
+    )
+
+
+def test_share_that_is_just_enough_needs_no_review() -> None:
+    """The share is kept in 32 bits, where 0.7 is less than 0.7."""
+    traces = _traces([[*["good"] * 7, *["bad"] * 3]], text=["a"])
+    at = traces.column_names.index("agreement")
+    traces = traces.set_column(at, "agreement", traces["agreement"].cast(pa.float32()))
+    [row] = labeled(_job({"review_below": 0.7}), traces, NAMES).to_pylist()
+    assert (row["confidence"], row["review"]) == (0.7, None)

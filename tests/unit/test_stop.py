@@ -39,6 +39,14 @@ def test_reason_that_comes_while_nothing_can_be_broken_off_is_told_at_the_end() 
                 stop.check()
 
 
+def test_reason_that_was_there_before_the_engines_lets_none_run() -> None:
+    with pytest.raises(HeldError):
+        with Stop().listening() as stop:
+            stop.because(HeldError("taken over"))
+            with stop.engines_of(None):
+                pytest.fail("engines ran")
+
+
 def test_without_a_reason_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="other"):
         with Stop().listening():
