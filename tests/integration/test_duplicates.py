@@ -1,7 +1,6 @@
 """Rows with the same prompt are generated once, whatever happens in between."""
 
 import json
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -153,8 +152,9 @@ def test_equal_rows_are_generated_once_through_kill_new_shard_top_up_and_retry(
         assert new["attempt"] == 2 * ((old["prompt"], old["sample"]) in cut)  # the top-up was 1
 
 
-def _killed(*_: Any) -> Iterator[None]:
-    raise RuntimeError("killed")
+def _killed(_: Copies, ready: bool) -> None:
+    if not ready:
+        raise RuntimeError("killed")
 
 
 def test_copies_have_as_many_samples_as_it_took_to_agree(tmp_path: Path, config: Any) -> None:
