@@ -35,7 +35,11 @@ class Node:
             "--dashboard-agent-listen-port=0", *arguments,
         ]  # fmt: skip
         self._tries, self._process = 1, self._start()
-        wait_until(self._is_ready, "a Ray node", log.read_text)
+        try:
+            wait_until(self._is_ready, "a Ray node", log.read_text)
+        except BaseException:
+            self.kill()
+            raise
 
     def engines(self) -> list[int]:
         """The process ids of the engine actors on this node."""
