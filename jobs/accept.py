@@ -9,7 +9,7 @@ All samples of the run are written again, part by part, with the columns
 A duplicate has the prompt of an earlier accepted sample (white space aside) and nearly the same
 thinking and answer: the share of runs of five words that both have, estimated by MinHash, is at
 least the threshold. The same words under another prompt are no duplicate, for a short answer is
-right for many prompts. The index holds some 0.8 KB of memory for each accepted sample.
+right for many prompts. The index holds some 1 KB of memory for each accepted sample.
 """
 
 import hashlib
