@@ -19,7 +19,7 @@ def _run(name: str, folder: Path, *settings: str) -> str:
 
 
 def test_label(tmp_path: Path) -> None:
-    printed = _run("label", tmp_path)
+    printed = _run("label", tmp_path, "sampling.n=4", "sampling.agree=2")
     rows = pq.read_table(tmp_path / "labels").to_pylist()
     assert [row["id"] for row in rows] == [f"message-{i:03}" for i in range(120)]
     [unlabeled] = [row for row in rows if row["text"] is None]
