@@ -35,10 +35,10 @@ def test_label(tmp_path: Path) -> None:
 
 
 def test_synthesize(tmp_path: Path) -> None:
-    _run("synthesize", tmp_path, "synthesize.accepted=20")
+    _run("synthesize", tmp_path, "synthesize.accepted=8")
     samples = pq.read_table(tmp_path / "samples").to_pylist()
     accepted = [row for row in samples if row["accepted"]]
-    assert len(accepted) >= 20
+    assert len(accepted) >= 8
     assert all(row["correct"] for row in accepted)
     cache = str(tmp_path / "cache")
     chats = load_dataset(str(tmp_path / "export"), "thinking", cache_dir=cache, split="train")
