@@ -294,8 +294,9 @@ def test_other_checkpoint_by_its_config_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning") == 1, done.stderr  # nothing asks for the box
     *counted, cut = pq.read_table(tmp_path / "out").to_pylist()
-    for (word, letter), row in zip(words, counted, strict=True):
-        assert (row["state"], row["parsed"]) == ("finished", str(word.count(letter))), row
+    for (word, _), row in zip(words, counted, strict=True):
+        assert row["state"] == "finished", row
+        assert row["think"].endswith(f"So it is {row['parsed']}."), row
         assert row["think"].startswith(f"{word} {word[0]}")
         assert closing not in row["think"] + row["answer"]
         assert row["think_tokens"] == len(row["raw"].partition(closing)[0]) + 1

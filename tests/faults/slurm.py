@@ -196,9 +196,10 @@ class Job:
             pytest.fail(f"the job ended before {what}\n{self.told()}")
 
     def must_start_again(self, restarts: int) -> None:
-        """Wait until it is in the queue so often again, and let it start at once.
+        """Wait until it is in the queue so often again, and let it start soon.
 
-        (Slurm would let it wait for two minutes.)
+        (Slurm would let it wait for two minutes. In the second of its end it must not start: nodes
+        refuse credentials that are not newer than that.)
         """
 
         def queued() -> bool:
@@ -207,7 +208,7 @@ class Job:
 
         self.must_reach(queued, f"the queue, for the {restarts}. time")
         if self.state == "PENDING":
-            self.slurm.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+            self.slurm.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now+3")
 
     def told(self) -> str:
         """All that may say what is wrong."""
