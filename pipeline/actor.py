@@ -108,8 +108,9 @@ class EngineActor:
         self._policy = config.policy
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self._maker = TraceMaker(
-            tokenizer, config.think_format, config.answer.format, self._json_form()
-        )
+            tokenizer, config.think_format, config.answer.format, self._json_form(),
+            config.output.raw_text,
+        )  # fmt: skip
         self._suffix = config.suffix_text
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)

@@ -33,6 +33,7 @@ from pipeline.lengths import by_lane
 from pipeline.limits import Limits, Watch
 from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
 from pipeline.model import load_model_config, load_tokenizer
+from pipeline.order import WAVES, ByColumn, ByTraces, Lengths, check_column
 from pipeline.placement import Places, with_backend
 from pipeline.plan import Part, Pass, Plan, Shard, split_parts
 from pipeline.report import Summary, summarize
@@ -42,6 +43,9 @@ from pipeline.source import PromptSource, find_shards
 from pipeline.stop import Stop
 from pipeline.storage import Storage, check_reachable
 from pipeline.telemetry import start_board
+
+# Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
+TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 65_536, 256, 8
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,22 @@ class Job:
         """What is to do of the run itself, by a listing made now."""
         return passes.plan_run(self.ledger, self.parts)
 
+    def lengths(self, work: Pass) -> Lengths | None:
+        """What says how long the traces of ``work`` will be, if anything does."""
+        if work.first:
+            return ByTraces(self.ledger.store.location, self.names)
+        column = self.config.input.length_column
+        return None if column is None else ByColumn(column)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Our columns: their names in this run."""
+        return {name: self.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
+
     def metadata(self, work: Pass) -> dict[str, Any]:
         """What each output file of ``work`` says of its making."""
-        names = {name: self.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
         settings = {**self.settings, SAMPLES: work.stop}
-        return {"columns": names, "settings": settings, "versions": software_versions()}
+        return {"columns": self.names, "settings": settings, "versions": software_versions()}
 
 
 def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
@@ -95,6 +110,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
             f"answer.reference_column is {reference}, but the input has only the columns "
             f"{', '.join(prompts.names)}"
         )
+    check_column(prompts, wanted.length_column)
     traces = output_schema(prompts, config.output.rename, config.output.raw_text)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
@@ -192,12 +208,18 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     """Source, engines of one lane, sink: the part that Ray Data runs."""
     config, board = with_backend(lane.applied(job.config)), start_board()
     engine, places = config.engine, Places(config.engine)
-    _, blocks_in_flight = concurrency(config, min(len(work.samples), config.policy.first_draw))
-    source = PromptSource(plan.todo, work.samples, config.input.path, job.prompts)
+    samples = min(len(work.samples), config.policy.first_draw)
+    block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
+    source = PromptSource(
+        plan.todo, work.samples, config.input.path, job.prompts, job.lengths(work),
+        WAVES * engine_slots(config) * engine.replicas // samples,
+    )  # fmt: skip
     configure_ray_data(config)
     traces = (
-        ray.data.read_datasource(source, override_num_blocks=source.read_tasks)
-        .repartition(target_num_rows_per_block=engine.block_rows)
+        # One read task at a time: rows stay in order, and to read them is a thousand times as fast
+        # as to run them.
+        ray.data.read_datasource(source, override_num_blocks=source.read_tasks, concurrency=1)
+        .repartition(target_num_rows_per_block=block_rows)
         .map_batches_internal(  # `map_batches` refuses GPUs without a batch size; a block is one
             EngineActor,
             fn_constructor_args=(config, job.columns, work, board),
@@ -224,15 +246,24 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
         wait_until_closed(board)
 
 
-def concurrency(config: RunConfig, samples: int) -> tuple[int, int]:
-    """Rows and blocks in flight at one engine, where each row has so many samples to run.
+def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
+    """The rows of a block, and the blocks in flight at one engine; ``samples``: of a row at once.
 
-    A block holds its place until its slowest row ends, so that four times the engine's slots must
-    be in flight to keep them full; a row with n samples takes n slots.
+    A block holds its place until its slowest row ends. So blocks of long traces are small, and the
+    larger they are, the more rows must be in flight to keep the engine's slots full.
     """
-    rows = config.engine.rows_in_flight or 4 * math.ceil(engine_slots(config) / samples)
-    blocks = max(2, math.ceil(rows / config.engine.block_rows))
-    return blocks * config.engine.block_rows, blocks
+    engine, policy = config.engine, config.policy
+    block_rows = engine.block_rows or max(
+        1,
+        min(
+            TOKENS_A_BLOCK // (policy.max_tokens * samples),
+            MOST_BLOCK_ROWS,
+            rows // (BLOCKS_AN_ENGINE * engine.replicas),
+        ),
+    )
+    waves = 1.25 + 0.75 * math.log2(block_rows)
+    in_flight = engine.rows_in_flight or waves * engine_slots(config) / samples
+    return block_rows, max(2, math.ceil(in_flight / block_rows))
 
 
 def settle(job: Job, work: Pass) -> None:

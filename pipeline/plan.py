@@ -185,10 +185,14 @@ def missing(start: int, stop: int, covered: Iterable[tuple[int, int]]) -> Iterat
         yield start, stop
 
 
-def bundles(todo: Iterable[Range], rows: int) -> Iterator[list[Range]]:
-    """Group ``todo``, in order, into lists of at most ``rows`` rows: one read task each."""
+def bundles(todo: Sequence[Range], rows: int, last: int = 0) -> Iterator[list[Range]]:
+    """Group ``todo``, in order, into lists of at most ``rows`` rows: one read task each.
+
+    The ``last`` rows are in a list of their own.
+    """
     bundle: list[Range] = []
-    room = rows
+    before = sum(piece.rows for piece in todo) - last if last else 0
+    room = min(rows, before) if before > 0 else max(rows, last)
     for piece in todo:
         while piece.rows:
             border = piece.stop
@@ -198,8 +202,9 @@ def bundles(todo: Iterable[Range], rows: int) -> Iterator[list[Range]]:
             room -= bundle[-1].rows
             piece = piece.cut(border, piece.stop)
             if room == 0:
+                before -= sum(piece.rows for piece in bundle)
                 yield bundle
-                bundle, room = [], rows
+                bundle, room = [], min(rows, before) if before > 0 else max(rows, last)
     if bundle:
         yield bundle
 

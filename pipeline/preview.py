@@ -53,10 +53,12 @@ def plan_lines(job: Job) -> Iterator[str]:
         f"{plan.rows_todo:,} rows to do"
     )
     yield f"columns   {', '.join(job.traces.names)}"
-    engine, (in_flight, _) = config.engine, concurrency(config, config.policy.first_draw)
+    engine = config.engine
+    block_rows, blocks = concurrency(config, config.policy.first_draw, plan.rows_todo)
     yield (
         f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
-        f"{config.model.path} ({config.model.preset}), {in_flight} rows in flight each"
+        f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
+        f"each, in blocks of {block_rows}"
     )
     if engine.vllm:
         yield f"vllm      {json.dumps(engine.vllm)}"

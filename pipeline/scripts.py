@@ -6,6 +6,7 @@ names use them in every language.
 """
 
 import re
+from collections.abc import Callable
 
 # Unicode blocks in which letters of widely used scripts lie.
 _SCRIPTS = {
@@ -27,15 +28,16 @@ _ANY = re.compile("[" + "".join(_SCRIPTS.values()) + "]")
 _WORD_LETTER = re.compile(r"[^\W\d_]")
 
 
-def foreign_share(text: str | None, prompt: str) -> float | None:
-    """The share, 0 to 1, of ``text``'s letters in scripts that ``prompt`` has no letter of.
+def foreign_share(text: str | None, prompt: Callable[[], str]) -> float | None:
+    """The share, 0 to 1, of ``text``'s letters in scripts that the prompt has no letter of.
 
-    None if there is no text, or none with letters.
+    None if there is no text, or none with letters. ``prompt``: gives its text, where that matters.
     """
-    letters = len(_WORD_LETTER.findall(text)) if text else 0
-    if not text or not letters:
+    if not text or not _WORD_LETTER.search(text):
         return None
     if not _ANY.search(text):
         return 0.0
-    foreign = [name for name, letter in _LETTERS.items() if not letter.search(prompt)]
-    return min(1.0, sum(len(_LETTERS[name].findall(text)) for name in foreign) / letters)
+    own = prompt()
+    foreign = [letter for letter in _LETTERS.values() if not letter.search(own)]
+    letters = len(_WORD_LETTER.findall(text))
+    return min(1.0, sum(len(letter.findall(text)) for letter in foreign) / letters)

@@ -32,6 +32,10 @@ class InputConfig(Section):
     prompt_column: str | None = None
     messages_column: str | None = None
     tools_column: str | None = None
+    length_column: str | None = Field(
+        None, description="numbers that say how long the traces will be, an earlier run's or a "
+        "guess: at the end of the run the longest go first"
+    )  # fmt: skip
     dedupe: bool = Field(
         False, description="generate one of the rows with the same prompt, copy its traces to all"
     )
@@ -227,17 +231,33 @@ class AnswerConfig(Section):
 
 
 class SimulatedConfig(Section):
-    """The simulated engine: no model, for scheduling and fault tests."""
+    """The simulated engine: no model, for scheduling and fault tests.
+
+    It takes a step for one token of each running sequence; the seconds of a step are the sum of
+    what follows.
+    """
 
     tokens_median: Annotated[int, Field(ge=1)] = 200
     tokens_sigma: Annotated[float, Field(ge=0)] = 0.75
-    seconds_per_token: Annotated[float, Field(ge=0)] = 0.0002
+    seconds_per_token: Annotated[float, Field(ge=0)] = Field(0.0002, description="each step")
+    seconds_per_sequence: Annotated[float, Field(ge=0)] = Field(
+        0, description="more for each running sequence"
+    )
+    seconds_per_kv_token: Annotated[float, Field(ge=0)] = Field(
+        0, description="more for each token of their contexts, which is read from the KV cache"
+    )
+    seconds_per_prompt_token: Annotated[float, Field(ge=0)] = Field(
+        0, description="prefill, during which the others wait; of carried tokens too"
+    )
     dies_with: str | None = Field(
         None,
         description="a file: the first engine to see it removes it and dies; a folder: all die",
     )
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="the share of traces that think in circles until they are ended"
+    )
+    endless: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="the share of traces that think until sampling.max_tokens, of new things"
     )
     mixes: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="the share of traces that slip into Chinese"
@@ -272,10 +292,14 @@ class EngineConfig(Section):
     context: Literal["native", "auto"] = Field(
         "native", description="auto: rows too long for the model's own context run with YaRN"
     )
-    block_rows: Annotated[int, Field(ge=1)] = 16
+    block_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="rows that become durable at once; None: as many as sampling.max_tokens "
+        "lets make 65,536 tokens, 256 at most"
+    )  # fmt: skip
     rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rows at one engine at a time; None: four times its slots (max_num_seqs)"
-    )
+        None, description="rows at one engine at a time; None: as many as keep its slots "
+        "(max_num_seqs) full though blocks hold their places"
+    )  # fmt: skip
     vllm: dict[str, Any] = Field(default_factory=dict, description="vLLM's AsyncEngineArgs")
     simulated: SimulatedConfig = SimulatedConfig()
 

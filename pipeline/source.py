@@ -14,6 +14,7 @@ from ray.data.datasource import ReadTask
 
 from pipeline.errors import InputError
 from pipeline.journal import Extent
+from pipeline.order import Lengths, longest_first
 from pipeline.plan import PARQUET, Range, Shard, bundles
 from pipeline.schema import ORIGIN_COLUMNS, ORIGIN_FIELDS, conform, unify, with_origin
 from pipeline.storage import FileInfo, Storage
@@ -47,7 +48,8 @@ def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
 class PromptSource(Datasource):
     """The rows of ``todo`` in order, each with its part, row number and the samples wanted.
 
-    ``samples``: those of a row whose range does not pick.
+    ``samples``: those of a row whose range does not pick. With ``lengths``, the ``last`` rows go
+    longest first.
     """
 
     def __init__(
@@ -56,10 +58,13 @@ class PromptSource(Datasource):
         samples: tuple[int, ...],
         input_url: str,
         schema: pa.Schema,
+        lengths: Lengths | None = None,
+        last: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._bundles, self._samples = list(bundles(todo, ROWS_A_READ_TASK)), samples
-        self._input_url, self._schema = input_url, schema
+        last = 0 if lengths is None else min(last, ROWS_A_READ_TASK)
+        self._bundles, self._samples = list(bundles(todo, ROWS_A_READ_TASK, last)), samples
+        self._input_url, self._schema, self._lengths = input_url, schema, lengths
 
     @property
     def read_tasks(self) -> int:
@@ -81,7 +86,14 @@ class PromptSource(Datasource):
         schema = with_origin(self._schema)
         return [
             ReadTask(
-                partial(read_bundle, self._input_url, bundle, self._samples, schema),
+                partial(
+                    _read,
+                    self._input_url,
+                    bundle,
+                    self._samples,
+                    schema,
+                    self._lengths if bundle is self._bundles[-1] else None,
+                ),
                 BlockMetadata(
                     num_rows=sum(piece.rows for piece in bundle),
                     size_bytes=None,
@@ -92,6 +104,17 @@ class PromptSource(Datasource):
             )
             for bundle in self._bundles
         ]
+
+
+def _read(
+    input_url: str,
+    bundle: Sequence[Range],
+    samples: tuple[int, ...],
+    schema: pa.Schema,
+    lengths: Lengths | None,
+) -> Iterator[pa.Table]:
+    tables = read_bundle(input_url, bundle, samples, schema)
+    return tables if lengths is None else longest_first(tables, lengths)
 
 
 def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Table]:

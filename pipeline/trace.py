@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipeline.json_form import JsonForm
@@ -61,8 +62,9 @@ class TraceMaker:
         think_format: ThinkFormat,
         answer_format: AnswerFormat = "text",
         form: JsonForm | None = None,
+        raw_text: bool = True,
     ) -> None:
-        self._tokenizer, self._think_format = tokenizer, think_format
+        self._tokenizer, self._think_format, self._raw_text = tokenizer, think_format, raw_text
         self._answer_format, self._form = answer_format, form
         self._close_id = tokenizer.backend_tokenizer.token_to_id(think_format.close or "")
         # Control tokens are no text, except where the format's own tags hold them.
@@ -110,7 +112,6 @@ class TraceMaker:
         made = (
             self._whole(progress, prompt) if progress.closed_at is None else self._in_two(progress)
         )
-        prompt_text = self.text(prompt)
         state, parsed = State(made.state), None
         if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
             parsed = parse(made.answer, self._answer_format, self._form)
@@ -124,13 +125,13 @@ class TraceMaker:
             attempt=attempt,
             finish_reason=progress.finish_reason,
             prompt_tokens=len(prompt),
-            think_foreign=foreign_share(made.think, prompt_text),
-            answer_foreign=foreign_share(made.answer, prompt_text),
+            think_foreign=foreign_share(made.think, partial(self.text, prompt)),
+            answer_foreign=foreign_share(made.answer, partial(self.text, prompt)),
             closed_by=progress.closed_by,
             loop_retries=progress.tries,
             wasted_tokens=progress.wasted_tokens,
             carried_tokens=progress.carried,
-            raw=self.text(progress.token_ids),
+            raw=self.text(progress.token_ids) if self._raw_text else None,
         )
 
     def _whole(self, progress: Progress, prompt: Sequence[int]) -> Trace:

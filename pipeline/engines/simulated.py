@@ -1,14 +1,19 @@
-"""A simulated engine: no model, but slots, lengths and deaths, for scheduling and fault tests.
+"""A simulated engine: no model, but slots, steps, lengths and deaths, for tests and benchmarks.
 
 Its traces have the form of the preset's, their lengths are log-normal, and a request's result
-depends on its seed alone, unless the config says that it varies.
+depends on its seed alone, unless the config says that it varies. Time passes as on a real engine: a
+step gives each running sequence a token, and takes the longer the more of them there are and the
+more tokens are in their contexts.
 """
 
 import asyncio
+import heapq
+import itertools
 import json
 import math
 import os
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +38,81 @@ def example(schema: Mapping[str, Any], number: int) -> Any:
     return kinds.get(str(schema.get("type")), str(number))
 
 
+class Steps:
+    """The steps of an engine, as the running sequences wait for them; in an event loop's thread."""
+
+    def __init__(self, config: SimulatedConfig) -> None:
+        self._config = config
+        self._done, self._at, self._owed = 0.0, 0.0, 0.0  # steps, until when; seconds of prefill
+        self._sequences = self._kv_tokens = 0.0  # these at step 0, if all had run since then
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, context: int) -> float:
+        """A sequence with so many tokens begins; what to `leave` with."""
+        self._advance()
+        self._owed += context * self._config.seconds_per_prompt_token
+        begun = context - self._done
+        self._sequences, self._kv_tokens = self._sequences + 1, self._kv_tokens + begun
+        return begun
+
+    def leave(self, begun: float) -> None:
+        """A sequence has ended."""
+        self._advance()
+        self._sequences, self._kv_tokens = self._sequences - 1, self._kv_tokens - begun
+        self._set_timer()
+
+    async def take(self, steps: int) -> None:
+        """Wait until so many more steps are done."""
+        self._advance()
+        if self._step_seconds() == 0:
+            await asyncio.sleep(0)
+            return
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (self._done + steps, next(self._order), future))
+        self._set_timer()
+        await future
+
+    def _step_seconds(self) -> float:
+        config = self._config
+        return (
+            config.seconds_per_token
+            + config.seconds_per_sequence * self._sequences
+            + config.seconds_per_kv_token * (self._kv_tokens + self._sequences * self._done)
+        )
+
+    def _advance(self) -> None:
+        """Count the steps since the last time, at the pace that held since then."""
+        now = asyncio.get_running_loop().time()
+        elapsed, self._at = now - self._at, now
+        if self._sequences and self._step_seconds():
+            paid = min(elapsed, self._owed)
+            self._owed -= paid
+            self._done += (elapsed - paid) / self._step_seconds()
+
+    def _set_timer(self) -> None:
+        """Wake up when the next sequence has its steps."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and self._waiting[0][2].cancelled():
+            heapq.heappop(self._waiting)
+        if self._waiting:
+            left = (self._waiting[0][0] - self._done) * self._step_seconds() + self._owed
+            self._timer = asyncio.get_running_loop().call_later(max(left, 0), self._wake)
+
+    def _wake(self) -> None:
+        self._advance()
+        while self._waiting and self._waiting[0][0] <= self._done:
+            future = heapq.heappop(self._waiting)[2]
+            if not future.done():
+                future.set_result(None)
+        self._set_timer()
+
+
 class SimulatedEngine:
-    """Sleeps where a real engine computes."""
+    """Waits where a real engine computes."""
 
     def __init__(
         self,
@@ -47,8 +125,8 @@ class SimulatedEngine:
         self._config, self._context_tokens = config, context_tokens
         self._tokenizer = tokenizer
         self._marker = think_format.closing
-        self._loop = self._encode(LOOP)
-        self._slots = slots
+        self._loop, self._thinking = self._encode(LOOP), list[int]()
+        self._slots, self._steps = slots, Steps(config)
         self._running = asyncio.Semaphore(slots)
         self._dead = False
 
@@ -63,19 +141,25 @@ class SimulatedEngine:
         return self._slots
 
     async def generate(self, request: Request, report: Report) -> str:
-        """Sleep for as long as the trace is, telling of its tokens meanwhile."""
+        """Wait as long as the trace takes, telling of its tokens meanwhile."""
         async with self._running:
             self._die_if_told(request)
             whole = self._trace(request)
             token_ids = whole[: request.policy.max_tokens]
             size = TOKENS_A_REPORT if request.schema is None else len(token_ids)
-            for start in range(len(request.carried_token_ids), len(token_ids), size):
-                new = token_ids[start : start + size]
-                await asyncio.sleep(len(new) * self._config.seconds_per_token)
-                self._die_if_told(request)
-                self._note(request.id, len(new))
-                if report(new):
-                    return "repetition"
+            carried = len(request.carried_token_ids)
+            started = time.time()
+            begun = self._steps.enter(len(request.prompt_token_ids) + carried)
+            try:
+                for start in range(carried, len(token_ids), size):
+                    new = token_ids[start : start + size]
+                    await self._steps.take(len(new))
+                    self._die_if_told(request)
+                    self._note(request.id, len(new), started)
+                    if report(new):
+                        return "repetition"
+            finally:
+                self._steps.leave(begun)
             return "stop" if len(token_ids) == len(whole) else "length"
 
     def close(self) -> None:
@@ -90,6 +174,8 @@ class SimulatedEngine:
         length = round(config.tokens_median * math.exp(rng.gauss(0, config.tokens_sigma)))
         answer = f"\\boxed{{{rng.randrange(1000)}}}"
         loops = rng.random() < config.loops
+        if config.endless and rng.random() < config.endless:
+            length = 2 * request.policy.max_tokens
         if rng.random() < config.right:
             answer = "\\boxed{42}"
         if config.varies:
@@ -113,8 +199,10 @@ class SimulatedEngine:
         return [*thoughts, *tail]
 
     def _thoughts(self, length: int) -> list[int]:
-        lines = (f"Step {i}: what does {i * i} tell me?\n" for i in range(length // 8 + 1))
-        return self._encode("".join(lines))[:length]
+        if len(self._thinking) < length:
+            lines = (f"Step {i}: what does {i * i} tell me?\n" for i in range(length // 4 + 256))
+            self._thinking = self._encode("".join(lines))
+        return self._thinking[:length]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
@@ -131,10 +219,11 @@ class SimulatedEngine:
         if self._dead:
             raise EngineDeadError("the simulated engine was told to die")
 
-    def _note(self, request_id: str, tokens: int) -> None:
+    def _note(self, request_id: str, tokens: int, started: float) -> None:
         """Append a line to the log: one write, so that lines of several engines do not mix."""
         if self._config.log is not None:
-            line = json.dumps({"id": request_id, "tokens": tokens}) + "\n"
+            times = {"begun": started, "at": time.time()}
+            line = json.dumps({"id": request_id, "tokens": tokens, **times}) + "\n"
             file = os.open(self._config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
                 os.write(file, line.encode())

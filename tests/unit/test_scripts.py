@@ -23,16 +23,16 @@ from pipeline.scripts import foreign_share
     ],
 )
 def test_share(text: str | None, prompt: str, share: float | None) -> None:
-    assert foreign_share(text, prompt) == share
+    assert foreign_share(text, lambda: prompt) == share
 
 
 @given(st.text(), st.text())
 def test_share_is_a_share_and_nothing_is_foreign_to_itself(text: str, prompt: str) -> None:
-    share = foreign_share(text, prompt)
+    share = foreign_share(text, lambda: prompt)
     assert share is None or 0 <= share <= 1
-    assert foreign_share(text, text + prompt) in (None, 0.0)
+    assert foreign_share(text, lambda: text + prompt) in (None, 0.0)
 
 
 @given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=1))
 def test_chinese_is_all_foreign_to_an_english_prompt(text: str) -> None:
-    assert foreign_share(text, "What is 5 + 7?") == 1.0
+    assert foreign_share(text, lambda: "What is 5 + 7?") == 1.0

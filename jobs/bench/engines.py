@@ -1,0 +1,302 @@
+"""The same rows by vLLM itself, by this pipeline, by ray.data.llm and by vLLM's run-batch.
+
+    python -m jobs.bench engines --setting small --runs 5
+    python -m jobs.bench engines --setting engine-bound --systems raw,ours
+
+Whole processes, one after the other in turn, from start to exit: the same prompts, model, engine
+arguments and sampling. Tokens are those that the engine counts. A row is durable when it is in a
+file that its system would read again, or a person could.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from jobs.bench.measure import Measured, run
+from jobs.bench.tables import keep, markdown, spread
+from pipeline.journal import contents_of
+from pipeline.model import resolve_model
+from pipeline.storage import Storage
+
+ROWS_A_SHARD = 1024
+SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
+# What keeps vLLM's own work small beside QwQ's shape, and large beside ours.
+WIDE = {
+    "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 8,
+    "num_attention_heads": 10, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run. ``shape``: of a model of random weights, in place of the built-in one."""
+
+    rows: int
+    max_tokens: int
+    slots: int
+    shape: Mapping[str, int] | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+SETTINGS = {
+    "small": Setting(4096, 512, 256),
+    "engine-bound": Setting(1024, 128, 64, WIDE),
+}
+
+
+@dataclass
+class Result:
+    """One run of one system."""
+
+    system: str
+    seconds: float
+    tokens: int
+    peak_bytes: int
+    first_durable: float | None
+    durable_half: int
+
+
+class Bench:
+    """One setting, ready to be run by each system in a folder."""
+
+    def __init__(self, setting: Setting, folder: Path) -> None:
+        self._setting, self._folder = setting, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._prompts = folder / f"prompts-{setting.rows}"
+        if not self._prompts.exists():
+            write_prompts(self._prompts, setting.rows)
+        self._model = resolve_model("qwq-nano")
+        if setting.shape is not None:
+            self._model = str(_wider(Path(self._model), folder / "model", setting.shape))
+        self._engine = {
+            "max_num_seqs": setting.slots,
+            "max_model_len": 2048,
+            "enforce_eager": True,
+            "enable_prefix_caching": True,
+            # vLLM can't cut the prompt of a seeded request in chunks on a CPU.
+            "enable_chunked_prefill": False,
+            **({} if setting.shape is None else {"load_format": "dummy"}),
+            **setting.engine,
+        }
+
+    def run(self, system: str, kill_after: float | None = None) -> tuple[Result, Measured]:
+        """Let one system do all rows."""
+        output = self._folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        command, count, tokens = self._systems()[system](output)
+        log = self._folder / f"{system}.log"
+        measured = run(command, log, count, kill_after)
+        made = 0 if kill_after else tokens()
+        half = measured.durable_at(measured.seconds / 2)
+        return Result(
+            system, measured.seconds, made, measured.peak_bytes, measured.first_durable, half
+        ), measured
+
+    def _systems(self) -> dict[str, Callable[[Path], "Ready"]]:
+        return {
+            "raw": lambda out: self._peer("raw", out, seeded=True),
+            "raw-unseeded": lambda out: self._peer("raw", out, seeded=False),
+            "ours": self._ours,
+            "ray.data.llm": lambda out: self._peer(
+                "ray_data_llm", out, seeded=True, small_blocks=False
+            ),
+            "ray.data.llm-small": lambda out: self._peer(
+                "ray_data_llm", out, seeded=True, small_blocks=True
+            ),
+            "run-batch": self._run_batch,
+        }
+
+    def _sampling(self) -> dict[str, Any]:
+        return {**SAMPLING, "max_tokens": self._setting.max_tokens}
+
+    def _peer(self, module: str, output: Path, **more: bool) -> "Ready":
+        spec = self._folder / "spec.json"
+        given = {
+            "prompts": str(self._prompts.resolve()), "output": str(output.resolve()),
+            "model": self._model, "engine": self._engine, "sampling": self._sampling(), **more,
+        }  # fmt: skip
+        spec.write_text(json.dumps(given))
+        command = [sys.executable, "-m", f"jobs.bench.peers.{module}", str(spec)]
+        return command, FileRows(output).count, lambda: _sum(output, ["output_tokens"])
+
+    def _ours(self, output: Path) -> "Ready":
+        config = {
+            "input": {"path": str(self._prompts)},
+            "output": {"path": str(output)},
+            "model": {"path": self._model},
+            "sampling": self._sampling(),
+            "thinking": {"rescue": False, "detect_loops": self._setting.shape is None},
+            "engine": {"device": self._setting.device, "vllm": self._engine},
+        }
+        path = self._folder / "ours.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "pipeline", "run", str(path)]
+        tokens = ["think_tokens", "answer_tokens"]
+        return command, LedgerRows(output).count, lambda: _sum(output, tokens)
+
+    def _run_batch(self, output: Path) -> "Ready":
+        requests, results = self._folder / "requests.jsonl", output / "results.jsonl"
+        output.mkdir()
+        rows = pq.read_table(self._prompts).to_pylist()
+        with requests.open("w") as out:
+            for row in rows:
+                body = {
+                    "model": self._model, **self._sampling(), "seed": row["id"],
+                    "messages": [{"role": "user", "content": row["prompt"]}],
+                }  # fmt: skip
+                line = {"custom_id": str(row["id"]), "method": "POST", "body": body}
+                out.write(json.dumps({**line, "url": "/v1/chat/completions"}) + "\n")
+        command = [
+            sys.executable, "-m", "vllm.entrypoints.openai.run_batch", "-i", str(requests),
+            "-o", str(results), "--model", self._model, *_flags(self._engine),
+        ]  # fmt: skip
+
+        def tokens() -> int:
+            lines = results.read_text().splitlines()
+            bodies = (json.loads(line)["response"]["body"] for line in lines)
+            return sum(body["usage"]["completion_tokens"] for body in bodies)
+
+        return command, lambda: _lines(results), tokens
+
+
+Ready = tuple[Sequence[str], Callable[[], int], Callable[[], int]]
+
+
+class FileRows:
+    """The rows of the Parquet files of a folder; each is looked at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._known = folder, dict[str, int]()
+
+    def count(self) -> int:
+        """How many there are now."""
+        for path in self._folder.rglob("*.parquet"):
+            if str(path) not in self._known:
+                try:
+                    self._known[str(path)] = pq.read_metadata(path).num_rows
+                except (pa.ArrowException, OSError):
+                    continue  # it is being written
+        return sum(self._known.values())
+
+
+class LedgerRows:
+    """The rows that are done in an output of ours: in parts, and in fragments by their names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._parts = folder, FileRows(folder)
+
+    def count(self) -> int:
+        """How many there are now."""
+        if not self._folder.exists():
+            return 0
+        found = contents_of(Storage(str(self._folder)).files())
+        done = found.parts()
+        fragments = (
+            stop - start
+            for part, spans in found.covered(0).items()
+            if part not in done
+            for start, stop in spans
+        )
+        return self._parts.count() + sum(fragments)
+
+
+def write_prompts(folder: Path, rows: int) -> None:
+    """Additions that the built-in model has learned to do, in shards."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True)
+    for start in range(0, rows, ROWS_A_SHARD):
+        numbers = range(start, min(start + ROWS_A_SHARD, rows))
+        prompts = [f"What is {rng.randrange(10**4)} + {rng.randrange(10**4)}?" for _ in numbers]
+        table = pa.table({"id": list(numbers), "prompt": prompts})
+        pq.write_table(table, folder / f"shard-{start // ROWS_A_SHARD:05d}.parquet")
+
+
+def table(results: Sequence[Result], rows: int) -> str:
+    """Medians and spread, by system; times as ratios to raw vLLM's too."""
+    by_system: dict[str, list[Result]] = {}
+    for result in results:
+        by_system.setdefault(result.system, []).append(result)
+    base = statistics.median(r.seconds for r in by_system.get("raw", results))
+    lines = []
+    for system, runs in by_system.items():
+        firsts = [r.first_durable for r in runs if r.first_durable is not None]
+        lines.append(
+            [
+                system,
+                spread([r.seconds for r in runs]),
+                f"{statistics.median(r.seconds for r in runs) / base:.2f}",
+                spread([r.tokens / r.seconds for r in runs]),
+                spread(firsts),
+                spread([r.durable_half / rows for r in runs], ".0%"),
+                spread([r.peak_bytes / 2**30 for r in runs], ".1f"),
+            ]
+        )
+    head = [
+        f"{rows:,} rows", "seconds, start to exit", "× raw", "output tokens/s of that",
+        "first durable row, s", "durable at half time", "peak GiB",
+    ]  # fmt: skip
+    return markdown(head, lines)
+
+
+def main(args: argparse.Namespace, folder: Path) -> None:
+    """Run all systems in turn, so often; print the table after each round."""
+    setting = SETTINGS[args.setting]
+    if args.rows:
+        setting = Setting(**{**asdict(setting), "rows": args.rows})
+    name = f"engines-{args.setting}-{setting.rows}"
+    bench, results = Bench(setting, folder / name), list[Result]()
+    for number in range(args.runs):
+        for system in args.systems.split(","):
+            print(f"run {number + 1}: {system}", file=sys.stderr)
+            results.append(bench.run(system)[0])
+            print(results[-1], file=sys.stderr)
+        figures = {"setting": asdict(setting), "results": [asdict(r) for r in results]}
+        keep(folder, name, table(results, setting.rows), figures)
+
+
+def _wider(model: Path, folder: Path, shape: Mapping[str, int]) -> Path:
+    """The built-in model's files with a config of another shape, and no weights."""
+    folder.mkdir(exist_ok=True)
+    for file in model.iterdir():
+        if file.suffix in (".json", ".jinja") and file.name != "config.json":
+            shutil.copy(file, folder / file.name)
+    config = {**json.loads((model / "config.json").read_text()), **shape}
+    config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder.resolve()
+
+
+def _sum(folder: Path, columns: Sequence[str]) -> int:
+    total = 0
+    for path in folder.rglob("*.parquet"):
+        found = pq.ParquetFile(path).read(columns=columns)
+        total += sum(sum(found[name].to_pylist()) for name in columns)
+    return total
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Engine arguments as vLLM's command line takes them."""
+    found: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            found += [f"--{flag}", str(value)]
+    return found

@@ -1,0 +1,16 @@
+"""The same job by other means, each a program of its own: ``python -m jobs.bench.peers.raw SPEC``.
+
+``SPEC`` is a JSON file: ``prompts`` (a folder of Parquet files with a ``prompt``), ``output``,
+``model``, ``engine`` (vLLM's arguments), ``sampling`` (vLLM's ``SamplingParams``), ``seeded``.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def spec() -> dict[str, Any]:
+    """What is to be done."""
+    found: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    return found
