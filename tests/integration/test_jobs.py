@@ -17,7 +17,7 @@ from tests.conftest import write_shards
 
 ENGINE = {
     "kind": "simulated", "device": "cpu", "block_rows": 4,
-    "simulated": {"tokens_median": 30, "seconds_per_token": 0.001},
+    "simulated": {"tokens_median": 30, "seconds_per_token": 0.008},
 }  # fmt: skip
 
 
