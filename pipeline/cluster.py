@@ -112,6 +112,7 @@ def configure_ray_data(config: RunConfig) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # a thread for each block
     context.raise_original_map_exception = True
     # A block's output is cut in two above one and a half times this, and a row's samples with it.
     context.target_max_block_size = 2**30
