@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 IDLE_RESTARTS = 4
 CLOSE_SECONDS = 10
 SAVE_SECONDS = 25
+ORIGIN = (PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN)
 RowKey = tuple[str, int]
 
 
@@ -146,7 +147,8 @@ class EngineActor:
         if self._failure is not None:
             raise self._failure
         self._close_with_actor()
-        rows = [self._prepare(TableRow(block, i)) for i in range(block.num_rows)]
+        origins = zip(*(block[name].to_pylist() for name in ORIGIN), strict=True)
+        rows = [self._prepare(TableRow(block, i), *origin) for i, origin in enumerate(origins)]
         keys = [sample.key for samples in rows for sample in samples]
         suspicions, living = ray.get(self._board.brief.remote([row[0].row for row in rows]))
         progress = dict(zip(keys, self._checkpoints.start(keys, living), strict=True))
@@ -243,12 +245,12 @@ class EngineActor:
                 "is finished is kept"
             )
 
-    def _prepare(self, row: TableRow) -> list[Sample]:
+    def _prepare(self, row: TableRow, part: str, number: int, samples: list[int]) -> list[Sample]:
         """The samples that are wanted of a row, with its prompt or what is wrong with it."""
-        extent, number = Extent.parse(row[PART_COLUMN]), row[ROW_COLUMN]
+        extent = Extent.parse(part)
         seeds = {
             sample: derive_seed(self._policy.seed, extent.shard, number, sample, self._work.attempt)
-            for sample in row[SAMPLES_COLUMN]
+            for sample in samples
         }
         prompt: Sequence[int] = ()
         problem: RowError | None = None

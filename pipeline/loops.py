@@ -15,8 +15,9 @@ EXACT_TOKENS, EXACT_ROUNDS = 1024, 4
 LONGEST_PERIOD = 1024
 # Two stretches that agree in so many tokens are looked at for a period.
 ANCHOR_TOKENS = 16
-# What is longer without an end is no sentence; only its last tokens are kept.
-LONGEST_SENTENCE = 2048
+# What is longer without an end is no sentence; only its last characters are kept.
+LONGEST_SENTENCE = 8192
+LONGEST_CHARACTER = 4  # bytes in UTF-8, each of which can be a token
 # Near-repeats: among the last so many sentences, each came so often on average.
 WINDOWS, OCCURRENCES = (24, 48, 96, 192, 384), 6
 
@@ -35,7 +36,8 @@ class LoopWatch:
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
         self._token_ids = array("i")
-        self._pending: list[int] = []
+        self._held: list[int] = []
+        self._rest = ""
         self._sentences: deque[str] = deque(maxlen=WINDOWS[-1])
         self._counts = {window: Counter[str]() for window in WINDOWS}
 
@@ -61,27 +63,23 @@ class LoopWatch:
         return len(data) >= length and data[-length:-period] == data[-length + period :]
 
     def _repeats_nearly(self, new: Sequence[int]) -> bool:
-        self._pending.extend(new)
-        text = self._decode(self._pending)
-        *whole, rest = _ENDS.split(text)
-        if not whole:
-            del self._pending[:-LONGEST_SENTENCE]
-            return False
-        # The rest begins a sentence that is not whole yet; it is decoded again with the next piece.
-        self._pending = self._after(len(text) - len(rest))
+        # The rest is the beginning of a sentence that is not whole yet.
+        *whole, self._rest = _ENDS.split(self._rest + self._text_of(new))
+        self._rest = self._rest[-LONGEST_SENTENCE:]
         found = [self._loops_with(plain) for plain in map(_normal, whole) if plain]
         return any(found)
 
-    def _after(self, characters: int) -> list[int]:
-        """The pending tokens behind the first ``characters`` of their text."""
-        low, high = 0, len(self._pending)
-        while low < high:
-            middle = (low + high) // 2
-            if len(self._decode(self._pending[:middle])) < characters:
-                low = middle + 1
-            else:
-                high = middle
-        return self._pending[low:]
+    def _text_of(self, new: Sequence[int]) -> str:
+        """The text of the next tokens; the first bytes of a character wait for its last."""
+        token_ids = [*self._held, *new]
+        for held in range(min(LONGEST_CHARACTER, len(token_ids))):
+            text = self._decode(token_ids[: len(token_ids) - held])
+            if not text.endswith("\ufffd"):
+                break
+        else:
+            held, text = 0, self._decode(token_ids)
+        self._held = token_ids[len(token_ids) - held :]
+        return text
 
     def _loops_with(self, sentence: str) -> bool:
         past = self._sentences

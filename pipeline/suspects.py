@@ -65,20 +65,24 @@ class Turns:
     @asynccontextmanager
     async def turn(self, suspicion: Suspicion) -> AsyncIterator[None]:
         """Run the body when it is this row's turn."""
-        self._waiting[suspicion] += 1
-        async with self._changed:
-            try:
-                await self._changed.wait_for(lambda: self._may_run(suspicion))
-            finally:
-                self._waiting[suspicion] -= 1
-                self._changed.notify_all()
+        if self._may_run(suspicion):
             self._running[suspicion] += 1
+        else:
+            self._waiting[suspicion] += 1
+            async with self._changed:
+                try:
+                    await self._changed.wait_for(lambda: self._may_run(suspicion))
+                finally:
+                    self._waiting[suspicion] -= 1
+                    self._changed.notify_all()
+                self._running[suspicion] += 1
         try:
             yield
         finally:
             self._running[suspicion] -= 1
-            async with self._changed:
-                self._changed.notify_all()
+            if any(self._waiting.values()):
+                async with self._changed:
+                    self._changed.notify_all()
 
     def _may_run(self, suspicion: Suspicion) -> bool:
         others = any(count for level, count in self._running.items() if level != suspicion)

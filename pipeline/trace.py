@@ -137,13 +137,19 @@ class TraceMaker:
     def _whole(self, progress: Progress, prompt: Sequence[int]) -> Trace:
         """A trace that the model brought to its end, or to no end."""
         token_ids, finish_reason = progress.token_ids.tolist(), progress.finish_reason or ""
-        text = self.text(token_ids)
+        close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
+        # In two pieces, so that the tokens up to the tag need not be decoded again to be counted.
+        head = self.text(token_ids[: 0 if close_at is None else close_at + 1])
+        text = head + self.text(token_ids[0 if close_at is None else close_at + 1 :])
         ended, opened = finish_reason == "stop", self._is_opened(prompt)
         parts = split(text, self._think_format, ended, opened)
-        close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
-        think_tokens = count_think_tokens(
-            len(token_ids), parts.think_end, len(text), close_at, self._length_of(token_ids)
-        )
+        if close_at is not None and parts.think_end == len(head):
+            think_tokens = close_at + 1
+        else:
+            length_of = self._length_of(token_ids)
+            think_tokens = count_think_tokens(
+                len(token_ids), parts.think_end, len(text), close_at, length_of
+            )
         return Trace(
             state_of(parts, finish_reason),
             think=parts.think,

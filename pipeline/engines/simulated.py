@@ -185,7 +185,7 @@ class SimulatedEngine:
             right = answer == "\\boxed{42}"
             value = example(json.loads(request.schema), 42 if right else rng.randrange(1000))
             return [*carried, *self._encode(json.dumps(value))]
-        if EARLY_STOP in self._tokenizer.decode(carried[-400:]):
+        if carried and EARLY_STOP in self._tokenizer.decode(carried[-400:]):
             return [*carried, *self._encode(answer)]
         if loops:
             longest = request.policy.max_tokens + 1
@@ -205,7 +205,9 @@ class SimulatedEngine:
         return self._thinking[:length]
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self._tokenizer.backend_tokenizer.encode(
+            text, add_special_tokens=False
+        ).ids
         return ids
 
     def _die_if_told(self, request: Request) -> None:
