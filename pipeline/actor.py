@@ -293,9 +293,9 @@ class EngineActor:
             agree = len(samples)
         while left := still_to_draw([t.parsed for t in traces], agree, len(samples)):
             drawn = samples[len(traces) : len(traces) + left]
-            traces += await asyncio.gather(
-                *(self._sample(sample, progress[sample.key], suspicion) for sample in drawn)
-            )
+            runs = [self._sample(sample, progress[sample.key], suspicion) for sample in drawn]
+            # One needs no task of its own.
+            traces += [await runs[0]] if len(runs) == 1 else await asyncio.gather(*runs)
         return traces
 
     async def _sample(self, sample: Sample, progress: Progress, suspicion: Suspicion) -> Trace:

@@ -7,7 +7,7 @@ looks at each piece of some 64 tokens as it comes, and sees near-repeats too.
 
 import re
 from array import array
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 
 # Exact repeats: so many tokens, and so many rounds, of nothing but the same.
@@ -39,7 +39,7 @@ class LoopWatch:
         self._held: list[int] = []
         self._rest = ""
         self._sentences: deque[str] = deque(maxlen=WINDOWS[-1])
-        self._counts = {window: Counter[str]() for window in WINDOWS}
+        self._counts: dict[int, dict[str, int]] = {window: {} for window in WINDOWS}
 
     def add(self, new: Sequence[int]) -> bool:
         """Take the next tokens; whether the trace goes in circles by now."""
@@ -84,7 +84,7 @@ class LoopWatch:
     def _loops_with(self, sentence: str) -> bool:
         past = self._sentences
         for window, counts in self._counts.items():
-            counts[sentence] += 1
+            counts[sentence] = counts.get(sentence, 0) + 1
             if len(past) >= window:
                 old = past[-window]
                 counts[old] -= 1
