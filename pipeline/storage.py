@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Any
@@ -59,10 +60,7 @@ class Storage:
         """All files below ``folder``, at any depth, by name; empty if there is no such folder."""
         with self._errors("list"):
             if self.is_local:
-                walk = os.walk(self.path(folder))
-                return self._local_infos(
-                    Path(top, name) for top, _, names in walk for name in names
-                )
+                return sorted(self._walk(folder), key=attrgetter("name"))
             self.fs.invalidate_cache()
             try:
                 return self._infos(self.fs.find(self.path(folder), detail=True))
@@ -108,6 +106,24 @@ class Storage:
                 name = path.relative_to(self.root).as_posix()
                 infos.append(FileInfo(name, stat.st_size, str(stat.st_mtime_ns)))
         return sorted(infos, key=lambda info: info.name)
+
+    def _walk(self, folder: str) -> Iterator[FileInfo]:
+        """All local files below ``folder``: there can be thousands, so with no more than a stat."""
+        try:
+            entries = list(os.scandir(self.path(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        prefix = f"{folder}/" if folder else ""
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(prefix + entry.name)
+            elif not entry.name.endswith(DRAFT):
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:
+                    continue
+                if S_ISREG(stat.st_mode):
+                    yield FileInfo(prefix + entry.name, stat.st_size, str(stat.st_mtime_ns))
 
     def _infos(self, found: dict[str, dict[str, Any]]) -> list[FileInfo]:
         prefix = self.root.rstrip("/") + "/"

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import jobs.bench
-from jobs.bench import engines, overhead, scale, tails
+from jobs.bench import engines, overhead, queues, scale, tails
 from pipeline.cli import exit_with
 
 
@@ -33,6 +33,10 @@ def main() -> None:
     sub.add_argument("--speed", type=float, default=20, help="how much faster than life")
     sub.add_argument("--ways", help="some of the table's, with semicolons between them")
     sub.set_defaults(main=tails.main)
+
+    sub = commands.add_parser("queues", help="how rows wait at engines, computed")
+    sub.add_argument("--seeds", type=int, default=8)
+    sub.set_defaults(main=queues.main)
 
     sub = commands.add_parser("overhead", help="an engine that answers at once")
     sub.add_argument("--rows", type=int, default=10_000, help="of the smaller of two runs")
