@@ -206,7 +206,7 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
 
 def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: Stop) -> None:
     """Source, engines of one lane, sink: the part that Ray Data runs."""
-    config, board = with_backend(lane.applied(job.config)), start_board()
+    config, board = with_backend(lane.applied(job.config)), start_board(plan.todo)
     engine, places = config.engine, Places(config.engine)
     samples = min(len(work.samples), config.policy.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
@@ -235,7 +235,7 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
         )
     )
     metadata, answer = job.metadata(work), config.answer
-    sink = TraceSink(job.ledger.store.location, work, job.traces, metadata, answer)
+    sink = TraceSink(job.ledger.store.location, work, job.traces, metadata, answer, board)
     with watch(board, plan.rows_todo, lane.name), places, stop.engines_of(board):
         try:
             traces.write_datasink(sink)

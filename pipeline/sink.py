@@ -4,18 +4,26 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.data import Datasink
 from ray.data.block import Block
 
+from pipeline.journal import Extent
 from pipeline.ledger import Ledger
 from pipeline.plan import Pass
+from pipeline.schema import PART_COLUMN, ROW_COLUMN
 from pipeline.sections import AnswerConfig
 from pipeline.storage import Storage
 from pipeline.verify import is_correct
 
+BY_ROW = (PART_COLUMN, ROW_COLUMN)
+
 
 class TraceSink(Datasink[None]):
-    """Writes blocks to the journal of the run at ``url``; a full part to its file."""
+    """Writes blocks to the journal of the run at ``url``; a full part to its file.
+
+    The ``board`` knows which part is full.
+    """
 
     def __init__(
         self,
@@ -24,9 +32,10 @@ class TraceSink(Datasink[None]):
         schema: pa.Schema,
         metadata: Mapping[str, Any],
         answer: AnswerConfig,
+        board: Any,
     ) -> None:
         self._url, self._work, self._schema, self._metadata = url, work, schema, dict(metadata)
-        self._answer = answer
+        self._answer, self._board = answer, board
 
     def get_name(self) -> str:
         """The name in Ray Data's own logs."""
@@ -39,8 +48,12 @@ class TraceSink(Datasink[None]):
             assert isinstance(block, pa.Table)
             if block.num_rows:
                 block = compared(block, self._answer, self._metadata["columns"])
-                for extent in ledger.write_block(block, self._work.number):
-                    ledger.commit(extent, self._work, self._schema, self._metadata)
+                ledger.write_block(block, self._work.number)
+                rows: dict[str, list[int]] = {}
+                for part, row in zip(*(block[n].to_pylist() for n in BY_ROW), strict=True):
+                    rows.setdefault(part, []).append(row)
+                for part in ray.get(self._board.wrote.remote(rows)):
+                    ledger.commit(Extent.parse(part), self._work, self._schema, self._metadata)
 
 
 def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:

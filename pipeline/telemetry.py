@@ -7,13 +7,15 @@ answer to a report tells an engine when the run is to end.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.journal import Extent
+from pipeline.plan import Range
 from pipeline.suspects import Suspects, Suspicion
 
 REPORT_SECONDS = 0.5
@@ -85,9 +87,13 @@ class Snapshot:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Adds up what the engine actors report, and passes on what they have to know."""
+    """Adds up what the engine actors report, and passes on what they have to know.
 
-    def __init__(self) -> None:
+    ``todo``: by part, how many rows are to do.
+    """
+
+    def __init__(self, todo: Mapping[str, int]) -> None:
+        self._todo, self._written = dict(todo), dict[str, set[int]]()
         self._started = time.monotonic()
         self._totals = Totals()
         self._running: dict[str, int] = {}
@@ -142,13 +148,25 @@ class Board:
         living = {name for name in self._running if self._heard[name] > heard}
         return self._suspects.of(rows), living
 
+    def wrote(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
+        """By part, rows that are durable now; the parts of which all that were to do are.
+
+        So that not every task that has written a block has to list what its part has by now.
+        """
+        for part, numbers in rows.items():
+            self._written.setdefault(part, set()).update(numbers)
+        return [part for part in rows if len(self._written[part]) >= self._todo.get(part, 0)]
+
     def died(self, engine: str, rows: Sequence[Hashable]) -> None:
         """An engine has died while ``rows`` ran on it."""
         self._running.pop(engine, None)
         self._suspects.blame(rows)
 
 
-def start_board() -> Any:
-    """A new board, on the driver's node: it lives as long as the run does."""
+def start_board(todo: Iterable[Range]) -> Any:
+    """A new board for these rows, on the driver's node: it lives as long as the run does."""
+    rows = Counter[str]()
+    for piece in todo:
+        rows[str(Extent.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return Board.options(scheduling_strategy=here).remote(rows)  # type: ignore[attr-defined]

@@ -1,0 +1,162 @@
+"""How rows wait at engines, computed rather than run: block sizes, rows in flight, stealing, order.
+
+    python -m jobs.bench queues
+
+The same engines and lengths as in `jobs.bench.tails`, without the pipeline, in seconds instead of
+minutes: what to expect of it, and of 64 engines, which would not fit on the machine.
+"""
+
+import argparse
+import heapq
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.bench.tables import keep, markdown, spread
+from jobs.bench.tails import (
+    ENDLESS,
+    LOG_ERROR,
+    LONGEST,
+    MEDIAN,
+    SEQUENCE_SECONDS,
+    SIGMA,
+    SLOTS,
+    STEP_SECONDS,
+)
+
+TAIL_WAVES = 10
+
+
+@dataclass
+class Engine:
+    """Slots and a queue; all running traces get a token with each step."""
+
+    queue: list[int] = field(default_factory=list)
+    running: list[tuple[float, int]] = field(default_factory=list)  # its last step, row
+    blocks: int = 0
+    steps: float = 0.0
+    at: float = 0.0
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step now."""
+        return STEP_SECONDS + SEQUENCE_SECONDS * len(self.running)
+
+    @property
+    def next_end(self) -> float:
+        """When the next trace ends."""
+        if not self.running:
+            return math.inf
+        return self.at + (self.running[0][0] - self.steps) * self.step_seconds
+
+    def advance(self, now: float) -> None:
+        """Count the steps until ``now``."""
+        if self.running:
+            self.steps += (now - self.at) / self.step_seconds
+        self.at = now
+
+
+@dataclass(frozen=True)
+class Way:
+    """How rows come to engines: ``waves`` of slots in flight, in blocks that hold their places."""
+
+    block_rows: int
+    waves: float
+    steals: bool = False
+    ordered: bool = False
+
+
+def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, way: Way) -> float:
+    """The share of the bound (see `jobs.bench.tails`) that ``way`` reaches."""
+    fleet = [Engine() for _ in range(engines)]
+    rows = list(range(len(lengths)))
+    if way.ordered:
+        last = TAIL_WAVES * SLOTS * engines
+        rows[-last:] = sorted(rows[-last:], key=lambda row: -guesses[row])
+    size = way.block_rows
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)][::-1]
+    of = {row: (number, len(block)) for number, block in enumerate(blocks) for row in block}
+    left = {number: len(block) for number, block in enumerate(blocks)}
+    owner: dict[int, Engine] = {}
+    most = max(2, math.ceil(way.waves * SLOTS / size))
+
+    def give_blocks() -> None:
+        while blocks:
+            engine = min(fleet, key=lambda engine: engine.blocks)
+            if engine.blocks == most:
+                return
+            block = blocks.pop()
+            engine.blocks += 1
+            engine.queue += block
+            owner[of[block[0]][0]] = engine
+
+    def fill(engine: Engine, now: float) -> None:
+        while len(engine.running) < SLOTS:
+            source = engine
+            if not engine.queue and way.steals and not blocks:
+                source = max(fleet, key=lambda other: len(other.queue))
+            if not source.queue:
+                return
+            engine.advance(now)
+            row = source.queue.pop(0)
+            heapq.heappush(engine.running, (engine.steps + lengths[row], row))
+
+    now = 0.0
+    give_blocks()
+    for engine in fleet:
+        fill(engine, now)
+    while (engine := min(fleet, key=lambda engine: engine.next_end)).running:
+        now = engine.next_end
+        engine.advance(now)
+        number = of[heapq.heappop(engine.running)[1]][0]
+        left[number] -= 1
+        if not left[number]:
+            owner[number].blocks -= 1
+            give_blocks()
+        for other in fleet:
+            fill(other, now)
+    work = sum(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS * SLOTS) / SLOTS / engines
+    return max(work, max(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS)) / now
+
+
+def draw(rows: int, seed: int) -> tuple[list[int], list[float]]:
+    """Lengths as QwQ's are, and guesses at them."""
+    rng = random.Random(seed)
+
+    def length() -> int:
+        drawn = MEDIAN * math.exp(rng.gauss(0, SIGMA))
+        return LONGEST if rng.random() < ENDLESS else max(1, min(LONGEST, round(drawn)))
+
+    lengths = [length() for _ in range(rows)]
+    return lengths, [n * math.exp(rng.gauss(0, LOG_ERROR)) for n in lengths]
+
+
+def waves(block_rows: int) -> float:
+    """As `pipeline.flow.concurrency` has it."""
+    return 1.25 + 0.75 * math.log2(block_rows)
+
+
+WAYS: dict[str, Way] = {
+    **{f"blocks of {n}": Way(n, waves(n)) for n in (1, 2, 4, 16, 64)},
+    "blocks of 2, queued rows stolen": Way(2, waves(2), steals=True),
+    "blocks of 2, lengths guessed": Way(2, waves(2), ordered=True),
+    "blocks of 16, rows in flight = slots": Way(16, 1),
+    "blocks of 16, four times that": Way(16, 4),
+}
+
+
+def main(args: argparse.Namespace, folder: Path) -> None:
+    """A column for each size of a run."""
+    sizes = [(8, 5000, args.seeds), (8, 50_000, 1), (1, 5000, 1), (64, 5000, args.seeds // 2)]
+    found: dict[str, list[list[float]]] = {name: [] for name in WAYS}
+    for engines, rows, seeds in sizes:
+        drawn = [draw(rows, seed) for seed in range(max(1, seeds))]
+        for name, way in WAYS.items():
+            found[name].append([efficiency(*one, engines, way) for one in drawn])
+    head = ["share of the bound", *(f"{n} x {SLOTS} slots, {rows:,} rows" for n, rows, _ in sizes)]
+    lines = [
+        [name, *(spread(column, ".3f") for column in columns)] for name, columns in found.items()
+    ]
+    keep(folder, "queues", markdown(head, lines), {"sizes": sizes, "shares": found})

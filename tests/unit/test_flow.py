@@ -1,0 +1,32 @@
+"""How many rows a block has, and how many are in flight: what keeps engines full."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import parse_config
+from pipeline.flow import concurrency
+
+
+@pytest.mark.parametrize(
+    ("sampling", "engine", "samples", "rows", "expected"),
+    [
+        ({}, {}, 1, 5000, (2, 64)),  # QwQ's 32,768 tokens: two waves of 64 slots
+        ({}, {}, 64, 5000, (1, 2)),  # the samples of one row fill all slots
+        ({"max_tokens": 2048}, {}, 1, 240, (30, 11)),  # eight blocks for the engine
+        ({"max_tokens": 64}, {"replicas": 4}, 1, 10**6, (256, 2)),
+        ({}, {}, 1, 5, (1, 80)),
+        ({}, {"block_rows": 16}, 1, 5000, (16, 17)),
+        ({}, {"block_rows": 16, "rows_in_flight": 64}, 1, 5000, (16, 4)),
+    ],
+)
+def test_blocks_are_small_where_traces_are_long(
+    sampling: Any, engine: Any, samples: int, rows: int, expected: tuple[int, int]
+) -> None:
+    config = parse_config(
+        {
+            "input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"},
+            "sampling": sampling, "engine": engine,
+        }
+    )  # fmt: skip
+    assert concurrency(config, samples, rows) == expected
