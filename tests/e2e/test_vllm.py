@@ -90,7 +90,7 @@ def _traces_are_what_the_model_can_do(rows: list[dict[str, Any]]) -> None:
 def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     """SIGTERM to the driver in mid-count, SIGKILL to the next run's engine actor, then the end."""
     (tmp_path / "in").mkdir()
-    rows = [{"id": i, "prompt": f"Count down from {100 + i}."} for i in range(24)]
+    rows = [{"id": i, "prompt": f"Count down from {100 + i}."} for i in range(12)]
     pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/shard-00000.parquet")
     command = [
         sys.executable, "-m", "pipeline", "run", "configs/demo.yaml",
@@ -99,7 +99,7 @@ def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     ]  # fmt: skip
     mark = f"QWQ_TEST={uuid.uuid4().hex}"
     with _driver(command, mark) as first:
-        _wait_for(lambda: sum(_saved(tmp_path / "out").values()) > 1000, first)
+        _wait_for(lambda: sum(_saved(tmp_path / "out").values()) > 500, first)
         first.terminate()
         printed = first.communicate()[1]
     assert first.returncode == 143, printed
@@ -116,13 +116,13 @@ def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         printed = second.communicate()[1]
     assert second.returncode == 0, printed
     traces = pq.read_table(tmp_path / "out").to_pylist()
-    assert [trace["id"] for trace in traces] == list(range(24))
+    assert [trace["id"] for trace in traces] == list(range(12))
     assert all(trace["carried_tokens"] >= saved.get(trace["id"], 0) for trace in traces)
     right = [
         trace["think"] == "\n".join(str(n) for n in range(100 + trace["id"], -1, -1))
         for trace in traces
     ]
-    assert sum(right) >= 18, "the count has gaps where it was broken off"
+    assert sum(right) >= 9, "the count has gaps where it was broken off"
     _wait_for(lambda: not _processes("EngineActor", mark) + _processes("VLLM::EngineCore", mark))
 
 
@@ -187,13 +187,13 @@ def test_tensor_parallel_on_two_cpu_processes(tmp_path: Path) -> None:
 
 
 def test_long_prompts_run_with_yarn(tmp_path: Path) -> None:
-    """A model whose own context is 1,024 tokens, so that prompts of 1,500 and 3,000 are long."""
+    """A model whose own context is 1,024 tokens, so that a prompt of 3,000 is long."""
     shutil.copytree(ROOT / "pipeline/models/qwq-nano", tmp_path / "model")
     file = tmp_path / "model/config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 1024}))
     sentence = "You are a careful assistant who reads all of what is said before the question. "
     question = 'How many r\'s are in the word "strawberry"?'
-    lengths = [0, 3000, 0, 1500, 5000, 0]
+    lengths = [0, 3000, 5000, 0]
     rows = [
         {"id": i, "prompt": (sentence * 70)[:length] + question} for i, length in enumerate(lengths)
     ]
@@ -211,8 +211,8 @@ def test_long_prompts_run_with_yarn(tmp_path: Path) -> None:
     options += ["--set", "engine.vllm={enforce_eager: true, max_num_seqs: 8}"]
     planned = qwq_batch("plan", *options)
     assert [line for line in planned.stdout.splitlines() if line.startswith("lane")] == [
-        "lane      1,024 tokens: 3 rows",
-        "lane      2,048 tokens, YaRN 2: 1 rows",
+        "lane      1,024 tokens: 2 rows",
+        "lane      2,048 tokens, YaRN 2: 0 rows",
         "lane      4,096 tokens, YaRN 4: 1 rows",
         "lane      no engine: 1 rows",
     ]
@@ -221,8 +221,8 @@ def test_long_prompts_run_with_yarn(tmp_path: Path) -> None:
     assert not NOISE.search(done.stderr), done.stderr
     assert "rows (4,096 tokens, YaRN 4)" in done.stderr
     traces = pq.read_table(tmp_path / "out").to_pylist()
-    assert [trace["id"] for trace in traces] == list(range(6))
-    assert [trace["yarn_factor"] for trace in traces] == [None, 4.0, None, 2.0, None, None]
+    assert [trace["id"] for trace in traces] == list(range(4))
+    assert [trace["yarn_factor"] for trace in traces] == [None, 4.0, None, None]
     *_, too_long, _ = traces
     assert too_long["state"] == "failed"
     assert re.match(
