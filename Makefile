@@ -18,7 +18,7 @@ demo: setup
 test: check
 	$(BIN)/pytest
 
-# What each fault costs, as a table, with ten kills in a row instead of three (twenty minutes).
+# What each fault costs, as a table, with ten kills in a row instead of two (twenty minutes).
 faults: setup
 	$(BIN)/pytest tests/faults --kills 10
 

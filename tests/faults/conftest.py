@@ -19,7 +19,7 @@ NewCase = Callable[..., Case]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often to kill the driver in a row")
+    parser.addoption("--kills", type=int, default=2, help="how often to kill the driver in a row")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +44,7 @@ def pytest_terminal_summary(
 @pytest.fixture
 def kills(pytestconfig: pytest.Config) -> int:
     """How often to kill the driver; the option is unknown where this folder was not named."""
-    return int(pytestconfig.getoption("--kills", default=3))
+    return int(pytestconfig.getoption("--kills", default=2))
 
 
 @pytest.fixture(scope="package")
