@@ -43,7 +43,6 @@ class Checkpoints:
         self._progress: dict[Key, Progress] = {}
         self._saved: set[Extent] = set()
         self._read: dict[tuple[str, str], pa.Table] = {}
-        self._listed: dict[Extent, tuple[Set[str], list[Entry]]] = {}
 
     def start(self, keys: Sequence[Key], living: Set[str]) -> list[Progress]:
         """Begin, or go on with, the traces ``keys``: the furthest that was saved of each.
@@ -102,21 +101,12 @@ class Checkpoints:
     ) -> dict[Key, Progress]:
         found: dict[Key, Progress] = {}
         for extent, rows in wanted.items():
-            for entry in self._of_others(extent, living):
-                if entry.engine not in {*living, self._engine}:
+            for entry in self._ledger.journal(extent, self._number):
+                if entry.engine is not None and entry.engine not in {*living, self._engine}:
                     for key, progress in self._traces(extent, entry, rows):
                         if key not in found or progress.is_further(found[key]):
                             found[key] = progress
         return found
-
-    def _of_others(self, extent: Extent, living: Set[str]) -> list[Entry]:
-        """The part's checkpoints; listed anew only when engines have come or gone."""
-        at, entries = self._listed.get(extent, (None, []))
-        if at != living:
-            found = self._ledger.journal(extent, self._number)
-            entries = [entry for entry in found if entry.engine is not None]
-            self._listed[extent] = living, entries
-        return entries
 
     def _traces(self, extent: Extent, entry: Entry, rows: set[int]) -> list[tuple[Key, Progress]]:
         """The traces of ``rows`` in one checkpoint file; none if it is gone or unreadable."""

@@ -153,9 +153,15 @@ class Board:
 
         So that not every task that has written a block has to list what its part has by now.
         """
+        full = []
         for part, numbers in rows.items():
-            self._written.setdefault(part, set()).update(numbers)
-        return [part for part in rows if len(self._written[part]) >= self._todo.get(part, 0)]
+            written = self._written.setdefault(part, set())
+            written.update(numbers)
+            if len(written) >= self._todo.get(part, 0):
+                full.append(part)
+                del self._written[part]
+                self._todo.pop(part, None)  # a task that is repeated is told the same
+        return full
 
     def died(self, engine: str, rows: Sequence[Hashable]) -> None:
         """An engine has died while ``rows`` ran on it."""
