@@ -37,6 +37,8 @@ OURS = {
     "data_parallel_size": "not supported; set engine.replicas",
 }
 REQUEST_TRIES = 2
+# What vLLM's processes on a CPU import.
+PRELOADED = ("v1.engine.core", "v1.worker.cpu_worker", "model_executor.models.qwen2")
 
 
 def engine_arg_names() -> frozenset[str] | None:
@@ -262,11 +264,11 @@ def _fork_server() -> None:
     """Let vLLM's processes be forked from one that imports it while this one does.
 
     In a Ray actor vLLM insists on new interpreters, one after the other for the engine and for its
-    workers, of which each imports it all again: ten seconds of a core each time. Not on GPUs, where
-    this has not been run.
+    workers, of which each imports it all again. Not on GPUs, where this has not been run.
     """
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the engine's process forks its workers
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.engines.preload"])
+    context.set_forkserver_preload([f"vllm.{name}" for name in PRELOADED])
     forkserver.ensure_running()
     import vllm.utils.system_utils
 
