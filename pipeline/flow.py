@@ -212,7 +212,7 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     source = PromptSource(
         plan.todo, work.samples, config.input.path, job.prompts, job.lengths(work),
-        WAVES * engine_slots(config) * engine.replicas // samples,
+        max(1, WAVES * engine_slots(config) * engine.replicas // samples),
     )  # fmt: skip
     configure_ray_data(config)
     traces = (
@@ -261,9 +261,13 @@ def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
             rows // (BLOCKS_AN_ENGINE * engine.replicas),
         ),
     )
-    waves = 1.25 + 0.75 * math.log2(block_rows)
-    in_flight = engine.rows_in_flight or waves * engine_slots(config) / samples
+    in_flight = engine.rows_in_flight or waves(block_rows) * engine_slots(config) / samples
     return block_rows, max(2, math.ceil(in_flight / block_rows))
+
+
+def waves(block_rows: int) -> float:
+    """How many times its slots an engine must have in flight, in blocks of so many rows."""
+    return 1.25 + 0.75 * math.log2(block_rows)
 
 
 def settle(job: Job, work: Pass) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.bench.measure import Measured, run
+from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
 from pipeline.journal import contents_of
 from pipeline.model import resolve_model
@@ -91,18 +91,17 @@ class Bench:
             **setting.engine,
         }
 
-    def run(self, system: str, kill_after: float | None = None) -> tuple[Result, Measured]:
+    def run(self, system: str) -> Result:
         """Let one system do all rows."""
         output = self._folder / "output"
         shutil.rmtree(output, ignore_errors=True)
         command, count, tokens = self._systems()[system](output)
         log = self._folder / f"{system}.log"
-        measured = run(command, log, count, kill_after)
-        made = 0 if kill_after else tokens()
+        measured = run(command, log, count)
         half = measured.durable_at(measured.seconds / 2)
         return Result(
-            system, measured.seconds, made, measured.peak_bytes, measured.first_durable, half
-        ), measured
+            system, measured.seconds, tokens(), measured.peak_bytes, measured.first_durable, half
+        )
 
     def _systems(self) -> dict[str, Callable[[Path], "Ready"]]:
         return {
@@ -260,7 +259,7 @@ def main(args: argparse.Namespace, folder: Path) -> None:
     for number in range(args.runs):
         for system in args.systems.split(","):
             print(f"run {number + 1}: {system}", file=sys.stderr)
-            results.append(bench.run(system)[0])
+            results.append(bench.run(system))
             print(results[-1], file=sys.stderr)
         figures = {"setting": asdict(setting), "results": [asdict(r) for r in results]}
         keep(folder, name, table(results, setting.rows), figures)

@@ -25,8 +25,8 @@ from jobs.bench.tails import (
     SLOTS,
     STEP_SECONDS,
 )
-
-TAIL_WAVES = 10
+from pipeline.flow import waves
+from pipeline.order import WAVES
 
 
 @dataclass
@@ -73,7 +73,7 @@ def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, w
     fleet = [Engine() for _ in range(engines)]
     rows = list(range(len(lengths)))
     if way.ordered:
-        last = TAIL_WAVES * SLOTS * engines
+        last = WAVES * SLOTS * engines
         rows[-last:] = sorted(rows[-last:], key=lambda row: -guesses[row])
     size = way.block_rows
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)][::-1]
@@ -131,11 +131,6 @@ def draw(rows: int, seed: int) -> tuple[list[int], list[float]]:
 
     lengths = [length() for _ in range(rows)]
     return lengths, [n * math.exp(rng.gauss(0, LOG_ERROR)) for n in lengths]
-
-
-def waves(block_rows: int) -> float:
-    """As `pipeline.flow.concurrency` has it."""
-    return 1.25 + 0.75 * math.log2(block_rows)
 
 
 WAYS: dict[str, Way] = {

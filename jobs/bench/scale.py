@@ -28,7 +28,6 @@ from pipeline import passes
 from pipeline.config import RunConfig, parse_config
 from pipeline.flow import prepare
 from pipeline.manifest import software_versions
-from pipeline.plan import Pass
 from pipeline.source import PromptSource
 from pipeline.storage import Storage
 
@@ -71,7 +70,7 @@ def measured(at: str) -> dict[str, Any]:
     job.ledger.open_run(job.settings, software_versions())
     job.ledger.record_shards(job.shards)
     [work] = passes.to_run(job.ledger, run.policy.n)
-    plan = passes.plan(job.ledger, job.parts, Pass(work.number, work.first, work.stop))
+    plan = passes.plan(job.ledger, job.parts, work)
     source = PromptSource(plan.todo, work.samples, run.input.path, job.prompts)
     tasks = source.get_read_tasks(source.read_tasks)
     return {

@@ -30,6 +30,7 @@ import yaml
 
 from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
+from pipeline.flow import TOKENS_A_BLOCK
 
 STEP_SECONDS, SEQUENCE_SECONDS = 15.5e-3, 0.24e-3
 MEDIAN, SIGMA, LONGEST, ENDLESS = 5000, 0.75, 32_768, 0.02
@@ -111,8 +112,8 @@ class Tails:
             "thinking": {"rescue": False, "detect_loops": False},
             "engine": {
                 "kind": "simulated", "device": "cpu", "replicas": self._replicas,
-                # As many tokens as with traces of full length.
-                "block_rows": max(1, 65_536 // LONGEST), **way,
+                # As with traces of full length.
+                "block_rows": TOKENS_A_BLOCK // LONGEST, **way,
                 "vllm": {"max_num_seqs": SLOTS},
                 "simulated": {
                     "tokens_median": MEDIAN // SHORTER, "tokens_sigma": SIGMA,

@@ -6,14 +6,12 @@ Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLL
 import ast
 import asyncio
 import json
-import multiprocessing
 import os
 import uuid
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +35,6 @@ OURS = {
     "data_parallel_size": "not supported; set engine.replicas",
 }
 REQUEST_TRIES = 2
-# What vLLM's processes on a CPU import.
-PRELOADED = ("v1.engine.core", "v1.worker.cpu_worker", "model_executor.models.qwen2")
 
 
 def engine_arg_names() -> frozenset[str] | None:
@@ -87,8 +83,6 @@ class VllmEngine:
         if config.engine.device == "cpu":
             _prepare_cpu(config.engine.tensor_parallel)
         try:
-            if config.engine.device == "cpu":
-                _fork_server()
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
@@ -100,8 +94,6 @@ class VllmEngine:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
-        # On a CPU its worker takes five seconds to unwind, and holds nothing but memory.
-        self._close_seconds = 0.5 if config.engine.device == "cpu" else None
         self._slots = slots
         self._checking, self._unchecked = asyncio.Lock(), config.answer.schema_text
         # Tokens of all prompts, carried ones too, and how many were in the prefix cache.
@@ -187,7 +179,7 @@ class VllmEngine:
         handler = getattr(self._engine, "output_handler", None)
         if isinstance(handler, asyncio.Task):
             handler.get_loop().call_soon_threadsafe(handler.cancel)
-        self._engine.shutdown(timeout=self._close_seconds)
+        self._engine.shutdown()
 
     def _tokens_left(self, request: Request, generated: int) -> int:
         whole = min(request.policy.max_tokens, self.context_tokens - len(request.prompt_token_ids))
@@ -258,21 +250,6 @@ def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
         # winds its random generator back, and PyTorch's CPU generator "does not use offset".
         ours["enable_chunked_prefill"] = False
     return {**ours, **config.engine.vllm}
-
-
-def _fork_server() -> None:
-    """Let vLLM's processes be forked from one that imports it while this one does.
-
-    In a Ray actor vLLM insists on new interpreters, one after the other for the engine and for its
-    workers, of which each imports it all again. Not on GPUs, where this has not been run.
-    """
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the engine's process forks its workers
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"vllm.{name}" for name in PRELOADED])
-    forkserver.ensure_running()
-    import vllm.utils.system_utils
-
-    vllm.utils.system_utils.get_mp_context = lambda: context
 
 
 def _prepare_cpu(tensor_parallel: int) -> None:
