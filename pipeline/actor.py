@@ -16,7 +16,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,7 @@ class EngineActor:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self._maker = TraceMaker(
             tokenizer, config.think_format, config.answer.format, self._json_form(),
-            config.output.raw_text,
+            config.output.raw_text, yarn_factor(config.engine.vllm),
         )  # fmt: skip
         self._suffix = config.suffix_text
         ledger = Ledger(Storage(config.output.path))
@@ -319,14 +319,13 @@ class EngineActor:
                 raise EngineKilledError("the engine died each time this row ran")
             async with self._turns.turn(suspicion):
                 await self._follow(sample, progress)
-        trace = self._maker.trace(
+        return self._maker.trace(
             progress,
             sample.prompt,
             sample=sample.key[2],
             seed=sample.seed,
             attempt=self._work.attempt,
         )
-        return replace(trace, yarn_factor=yarn_factor(self._config.engine.vllm))
 
     async def _follow(self, sample: Sample, progress: Progress) -> None:
         """Bring one trace to its end, step by step as the policy says."""

@@ -91,7 +91,7 @@ class Checkpoints:
             return
         spans = [(extent.start, extent.stop)]
         if not self._ledger.is_done(extent, self._number):
-            spans = covered_by(self._ledger.journal(extent, self._number))
+            spans = covered_by(self._ledger.fragments(extent, self._number))
         for key in mine:
             if any(start <= key[1] < stop for start, stop in spans):
                 del self._progress[key]
@@ -101,8 +101,8 @@ class Checkpoints:
     ) -> dict[Key, Progress]:
         found: dict[Key, Progress] = {}
         for extent, rows in wanted.items():
-            for entry in self._ledger.journal(extent, self._number):
-                if entry.engine is not None and entry.engine not in {*living, self._engine}:
+            for entry in self._ledger.checkpoints(extent, self._number):
+                if entry.engine not in {*living, self._engine}:
                     for key, progress in self._traces(extent, entry, rows):
                         if key not in found or progress.is_further(found[key]):
                             found[key] = progress

@@ -171,7 +171,7 @@ def _from_journal(
 ) -> pa.Table:
     """The columns of ``schema`` of those of ``rows`` that fragments have."""
     entries = [
-        entry for entry in ledger.journal(extent, number)
+        entry for entry in ledger.fragments(extent, number)
         if entry.rows and bisect_left(rows, entry.rows[0]) < bisect_left(rows, entry.rows[1])
     ]  # fmt: skip
     wanted, found = pa.array(rows, pa.int64()), [schema.empty_table()]

@@ -4,13 +4,14 @@
     __qwq/manifest.yaml                                 whose output this is
     __qwq/shards.yaml                                   the shards that it was made from
     __qwq/journal/en/shard-00007.00001/4096-4112.rows   a finished block (Parquet inside)
-    __qwq/journal/en/shard-00007.00001/1f3c.running     what an engine's running traces have
+    __qwq/running/en/shard-00007.00001/1f3c.running     what an engine's running traces have
     __qwq/passes/00001.yaml                             a retry or a top-up
     __qwq/passes/00001/en/shard-00007.00001.done        a part that has been through it
     __qwq/passes/00001.closed                           it is over
     __qwq/lease/00000003.yaml                           the driver at work
 
-The files of pass k in the journal are called ``4096-4112.k.rows`` and ``1f3c.k.running``.
+The files of pass k are called ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a
+folder of their own: every block looks for some, and finished blocks there can be thousands of.
 Hugging Face `datasets` takes any file for data, except in folders whose names begin with two
 underscores; other readers of Parquet pass over names that begin with one.
 """
@@ -25,6 +26,7 @@ BOOKKEEPING = "__qwq"
 MANIFEST = f"{BOOKKEEPING}/manifest.yaml"
 SHARDS = f"{BOOKKEEPING}/shards.yaml"
 JOURNAL = f"{BOOKKEEPING}/journal"
+CHECKPOINTS = f"{BOOKKEEPING}/running"
 PASSES = f"{BOOKKEEPING}/passes"
 LEASE = f"{BOOKKEEPING}/lease"
 FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed", ".yaml"
@@ -64,8 +66,13 @@ class Extent:
 
     @property
     def journal(self) -> str:
-        """The folder of its fragments and checkpoints."""
+        """The folder of its fragments."""
         return f"{JOURNAL}/{self.name.removesuffix(PARQUET)}"
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of its checkpoints."""
+        return f"{CHECKPOINTS}/{self.name.removesuffix(PARQUET)}"
 
     def fragment(self, start: int, stop: int, number: int) -> str:
         """The name of the fragment of pass ``number`` with the rows ``start`` to ``stop``."""
@@ -73,7 +80,7 @@ class Extent:
 
     def running(self, engine: str, number: int) -> str:
         """The name of ``engine``'s checkpoint in pass ``number``."""
-        return f"{self.journal}/{engine}{_of_pass(number)}{RUNNING}"
+        return f"{self.checkpoints}/{engine}{_of_pass(number)}{RUNNING}"
 
     def done(self, number: int) -> str:
         """The name of the mark that this part has been through pass ``number``; 0: the part's."""
@@ -84,7 +91,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the journal: whose part's it is, of which pass, and what it holds.
+    """A file of what is not finished: whose part's it is, of which pass, and what it holds.
 
     That is a finished block with ``rows``, or the running traces of ``engine``.
     """
@@ -140,15 +147,16 @@ def _sort_pass(found: Contents, name: str) -> None:
 
 
 def entry_of(info: FileInfo) -> Entry | None:
-    """What ``info`` is in the journal; None if it is not of the journal."""
+    """What ``info`` is: a fragment or a checkpoint; None if it is neither."""
     folder, _, name = info.name.rpartition("/")
     stem, dot, kind = name.rpartition(".")
-    if not folder.startswith(f"{JOURNAL}/") or f"{dot}{kind}" not in (FRAGMENT, RUNNING):
-        return None
     stem, _, number = stem.partition(".")
-    part = folder.removeprefix(f"{JOURNAL}/") + PARQUET
-    if f".{kind}" == RUNNING:
+    if f"{dot}{kind}" == RUNNING and folder.startswith(f"{CHECKPOINTS}/"):
+        part = folder.removeprefix(f"{CHECKPOINTS}/") + PARQUET
         return Entry(part, int(number or 0), info, engine=stem)
+    if f"{dot}{kind}" != FRAGMENT or not folder.startswith(f"{JOURNAL}/"):
+        return None
+    part = folder.removeprefix(f"{JOURNAL}/") + PARQUET
     start, _, stop = stem.partition("-")
     return Entry(part, int(number or 0), info, rows=(int(start), int(stop)))
 

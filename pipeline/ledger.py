@@ -178,12 +178,17 @@ class Ledger:
         self.store.delete([info.name for info in self.store.files(folder)])
         self.store.prune(folder)
 
-    def journal(self, extent: Extent, number: int) -> list[Entry]:
-        """A part's fragments and checkpoints of one pass.
+    def fragments(self, extent: Extent, number: int) -> list[Entry]:
+        """A part's finished blocks of one pass."""
+        return self._entries(extent.journal, extent, number)
 
-        A shard's name may make one journal folder lie in another; a part's own are direct children.
-        """
-        found = (entry_of(info) for info in self.store.files(extent.journal))
+    def checkpoints(self, extent: Extent, number: int) -> list[Entry]:
+        """What engines have saved of a part's running traces in one pass."""
+        return self._entries(extent.checkpoints, extent, number)
+
+    def _entries(self, folder: str, extent: Extent, number: int) -> list[Entry]:
+        # A shard's name may make one such folder lie in another; a part's own are direct children.
+        found = (entry_of(info) for info in self.store.files(folder))
         return [e for e in found if e and e.part == extent.name and e.number == number]
 
     def is_done(self, extent: Extent, number: int) -> bool:
@@ -195,7 +200,8 @@ class Ledger:
     def write_block(self, block: pa.Table, number: int = 0) -> set[Extent]:
         """Make the traces of ``block`` durable; returns the parts that they belong to.
 
-        Rows that are durable already, from an earlier run or a repeated task, stay as they are.
+        A block that is durable already, by a repeated task, stays as it is: its name says so, and
+        nothing need be listed for it.
         """
         extents = set()
         for key in pc.unique(block[PART_COLUMN]).to_pylist():
@@ -204,10 +210,10 @@ class Ledger:
             if self.is_done(extent, number):
                 continue
             rows = block.filter(pc.equal(block[PART_COLUMN], key)).sort_by(ROW_COLUMN)
-            rows, spans = _new(rows, covered_by(self.journal(extent, number)))
+            rows, spans = _with_spans(rows)
             for low, high in runs(spans):
                 name = extent.fragment(spans[low][0], spans[high - 1][1], number)
-                self.store.put(name, _parquet(rows.slice(low, high - low)))
+                self.store.create(name, _parquet(rows.slice(low, high - low)))
         return extents
 
     def commit(
@@ -223,14 +229,13 @@ class Ledger:
         ``copies``: traces in order that go into the file without being fragments first. Safe to
         call from several places at once. Returns whether the part is through ``work``.
         """
-        found = self.journal(extent, work.number)
-        covered = covered_by(found)
+        fragments = self.fragments(extent, work.number)
+        covered = covered_by(fragments)
         if copies is not None:
-            copies, spans = _new(copies, covered)
+            copies, spans = _with_spans(_new(copies, covered))
             covered += spans
         if any(True for _ in missing(extent.start, extent.stop, covered)):
             return False
-        fragments = [entry for entry in found if entry.rows]
         try:
             tables = fragment_tables(fragments, extent.start, self.store.read)
             if copies is not None:
@@ -290,21 +295,25 @@ class Ledger:
 
     def discard(self, extent: Extent, number: int) -> None:
         """Remove the fragments and checkpoints of a part that is through pass ``number``."""
-        self.store.delete([entry.file.name for entry in self.journal(extent, number)])
-        self.store.prune(extent.journal)
+        entries = [*self.fragments(extent, number), *self.checkpoints(extent, number)]
+        self.store.delete([entry.file.name for entry in entries])
+        for folder in (extent.journal, extent.checkpoints):
+            self.store.prune(folder)
 
 
-def _new(
-    rows: pa.Table, covered: Iterable[tuple[int, int]]
-) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """Those of ``rows`` that are not ``covered``, with the span of rows that each stands for."""
+def _with_spans(rows: pa.Table) -> tuple[pa.Table, list[tuple[int, int]]]:
+    """``rows`` as a fragment has them, and the span of rows that each stands for."""
+    spans = list(zip(rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist(), strict=True))
+    return rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN]), spans
+
+
+def _new(rows: pa.Table, covered: Iterable[tuple[int, int]]) -> pa.Table:
+    """Those of ``rows`` that are not ``covered``."""
     numbers = rows[ROW_COLUMN].to_numpy()
     new = np.ones(len(numbers), bool)
     for start, stop in covered:
         new &= (numbers < start) | (numbers >= stop)
-    rows = rows.filter(pa.array(new))
-    spans = list(zip(rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist(), strict=True))
-    return rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN]), spans
+    return rows.filter(pa.array(new))
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any]]:

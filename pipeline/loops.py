@@ -2,7 +2,7 @@
 
 vLLM's own detection looks at every pattern length at every token: with patterns of up to 1,024
 tokens that is a millisecond a token and sequence, in the loop that all sequences wait for. This one
-looks at each piece of some 64 tokens as it comes, and sees near-repeats too.
+looks every few hundred tokens, and sees near-repeats too.
 """
 
 import re
@@ -10,6 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
+LOOK_TOKENS = 256
 # Exact repeats: so many tokens, and so many rounds, of nothing but the same.
 EXACT_TOKENS, EXACT_ROUNDS = 1024, 4
 LONGEST_PERIOD = 1024
@@ -35,14 +36,18 @@ class LoopWatch:
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
-        self._token_ids = array("i")
+        self._token_ids, self._new = array("i"), list[int]()
         self._held: list[int] = []
         self._rest = ""
         self._sentences: deque[str] = deque(maxlen=WINDOWS[-1])
         self._counts: dict[int, dict[str, int]] = {window: {} for window in WINDOWS}
 
     def add(self, new: Sequence[int]) -> bool:
-        """Take the next tokens; whether the trace goes in circles by now."""
+        """Take the next tokens; whether the trace goes in circles, as far as looked at by now."""
+        self._new.extend(new)
+        if len(self._new) < LOOK_TOKENS:
+            return False
+        new, self._new = self._new, []
         self._token_ids.extend(new)
         del self._token_ids[: -(EXACT_ROUNDS + 1) * LONGEST_PERIOD]
         return self._repeats_exactly() or self._repeats_nearly(new)

@@ -1,9 +1,9 @@
 """A trace: one sample of one row, made from the token ids that an engine generated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.json_form import JsonForm
 from pipeline.policy import AnswerPass, Progress, closing_text
@@ -53,6 +53,17 @@ class Trace:
     raw: str | None = None
 
 
+class Parts(NamedTuple):
+    """What a trace's tokens say, but for its parsed answer."""
+
+    state: str
+    think: str | None
+    answer: str | None
+    think_tokens: int
+    answer_tokens: int
+    text: str | None = None
+
+
 class TraceMaker:
     """Makes traces of token ids, with a model's tokenizer and its way to close the thinking."""
 
@@ -63,7 +74,9 @@ class TraceMaker:
         answer_format: AnswerFormat = "text",
         form: JsonForm | None = None,
         raw_text: bool = True,
+        yarn_factor: float | None = None,
     ) -> None:
+        self._yarn_factor = yarn_factor
         self._tokenizer, self._think_format, self._raw_text = tokenizer, think_format, raw_text
         self._answer_format, self._form = answer_format, form
         self._close_id = tokenizer.backend_tokenizer.token_to_id(think_format.close or "")
@@ -112,17 +125,23 @@ class TraceMaker:
         made = (
             self._whole(progress, prompt) if progress.closed_at is None else self._in_two(progress)
         )
-        state, parsed = State(made.state), None
+        state, parsed = made.state, None
         if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
             parsed = parse(made.answer, self._answer_format, self._form)
             state = State.UNPARSED if parsed is None else state
-        return replace(
-            made,
-            state=state,
+        raw = None
+        if self._raw_text:
+            raw = self.text(progress.token_ids) if made.text is None else made.text
+        return Trace(
+            state,
+            sample,
+            seed,
+            attempt,
+            think=made.think,
+            answer=made.answer,
+            think_tokens=made.think_tokens,
+            answer_tokens=made.answer_tokens,
             parsed=parsed,
-            sample=sample,
-            seed=seed,
-            attempt=attempt,
             finish_reason=progress.finish_reason,
             prompt_tokens=len(prompt),
             think_foreign=foreign_share(made.think, partial(self.text, prompt)),
@@ -131,10 +150,11 @@ class TraceMaker:
             loop_retries=progress.tries,
             wasted_tokens=progress.wasted_tokens,
             carried_tokens=progress.carried,
-            raw=self.text(progress.token_ids) if self._raw_text else None,
+            yarn_factor=self._yarn_factor,
+            raw=raw,
         )
 
-    def _whole(self, progress: Progress, prompt: Sequence[int]) -> Trace:
+    def _whole(self, progress: Progress, prompt: Sequence[int]) -> Parts:
         """A trace that the model brought to its end, or to no end."""
         token_ids, finish_reason = progress.token_ids.tolist(), progress.finish_reason or ""
         close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
@@ -150,15 +170,16 @@ class TraceMaker:
             think_tokens = count_think_tokens(
                 len(token_ids), parts.think_end, len(text), close_at, length_of
             )
-        return Trace(
+        return Parts(
             state_of(parts, finish_reason),
-            think=parts.think,
-            answer=parts.answer,
-            think_tokens=think_tokens,
-            answer_tokens=len(token_ids) - think_tokens,
+            parts.think,
+            parts.answer,
+            think_tokens,
+            len(token_ids) - think_tokens,
+            text,
         )
 
-    def _in_two(self, progress: Progress) -> Trace:
+    def _in_two(self, progress: Progress) -> Parts:
         """A trace whose answer was a pass of its own; what led over to it is in neither part."""
         token_ids, at = progress.token_ids.tolist(), progress.closed_at or 0
         answer_ids = token_ids[at + progress.closing_tokens :]
@@ -171,13 +192,7 @@ class TraceMaker:
             state = state_of(Split(think, answer, at), reason)
         else:
             state = rescued_state(answer, reason == "stop", progress.closed_by == "loop")
-        return Trace(
-            state,
-            think=think,
-            answer=answer,
-            think_tokens=at,
-            answer_tokens=len(answer_ids),
-        )
+        return Parts(state, think, answer, at, len(answer_ids))
 
     def _is_opened(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt has opened the thinking."""

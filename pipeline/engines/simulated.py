@@ -15,6 +15,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ class SimulatedEngine:
         self._config, self._context_tokens = config, context_tokens
         self._tokenizer = tokenizer
         self._marker = think_format.closing
+        self._encode = lru_cache(2048)(self._token_ids)
         self._loop, self._thinking = self._encode(LOOP), list[int]()
         self._slots, self._steps = slots, Steps(config)
         self._running = asyncio.Semaphore(slots)
@@ -204,7 +206,7 @@ class SimulatedEngine:
             self._thinking = self._encode("".join(lines))
         return self._thinking[:length]
 
-    def _encode(self, text: str) -> list[int]:
+    def _token_ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.backend_tokenizer.encode(
             text, add_special_tokens=False
         ).ids

@@ -129,7 +129,7 @@ def test_counting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 def _saved(output: Path) -> dict[int, int]:
     """By row, how many tokens of its running trace are in checkpoints."""
     most: dict[int, int] = {}
-    for path in output.glob("__qwq/journal/*/*.running"):
+    for path in output.glob("__qwq/running/*/*.running"):
         try:
             data = path.read_bytes()  # at once: the file is replaced again and again
         except FileNotFoundError:

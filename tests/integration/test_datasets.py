@@ -74,6 +74,8 @@ def test_an_output_loads_as_it_is_finished_or_not(
     journal = out / BOOKKEEPING / "journal/shard-00000.00001"
     journal.mkdir(parents=True)
     part.rename(journal / "2-3.rows")
-    (journal / "1f3c.running").write_bytes(b"x")
+    running = out / BOOKKEEPING / "running/shard-00000.00001"
+    running.mkdir(parents=True)
+    (running / "1f3c.running").write_bytes(b"x")
     found = load(name, out, tmp_path / "cache-unfinished")
     assert [row["id"] for row in found["rows"]] == [0, 1, *range(4, 11)]

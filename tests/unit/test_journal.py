@@ -28,7 +28,7 @@ def test_contents_are_sorted_by_pass() -> None:
     names = [
         "a.00000.parquet", "en/b.00000.parquet", "__qwq/manifest.yaml", "__qwq/lease/00000001.yaml",
         "__qwq/journal/c.00000/0-4.rows", "__qwq/journal/c.00000/8-9.rows",
-        "__qwq/journal/c.00000/1f3c.running", "__qwq/journal/a.00000/0-4.2.rows",
+        "__qwq/running/c.00000/1f3c.running", "__qwq/journal/a.00000/0-4.2.rows",
         "__qwq/passes/00001.yaml", "__qwq/passes/00001.closed", "__qwq/passes/00002.yaml",
         "__qwq/passes/00002/en/b.00000.done",
     ]  # fmt: skip

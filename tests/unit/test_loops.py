@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.loops import EXACT_TOKENS, LoopWatch
+from pipeline.loops import EXACT_TOKENS, LOOK_TOKENS, LoopWatch
 
 Make = Callable[[random.Random], Iterator[str]]
 TOKENS = 8192
@@ -180,7 +180,7 @@ def test_every_exact_loop_is_found_wherever_its_pieces_are_cut(
     rng = random.Random(seed)
     pattern = [rng.randrange(150_000) for _ in range(period)]
     watch = LoopWatch(lambda ids: "".join(chr(0x4E00 + i % 20_000) for i in ids))
-    tokens = pattern * ((max(EXACT_TOKENS, 4 * period) + piece + 16) // period + 2)
+    tokens = pattern * ((max(EXACT_TOKENS, 4 * period) + LOOK_TOKENS + piece + 16) // period + 2)
     assert any(watch.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
 
 
