@@ -8,6 +8,7 @@ running traces have is saved at intervals, and when the actor is told to end.
 
 import asyncio
 import concurrent.futures
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,7 @@ logger = logging.getLogger(__name__)
 IDLE_RESTARTS = 4
 CLOSE_SECONDS = 10
 SAVE_SECONDS = 25
+GARBAGE_AT = 50_000  # new objects; Python looks at every 700, which took a quarter of the time
 ORIGIN = (PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN)
 RowKey = tuple[str, int]
 
@@ -135,6 +137,9 @@ class EngineActor:
             self._maker.is_closed,
             self._maker.answer_pass,
         )
+        gc.collect()
+        gc.freeze()  # what is there by now stays
+        gc.set_threshold(GARBAGE_AT)
 
     def _json_form(self) -> JsonForm | None:
         try:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from pipeline.templates import fill
 ROLES = ("system", "user", "assistant", "tool")
 # A private-use character of Unicode's last plane, which no message may hold.
 MARK = "\U0010fffd"
+SHORT_PIECE = 32  # characters; as what a template puts between its control tokens
 
 Message = dict[str, Any]
 
@@ -128,6 +129,7 @@ class PromptRenderer:
         core.update(added_tokens=[], truncation=None, padding=None)
         self._plain = Tokenizer.from_str(json.dumps(core))
         self._added_ids = added
+        self._short_ids = lru_cache(1024)(self._plain_ids)
         self._added = _any_of(name for name in added if len(name) > 1)
         # What an assistant said keeps its think tags: the template looks for them.
         self._spoken = _any_of(n for n in added if len(n) > 1 and n not in think_format.tags)
@@ -162,15 +164,18 @@ class PromptRenderer:
     def _encode(self, marked: str) -> list[int]:
         """Token ids of ``marked``: added tokens where they stand whole, text for the rest."""
         if self._added is None:
-            ids: list[int] = self._plain.encode(marked, add_special_tokens=False).ids
-            return ids
-        ids = []
+            return self._plain_ids(marked)
+        ids = list[int]()
         for i, piece in enumerate(self._added.split(marked)):
             if i % 2:
                 ids.append(self._added_ids[piece])
             elif piece:
                 plain = piece.replace(MARK, "")
-                ids.extend(self._plain.encode(plain, add_special_tokens=False).ids)
+                ids += (self._short_ids if len(plain) <= SHORT_PIECE else self._plain_ids)(plain)
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def _check_length(self, prompt: Prompt) -> None:
