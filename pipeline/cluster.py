@@ -24,6 +24,7 @@ CLOSE_SECONDS = 30
 # The slowest trace that must not be taken for a stand-still, and the time to load a model.
 SLOWEST_TOKENS_PER_SECOND = 5
 LOAD_SECONDS = 3600
+BLOCKS_AT_ONCE = 64
 
 
 @contextmanager
@@ -114,6 +115,9 @@ def configure_ray_data(config: RunConfig) -> None:
     context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # a thread for each block
     context.raise_original_map_exception = True
+    # The driver takes so many blocks of a task ten times a second. Ray's own two keep engines
+    # waiting, above some ten blocks a second.
+    context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AT_ONCE
     # A block's output is cut in two above one and a half times this, and a row's samples with it.
     context.target_max_block_size = 2**30
     # An actor that replaces another would want places of its own, which the other's still hold.
