@@ -176,7 +176,7 @@ def _from_journal(
     ]  # fmt: skip
     wanted, found = pa.array(rows, pa.int64()), [schema.empty_table()]
     try:
-        for table in fragment_tables(entries, extent.start, ledger.store.read):
+        for table in fragment_tables(entries, extent.start, ledger.store.read_all):
             found.append(conform(table, schema).filter(pc.is_in(table[ROW_COLUMN], wanted)))
     except FileNotFoundError:  # the part has been finished, and they were removed
         pass

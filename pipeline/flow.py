@@ -45,7 +45,7 @@ from pipeline.storage import Storage, check_reachable
 from pipeline.telemetry import start_board
 
 # Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
-TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 65_536, 256, 8
+TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 60_000, 256, 8
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class Ledger:
         if any(True for _ in missing(extent.start, extent.stop, covered)):
             return False
         try:
-            tables = fragment_tables(fragments, extent.start, self.store.read)
+            tables = fragment_tables(fragments, extent.start, self.store.read_all)
             if copies is not None:
                 tables = interleaved(tables, copies)
             if work.number == 0:

@@ -21,18 +21,20 @@ TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_toke
 # A row group of a part: large enough to read well, small enough to hold in memory.
 GROUP_ROWS, GROUP_BYTES = 1024, 64 * 2**20
 
-Read = Callable[[str], bytes]
+ReadAll = Callable[[Iterable[str]], Iterable[bytes]]
 
 
-def fragment_tables(entries: Iterable[Entry], start: int, read: Read) -> Iterator[pa.Table]:
+def fragment_tables(entries: Iterable[Entry], start: int, read: ReadAll) -> Iterator[pa.Table]:
     """The rows of fragments in order, each once whatever overlaps; with their row numbers."""
-    next_row = start
+    firsts, names = [start], []
     for entry in sorted(entries, key=lambda entry: entry.rows or (0, 0)):
         assert entry.rows is not None
-        if entry.rows[1] > next_row:
-            table = pq.read_table(BytesIO(read(entry.file.name)))
-            yield table.filter(pc.greater_equal(table[ROW_COLUMN], next_row))
-            next_row = entry.rows[1]
+        if entry.rows[1] > firsts[-1]:
+            names.append(entry.file.name)
+            firsts.append(entry.rows[1])
+    for data, first in zip(read(names), firsts, strict=False):  # the last is where rows end
+        table = pq.read_table(BytesIO(data))
+        yield table.filter(pc.greater_equal(table[ROW_COLUMN], first))
 
 
 def interleaved(tables: Iterable[pa.Table], more: pa.Table) -> Iterator[pa.Table]:

@@ -294,7 +294,7 @@ class EngineConfig(Section):
     )
     block_rows: Annotated[int, Field(ge=1)] | None = Field(
         None, description="rows that become durable at once; None: as many as sampling.max_tokens "
-        "lets make 65,536 tokens, 256 at most"
+        "lets make 60,000 tokens, 256 at most"
     )  # fmt: skip
     rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
         None, description="rows at one engine at a time; None: as many as keep its slots "

@@ -200,7 +200,7 @@ def _hidden(name: str) -> bool:
 
 def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
     try:
-        with store.open(info.name) as file:
+        with store.open(info.name, info.size) as file:
             return pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
         raise InputError(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import jobs.bench
-from jobs.bench import engines, overhead, queues, scale, tails
+from jobs.bench import engines, overhead, queues, scale, start, tails
 from pipeline.cli import exit_with
 
 
@@ -41,8 +41,15 @@ def main() -> None:
     sub = commands.add_parser("overhead", help="an engine that answers at once")
     sub.add_argument("--rows", type=int, default=10_000, help="of the smaller of two runs")
     sub.add_argument("--tokens", type=int, default=128, help="of a trace, in the median")
-    sub.add_argument("--replicas", type=int, default=1)
+    sub.add_argument("--replicas", type=int, default=2)
+    sub.add_argument("--runs", type=int, default=3)
     sub.set_defaults(main=overhead.main)
+
+    sub = commands.add_parser("start", help="from the command to the first token")
+    sub.add_argument("--replicas", type=int, default=1)
+    sub.add_argument("--runs", type=int, default=3)
+    sub.add_argument("--measure", help=argparse.SUPPRESS)
+    sub.set_defaults(main=start.main)
 
     sub = commands.add_parser("scale", help="ten million rows: to plan, and to go on")
     sub.add_argument("--at", help="a folder of any storage; without it, below --out")

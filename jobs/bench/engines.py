@@ -2,6 +2,7 @@
 
     python -m jobs.bench engines --setting small --runs 5
     python -m jobs.bench engines --setting engine-bound --systems raw,ours
+    python -m jobs.bench engines --setting qwq-32b             # wants a GPU of 80 GB or more
 
 Whole processes, one after the other in turn, from start to exit: the same prompts, model, engine
 arguments and sampling. Tokens are those that the engine counts. A row is durable when it is in a
@@ -36,6 +37,13 @@ WIDE = {
     "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 8,
     "num_attention_heads": 10, "num_key_value_heads": 2,
 }  # fmt: skip
+# QwQ-32B's own config.json (Qwen/QwQ-32B at the Hugging Face hub).
+QWQ_32B = {
+    "hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64,
+    "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 152_064,
+    "max_position_embeddings": 40_960, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    "rope_parameters": {"rope_theta": 1_000_000.0, "rope_type": "default"}, "dtype": "bfloat16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Setting:
     rows: int
     max_tokens: int
     slots: int
-    shape: Mapping[str, int] | None = None
+    shape: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
 
@@ -53,6 +61,14 @@ class Setting:
 SETTINGS = {
     "small": Setting(4096, 512, 256),
     "engine-bound": Setting(1024, 128, 64, WIDE),
+    "qwq-32b": Setting(
+        2048,
+        2048,
+        256,
+        QWQ_32B,
+        {"enforce_eager": False, "enable_chunked_prefill": True, "max_model_len": 8192},
+        "gpu",
+    ),
 }
 
 
@@ -124,13 +140,21 @@ class Bench:
         spec = self._folder / "spec.json"
         given = {
             "prompts": str(self._prompts.resolve()), "output": str(output.resolve()),
-            "model": self._model, "engine": self._engine, "sampling": self._sampling(), **more,
+            "model": self._model, "engine": self._engine, "sampling": self._sampling(),
+            "device": self._setting.device, **more,
         }  # fmt: skip
         spec.write_text(json.dumps(given))
         command = [sys.executable, "-m", f"jobs.bench.peers.{module}", str(spec)]
         return command, FileRows(output).count, lambda: _sum(output, ["output_tokens"])
 
     def _ours(self, output: Path) -> "Ready":
+        command = [sys.executable, "-m", "pipeline", "run", str(self.config(output))]
+        tokens = ["think_tokens", "answer_tokens"]
+        return command, LedgerRows(output).count, lambda: _sum(output, tokens)
+
+    def config(self, output: Path) -> Path:
+        """Our configuration, in a file; what an earlier run left in ``output`` is removed."""
+        shutil.rmtree(output, ignore_errors=True)
         config = {
             "input": {"path": str(self._prompts)},
             "output": {"path": str(output)},
@@ -141,9 +165,7 @@ class Bench:
         }
         path = self._folder / "ours.yaml"
         path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "pipeline", "run", str(path)]
-        tokens = ["think_tokens", "answer_tokens"]
-        return command, LedgerRows(output).count, lambda: _sum(output, tokens)
+        return path
 
     def _run_batch(self, output: Path) -> "Ready":
         requests, results = self._folder / "requests.jsonl", output / "results.jsonl"
@@ -265,7 +287,7 @@ def main(args: argparse.Namespace, folder: Path) -> None:
         keep(folder, name, table(results, setting.rows), figures)
 
 
-def _wider(model: Path, folder: Path, shape: Mapping[str, int]) -> Path:
+def _wider(model: Path, folder: Path, shape: Mapping[str, Any]) -> Path:
     """The built-in model's files with a config of another shape, and no weights."""
     folder.mkdir(exist_ok=True)
     for file in model.iterdir():

@@ -135,8 +135,8 @@ def draw(rows: int, seed: int) -> tuple[list[int], list[float]]:
 
 WAYS: dict[str, Way] = {
     **{f"blocks of {n}": Way(n, waves(n)) for n in (1, 2, 4, 16, 64)},
-    "blocks of 2, queued rows stolen": Way(2, waves(2), steals=True),
-    "blocks of 2, lengths guessed": Way(2, waves(2), ordered=True),
+    "blocks of 1, queued rows stolen": Way(1, waves(1), steals=True),
+    "blocks of 1, lengths guessed": Way(1, waves(1), ordered=True),
     "blocks of 16, rows in flight = slots": Way(16, 1),
     "blocks of 16, four times that": Way(16, 4),
 }

@@ -11,9 +11,10 @@ from pipeline.flow import concurrency
 @pytest.mark.parametrize(
     ("sampling", "engine", "samples", "rows", "expected"),
     [
-        ({}, {}, 1, 5000, (2, 64)),  # QwQ's 32,768 tokens: two waves of 64 slots
+        ({}, {}, 1, 5000, (1, 80)),  # QwQ's 32,768 tokens: 64 slots and some that wait
         ({}, {}, 64, 5000, (1, 2)),  # the samples of one row fill all slots
-        ({"max_tokens": 2048}, {}, 1, 240, (30, 11)),  # eight blocks for the engine
+        ({"max_tokens": 16_384}, {}, 1, 5000, (3, 53)),
+        ({"max_tokens": 2048}, {}, 1, 240, (29, 11)),  # eight blocks for the engine
         ({"max_tokens": 64}, {"replicas": 4}, 1, 10**6, (256, 2)),
         ({}, {}, 1, 5, (1, 80)),
         ({}, {"block_rows": 16}, 1, 5000, (16, 17)),

@@ -44,6 +44,17 @@ def test_put_list_read_delete(store: Storage) -> None:
     assert names(store) == []
 
 
+def test_many_are_read_in_order_and_removed(store: Storage) -> None:
+    files = {f"a/{i}": str(i).encode() for i in range(50)}
+    for name, data in files.items():
+        store.put(name, data)
+    assert list(store.read_all(files)) == list(files.values())
+    with pytest.raises(FileNotFoundError):
+        list(store.read_all([*files, "a/none"]))
+    store.delete([*files, "a/none"])
+    assert names(store) == []
+
+
 def test_tag_changes_with_the_content(store: Storage) -> None:
     store.put("a", b"one")
     [before] = store.files()

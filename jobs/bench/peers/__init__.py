@@ -1,7 +1,8 @@
 """The same job by other means, each a program of its own: ``python -m jobs.bench.peers.raw SPEC``.
 
 ``SPEC`` is a JSON file: ``prompts`` (a folder of Parquet files with a ``prompt``), ``output``,
-``model``, ``engine`` (vLLM's arguments), ``sampling`` (vLLM's ``SamplingParams``), ``seeded``.
+``model``, ``engine`` (vLLM's arguments), ``sampling`` (vLLM's ``SamplingParams``), ``seeded``,
+``device``.
 """
 
 import json

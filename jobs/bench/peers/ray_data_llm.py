@@ -45,7 +45,7 @@ def main() -> None:
         batch_size=batch,
         max_concurrent_batches=max(8, 4 * slots // batch if small else 0),
         accelerator_type=None,
-        placement_group_config={"bundles": [{"CPU": 1}]},
+        placement_group_config={"bundles": [{given["device"].upper(): 1}]},
         log_engine_metrics=False,
     )
     rows = ray.data.read_parquet(given["prompts"])

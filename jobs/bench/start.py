@@ -1,0 +1,117 @@
+"""From the command to the first token and to the exit, and what of it is whose.
+
+    python -m jobs.bench start
+
+A few short rows, by the small model: what a run spends besides its rows. Beside it vLLM by itself,
+a process that loads the model, generates the same rows and ends.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import ray
+import yaml
+
+from jobs.bench.engines import Bench, Setting
+from jobs.bench.tables import keep, markdown, spread
+from pipeline import flow
+from pipeline.config import RunConfig, load_config
+
+ROWS, MAX_TOKENS, SLOTS = 8, 64, 64
+POLL_SECONDS = 0.05
+# What is told of a run, in order: by which name, and what has happened by then.
+MARKS = {
+    "imported": "Python has started, all is imported",
+    "prepared": "config, shards and output are checked",
+    "planned": "Ray is up, the plan is made",
+    "first_engine": "an engine is ready",
+    "all_engines": "all engines are ready",
+    "first_token": "the first tokens are there",
+    "written": "all rows are written, engines have shut down",
+    "exit": "the process has ended",
+}
+
+
+def measure(path: str) -> dict[str, float]:
+    """Run a config in this process; seconds since its start, by `MARKS`."""
+    begun = psutil.Process().create_time()
+    marks: dict[str, float] = {}
+
+    def mark(name: str) -> None:
+        marks.setdefault(name, time.time() - begun)
+
+    mark("imported")
+    config = load_config(path)
+    prepare = flow.prepare
+
+    def prepared(config: RunConfig, may_change: Sequence[str] = ()) -> flow.Job:
+        job = prepare(config, may_change)
+        mark("prepared")
+        return job
+
+    @contextmanager
+    def watch(board: Any, rows: int, lane: str) -> Iterator[None]:  # noqa: ARG001
+        mark("planned")
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(POLL_SECONDS):
+                snapshot = ray.get(board.snapshot.remote())
+                if snapshot.engines:
+                    mark("first_engine")
+                if snapshot.engines >= config.engine.replicas:
+                    mark("all_engines")
+                if snapshot.totals.spent_tokens:
+                    mark("first_token")
+                    return
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join()
+        mark("written")
+
+    flow.prepare = prepared
+    flow.run(config, watch)
+    return marks
+
+
+def main(args: argparse.Namespace, folder: Path) -> None:
+    """Measure some runs; print what each step took."""
+    if args.measure:
+        print(json.dumps(measure(args.measure)))
+        return
+    bench, found, raw = Bench(Setting(ROWS, MAX_TOKENS, SLOTS), folder / "start"), [], []
+    for _ in range(args.runs):
+        path = bench.config(folder / "start" / "output")
+        config = yaml.safe_load(path.read_text())
+        config["engine"]["replicas"] = args.replicas
+        path.write_text(yaml.safe_dump(config))
+        started = time.monotonic()
+        command = [sys.executable, "-m", "jobs.bench", "start", "--measure", str(path)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)  # noqa: S603 (our own)
+        marks = json.loads(done.stdout.splitlines()[-1])
+        found.append({**marks, "exit": time.monotonic() - started})
+        raw.append(bench.run("raw").seconds)
+        print(found[-1], raw[-1], file=sys.stderr)
+    lines, before = list[list[str]](), [0.0] * len(found)
+    for name, what in MARKS.items():
+        at = [marks[name] for marks in found]
+        took = [now - then for now, then in zip(at, before, strict=True)]
+        lines.append([what, spread(at, ".1f"), spread(took, ".1f")])
+        before = at
+    lines.append(["vLLM by itself, start to exit", spread(raw, ".1f"), ""])
+    head = [f"{args.replicas} engines, {ROWS} rows", "at, s", "took, s"]
+    keep(folder, "start", markdown(head, lines), {"ours": found, "raw": raw})
