@@ -98,17 +98,8 @@ class Storage:
         return self.root if self.is_local else self.url
 
     def _local_infos(self, paths: Iterable[Path]) -> list[FileInfo]:
-        """The files (links to files too) among ``paths``; drafts and those just gone are none."""
-        infos = []
-        for path in paths:
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            if S_ISREG(stat.st_mode) and not path.name.endswith(DRAFT):
-                name = path.relative_to(self.root).as_posix()
-                infos.append(FileInfo(name, stat.st_size, str(stat.st_mtime_ns)))
-        return sorted(infos, key=lambda info: info.name)
+        found = (_local_info(path, path.relative_to(self.root).as_posix()) for path in paths)
+        return sorted((info for info in found if info), key=attrgetter("name"))
 
     def _walk(self, folder: str) -> Iterator[FileInfo]:
         """All local files below ``folder``: there can be thousands, so with no more than a stat."""
@@ -120,13 +111,8 @@ class Storage:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(prefix + entry.name)
-            elif not entry.name.endswith(DRAFT):
-                try:
-                    stat = entry.stat()
-                except FileNotFoundError:
-                    continue
-                if S_ISREG(stat.st_mode):
-                    yield FileInfo(prefix + entry.name, stat.st_size, str(stat.st_mtime_ns))
+            elif info := _local_info(entry, prefix + entry.name):
+                yield info
 
     def _infos(self, found: dict[str, dict[str, Any]]) -> list[FileInfo]:
         prefix = self.root.rstrip("/") + "/"
@@ -297,6 +283,17 @@ def _options(url: str, attempts: int) -> dict[str, Any]:
         "read_timeout": 60,
     }
     return {"config_kwargs": client, "use_listings_cache": False}
+
+
+def _local_info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
+    """Of a file, or a link to one; None for drafts and what is just gone."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    if not S_ISREG(stat.st_mode) or name.endswith(DRAFT):
+        return None
+    return FileInfo(name, stat.st_size, str(stat.st_mtime_ns))
 
 
 def _is_s3(url: str) -> bool:

@@ -48,14 +48,18 @@ def kills(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[RayCluster]:
-    """One cluster for all cases; it does not stay behind when the tests are told to end."""
+def told_to_end() -> Iterator[None]:
+    """Tests that are told to end do so in order, so that no cluster stays behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with ray_cluster() as cluster:
-            yield cluster
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="package")
+def cluster(told_to_end: None) -> Iterator[RayCluster]:
+    """One cluster for all cases."""
+    with ray_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

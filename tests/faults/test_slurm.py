@@ -1,7 +1,6 @@
 """The batch script on a real Slurm: its nodes are lost, its time runs out, it is cancelled."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,14 +37,10 @@ pytestmark = [
 
 
 @pytest.fixture
-def slurm() -> Iterator[Slurm]:
-    """A cluster for one case; it does not stay behind when the tests are told to end."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with slurm_cluster() as cluster:
-            yield cluster
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def slurm(told_to_end: None) -> Iterator[Slurm]:
+    """A cluster for one case."""
+    with slurm_cluster() as cluster:
+        yield cluster
 
 
 def test_job_goes_on_after_its_notice_and_after_the_loss_of_its_first_node(
