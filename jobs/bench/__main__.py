@@ -24,6 +24,8 @@ def main() -> None:
     sub.add_argument("--runs", type=int, default=5)
     sub.add_argument("--rows", type=int, help="instead of the setting's")
     sub.add_argument("--systems", default="raw,ours,ray.data.llm,ray.data.llm-small,run-batch")
+    sub.add_argument("--add", action="store_true", help="to the runs that are there")
+    sub.add_argument("--kill", action="store_true", help="each in the middle, after such runs")
     sub.set_defaults(main=engines.main)
 
     sub = commands.add_parser("tails", help="how full simulated GPU engines are kept")

@@ -1,6 +1,7 @@
 """The same rows by vLLM itself, by this pipeline, by ray.data.llm and by vLLM's run-batch.
 
     python -m jobs.bench engines --setting small --runs 5
+    python -m jobs.bench engines --setting small --kill        # then: each killed at half time
     python -m jobs.bench engines --setting engine-bound --systems raw,ours
     python -m jobs.bench engines --setting qwq-32b             # wants a GPU of 80 GB or more
 
@@ -16,7 +17,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ class Result:
     durable_half: int
 
 
+@dataclass
+class Killed:
+    """One run that was killed, the rows that it had kept, and how long the next start took."""
+
+    system: str
+    killed_after: float
+    kept: int
+    seconds: float
+
+
 class Bench:
     """One setting, ready to be run by each system in a folder."""
 
@@ -109,15 +120,27 @@ class Bench:
 
     def run(self, system: str) -> Result:
         """Let one system do all rows."""
-        output = self._folder / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        command, count, tokens = self._systems()[system](output)
-        log = self._folder / f"{system}.log"
-        measured = run(command, log, count)
+        command, count, tokens = self._ready(system)
+        measured = run(command, self._folder / f"{system}.log", count)
         half = measured.durable_at(measured.seconds / 2)
         return Result(
             system, measured.seconds, tokens(), measured.peak_bytes, measured.first_durable, half
         )
+
+    def killed(self, system: str, after: float) -> Killed:
+        """Kill a system in the middle and start it again; its output goes, but where it goes on."""
+        command, count, _ = self._ready(system)
+        log = self._folder / f"{system}-killed.log"
+        first = run(command, log, count, kill_after=after)
+        kept = first.durable[-1][1] if system == "ours" else 0
+        if system != "ours":
+            command, count, _ = self._ready(system)
+        return Killed(system, first.seconds, kept, run(command, log, count).seconds)
+
+    def _ready(self, system: str) -> "Ready":
+        output = self._folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        return self._systems()[system](output)
 
     def _systems(self) -> dict[str, Callable[[Path], "Ready"]]:
         return {
@@ -153,8 +176,7 @@ class Bench:
         return command, LedgerRows(output).count, lambda: _sum(output, tokens)
 
     def config(self, output: Path) -> Path:
-        """Our configuration, in a file; what an earlier run left in ``output`` is removed."""
-        shutil.rmtree(output, ignore_errors=True)
+        """Our configuration, in a file."""
         config = {
             "input": {"path": str(self._prompts)},
             "output": {"path": str(output)},
@@ -271,20 +293,54 @@ def table(results: Sequence[Result], rows: int) -> str:
     return markdown(head, lines)
 
 
+def killed_table(results: Sequence[Result], killed: Sequence[Killed], rows: int) -> str:
+    """What a kill at half time costs, by system."""
+    lines = []
+    for one in killed:
+        whole = statistics.median(r.seconds for r in results if r.system == one.system)
+        both = one.killed_after + one.seconds
+        cells = [f"{one.killed_after:,.0f}", f"{one.kept / rows:.0%}", f"{both:,.0f}"]
+        lines.append([one.system, *cells, f"{both / whole:.2f}"])
+    head = [
+        f"{rows:,} rows", "killed after, s", "rows kept", "seconds, both starts",
+        "× not killed",
+    ]  # fmt: skip
+    return markdown(head, lines)
+
+
 def main(args: argparse.Namespace, folder: Path) -> None:
     """Run all systems in turn, so often; print the table after each round."""
     setting = SETTINGS[args.setting]
     if args.rows:
-        setting = Setting(**{**asdict(setting), "rows": args.rows})
+        setting = replace(setting, rows=args.rows)
     name = f"engines-{args.setting}-{setting.rows}"
-    bench, results = Bench(setting, folder / name), list[Result]()
-    for number in range(args.runs):
-        for system in args.systems.split(","):
+    bench, systems = Bench(setting, folder / name), args.systems.split(",")
+    results, killed = earlier(folder / f"{name}.json") if args.add or args.kill else ([], [])
+
+    def show() -> None:
+        figures = {"results": [asdict(r) for r in results], "killed": [asdict(k) for k in killed]}
+        tables = table(results, setting.rows)
+        if killed:
+            tables += f"\n\n{killed_table(results, killed, setting.rows)}"
+        keep(folder, name, tables, {"setting": asdict(setting), **figures})
+
+    for system in systems if args.kill else []:
+        whole = statistics.median(r.seconds for r in results if r.system == system)
+        killed.append(bench.killed(system, whole / 2))
+        print(killed[-1], file=sys.stderr)
+        show()
+    for number in range(0 if args.kill else args.runs):
+        for system in systems:
             print(f"run {number + 1}: {system}", file=sys.stderr)
             results.append(bench.run(system))
             print(results[-1], file=sys.stderr)
-        figures = {"setting": asdict(setting), "results": [asdict(r) for r in results]}
-        keep(folder, name, table(results, setting.rows), figures)
+        show()
+
+
+def earlier(path: Path) -> tuple[list[Result], list[Killed]]:
+    """What an earlier call has measured."""
+    found = json.loads(path.read_text())
+    return [Result(**r) for r in found["results"]], [Killed(**k) for k in found.get("killed", [])]
 
 
 def _wider(model: Path, folder: Path, shape: Mapping[str, Any]) -> Path:

@@ -52,8 +52,9 @@ def run(
     command: Sequence[str],
     log: Path,
     rows_durable: Callable[[], int],
+    kill_after: float | None = None,
 ) -> Measured:
-    """Run ``command`` to its end; of one that is broken off nothing stays behind."""
+    """Run ``command`` to its end, or kill it ``kill_after`` seconds; none of it stays behind."""
     found, started = Measured(), time.monotonic()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:
@@ -66,7 +67,12 @@ def run(
         )
         watcher.start()
         try:
-            code = process.wait()
+            code = process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            for victim in _tree(process.pid):
+                _kill(victim)
+            code = 0
+            process.wait()
         except BaseException:
             for victim in _tree(process.pid):
                 _kill(victim)

@@ -1,0 +1,48 @@
+"""The benchmarks' own arithmetic: what they compute and how they show it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from jobs.bench.engines import Killed, Result, earlier, killed_table, table
+from jobs.bench.queues import SLOTS, Way, draw, efficiency
+from jobs.bench.tails import elapsed
+
+RESULTS = [
+    Result("raw", seconds, 1000, 2**30, seconds - 1, 0) for seconds in (90.0, 110.0, 100.0)
+] + [Result("ours", 120, 1200, 2**31, 30, 40)]
+KILLED = [Killed("ours", 60, 40, 66)]
+
+
+def test_times_are_medians_beside_raw_vllm() -> None:
+    lines = table(RESULTS, 100).splitlines()
+    assert lines[2].startswith("| raw | 100 (90–110) | 1.00 | 10 (9–11) |")
+    assert lines[3].startswith("| ours | 120 | 1.20 | 10 | 30 | 40% | 2.0 |")
+    assert killed_table(RESULTS, KILLED, 100).splitlines()[2] == "| ours | 60 | 40% | 126 | 1.05 |"
+
+
+def test_earlier_runs_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "engines.json"
+    figures = {"results": [asdict(r) for r in RESULTS], "killed": [asdict(k) for k in KILLED]}
+    path.write_text(json.dumps(figures))
+    assert earlier(path) == (RESULTS, KILLED)
+
+
+def test_no_way_beats_the_bound_and_known_lengths_come_near() -> None:
+    lengths, _ = draw(1000, seed=0)
+    shares = {way: efficiency(lengths, lengths, 2, way) for way in (Way(1, 1.25), Way(16, 1))}
+    known = efficiency(lengths, lengths, 2, Way(1, 1.25, ordered=True))
+    assert shares[Way(16, 1)] < shares[Way(1, 1.25)] < known <= 1
+    assert known > 0.97
+    one_each = efficiency([1000] * SLOTS, [1000] * SLOTS, 1, Way(1, 1.25))
+    assert one_each == pytest.approx(1)
+
+
+def test_time_begins_when_slots_are_filled(tmp_path: Path) -> None:
+    steps = [("a", 0, 5), ("b", 2, 8), ("c", 5, 9), ("a", 0, 4)]
+    log = tmp_path / "steps.jsonl"
+    lines = [json.dumps({"id": name, "begun": begun, "at": at}) for name, begun, at in steps]
+    log.write_text("\n".join(lines))
+    assert elapsed(log, slots=2) == (8, 4 + 6 + 4)
