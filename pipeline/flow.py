@@ -93,7 +93,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     check_engine_args(config.engine.vllm)
     for url in (config.input.path, config.output.path):
         check_reachable(url)
-    shards, prompts = find_shards(config.input.path)
+    ledger = Ledger(Storage(config.output.path))
+    shards, prompts = find_shards(config.input.path, ledger.known_shards())
     wanted = config.input
     columns = prompt_columns(
         prompts,
@@ -114,7 +115,6 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> Job:
     traces = output_schema(prompts, config.output.rename, config.output.raw_text)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
-    ledger = Ledger(Storage(config.output.path))
     refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)
@@ -151,7 +151,7 @@ def run(config: RunConfig, watch: Watch = unwatched, limits: Limits | None = Non
     job, watch = prepare(config), limits.counted(watch)
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
-        job.ledger.record_shards(job.shards)
+        job.ledger.record_shards(job.shards, job.prompts)
         for work in passes.to_run(job.ledger, config.policy.n):
             carry_out(job, work, watch, stop)
     return summarize(job.ledger.store, job.parts, config.policy.n, config.policy.agree)

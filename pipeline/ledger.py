@@ -5,6 +5,7 @@ can be repeated: rows that are durable are not written again, fragments that ove
 by row, a part written twice holds the same rows.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
@@ -34,7 +35,7 @@ from pipeline.journal import (
     runs,
 )
 from pipeline.merge import fragment_tables, interleaved, part_metadata, with_updates, write_part
-from pipeline.plan import Pass, Shard, missing
+from pipeline.plan import KnownShards, Pass, Shard, missing
 from pipeline.schema import (
     ORIGIN_COLUMNS,
     PART_COLUMN,
@@ -46,6 +47,7 @@ from pipeline.schema import (
 from pipeline.storage import Storage
 
 SAMPLES, AGREE = "sampling.n", "sampling.agree"
+SCHEMA = "schema"  # beside names of shards, which end in .parquet
 
 
 class Ledger:
@@ -108,7 +110,7 @@ class Ledger:
 
     def check_shards(self, shards: Iterable[Shard]) -> None:
         """Raise `OutputError` if a shard is not what it was when rows of it were first planned."""
-        known = self._read_yaml(SHARDS) or {}
+        known = self.known_shards().identities
         changed = [
             f"  {shard.name}: " + ", ".join(f"{key} {was}, now {shard.identity.get(key)}"
             for key, was in known[shard.name].items() if shard.identity.get(key) != was)
@@ -125,10 +127,22 @@ class Ledger:
                 f"{self.store.path(SHARDS)}"
             )
 
-    def record_shards(self, shards: Iterable[Shard]) -> None:
-        """Note what the shards are now, for `check_shards` of later runs."""
+    def known_shards(self) -> KnownShards:
+        """The shards as they were when rows of them were first planned."""
+        found = self._read_yaml(SHARDS) or {}
+        schema = found.pop(SCHEMA, None)
+        if schema is not None:
+            schema = pa.ipc.read_schema(pa.py_buffer(b64decode(schema)))
+        return KnownShards(found, schema)
+
+    def record_shards(self, shards: Iterable[Shard], schema: pa.Schema) -> None:
+        """Note what the shards are now, and the schema that all fit, for later runs."""
         known = self._read_yaml(SHARDS) or {}
-        wanted = {**known, **{shard.name: shard.identity for shard in shards}}
+        wanted = {
+            SCHEMA: b64encode(schema.serialize()).decode(),
+            **{name: identity for name, identity in known.items() if name != SCHEMA},
+            **{shard.name: shard.identity for shard in shards},
+        }
         if wanted != known:
             self.store.put(SHARDS, _yaml(wanted, flow=None))
 

@@ -31,6 +31,23 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class KnownShards:
+    """The shards that a run has seen before, by name, as their `Shard.identity`."""
+
+    identities: Mapping[str, Mapping[str, Any]]
+    schema: Any = None  # an Arrow schema that all of them fit
+
+    def rows_of(self, info: Any) -> int | None:
+        """How many rows a listed file has, if it is as it was."""
+        found = {} if self.schema is None else self.identities.get(info.name, {})
+        same = found.get("size") == info.size and found.get("tag") == info.tag
+        return int(found["rows"]) if same else None
+
+
+NONE_KNOWN = KnownShards({})
+
+
+@dataclass(frozen=True)
 class Part:
     """Rows ``start`` to ``stop`` (exclusive) of ``shard``: one file of the output."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from itertools import groupby
 from typing import Any
 
@@ -15,10 +16,12 @@ from ray.data.datasource import ReadTask
 from pipeline.errors import InputError
 from pipeline.journal import Extent
 from pipeline.order import Lengths, longest_first
-from pipeline.plan import PARQUET, Range, Shard, bundles
+from pipeline.plan import NONE_KNOWN, PARQUET, KnownShards, Range, Shard, bundles
 from pipeline.schema import ORIGIN_COLUMNS, ORIGIN_FIELDS, conform, unify, with_origin
 from pipeline.storage import FileInfo, Storage
 
+# Of a file's end: enough for nearly all footers, and little to fetch.
+FOOTER_BYTES = 65_536
 FOOTER_THREADS = 32
 # One read task's rows. Small enough to start soon; large enough that a shard's big row groups
 # are not fetched again for every few rows.
@@ -26,8 +29,10 @@ ROWS_A_READ_TASK = 32_768
 ROWS_A_BATCH = 1024
 
 
-def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
+def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> tuple[list[Shard], pa.Schema]:
     """The Parquet files at ``url`` (folder, file or glob), by name, and the schema all fit.
+
+    Of those ``known`` that a listing shows unchanged no footer is read.
 
     Files and folders that begin with ``_`` or ``.`` are left out, as all Parquet readers do.
     Raises `InputError` if there are none or one can't be read.
@@ -35,13 +40,17 @@ def find_shards(url: str) -> tuple[list[Shard], pa.Schema]:
     store, files = find_files(url, PARQUET)
     if not files:
         raise InputError(f"input.path {url}: no Parquet files there")
+    rows = {info.name: known.rows_of(info) for info in files}
+    new = [info for info in files if rows[info.name] is None]
+    schemas = [] if known.schema is None else [("what the other shards have", known.schema)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(partial(_footer, store), files))
+        for info, footer in zip(new, pool.map(partial(_footer, store), new), strict=True):
+            rows[info.name] = footer.num_rows
+            schemas.append((info.name, footer.schema.to_arrow_schema()))
     shards = [
-        Shard(info.name, store.path(info.name), footer.num_rows, info.size, info.tag)
-        for info, footer in zip(files, footers, strict=True)
+        Shard(info.name, store.path(info.name), rows[info.name] or 0, info.size, info.tag)
+        for info in files
     ]
-    schemas = ((s.name, f.schema.to_arrow_schema()) for s, f in zip(shards, footers, strict=True))
     return shards, unify(schemas)
 
 
@@ -200,8 +209,11 @@ def _hidden(name: str) -> bool:
 
 def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
     try:
-        with store.open(info.name, info.size) as file:
-            return pq.read_metadata(file)
+        end = store.read_end(info, FOOTER_BYTES)
+        size = int.from_bytes(end[-8:-4], "little") + 8  # by the format: length, then PAR1
+        if size > len(end):
+            end = store.read_end(info, size)
+        return pq.read_metadata(BytesIO(end))
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{store.path(info.name)} is not a readable Parquet file: {error}"

@@ -200,11 +200,19 @@ class Storage:
         with self._errors("delete"), ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             list(pool.map(remove, names))
 
-    def open(self, name: str, size: int | None = None) -> Any:
-        """A seekable binary file for reading; its ``size``, where known, saves S3 a request."""
-        known = {"size": size} if size is not None and _is_s3(self.url) else {}
+    def open(self, name: str) -> Any:
+        """A seekable binary file for reading."""
         with self._errors("read"):
-            return self.fs.open(self.path(name), "rb", **known)
+            return self.fs.open(self.path(name), "rb")
+
+    def read_end(self, info: FileInfo, count: int) -> bytes:
+        """The last ``count`` bytes of a file that has been listed, or all; in one request."""
+        with self._errors("read"):
+            start = max(0, info.size - count)
+            if not info.size:  # S3 knows no empty range
+                return b""
+            data: bytes = self.fs.cat_file(self.path(info.name), start=start, end=info.size)
+            return data
 
     def prune(self, folder: str) -> None:
         """Remove ``folder`` and its empty subfolders where folders are real (local disks)."""
@@ -275,7 +283,7 @@ def check_reachable(url: str) -> None:
 
 def _options(url: str, attempts: int) -> dict[str, Any]:
     """What s3fs is told of us; other filesystems are left as they are."""
-    if not _is_s3(url):
+    if not url.startswith(("s3://", "s3a://")):
         return {}
     client = {
         "retries": {"mode": "legacy", "max_attempts": attempts},
@@ -294,10 +302,6 @@ def _local_info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
     if not S_ISREG(stat.st_mode) or name.endswith(DRAFT):
         return None
     return FileInfo(name, stat.st_size, str(stat.st_mtime_ns))
-
-
-def _is_s3(url: str) -> bool:
-    return url.startswith(("s3://", "s3a://"))
 
 
 def _s3_code(error: BaseException) -> str | None:

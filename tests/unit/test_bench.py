@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.bench.engines import Killed, Result, earlier, killed_table, table
-from jobs.bench.queues import SLOTS, Way, draw, efficiency
-from jobs.bench.tails import elapsed
+from jobs.bench.queues import Way, draw, efficiency
+from jobs.bench.tails import SLOTS, elapsed
 
 RESULTS = [
     Result("raw", seconds, 1000, 2**30, seconds - 1, 0) for seconds in (90.0, 110.0, 100.0)

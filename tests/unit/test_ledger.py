@@ -230,9 +230,9 @@ def test_other_settings_are_refused_in_words(ledger: Ledger) -> None:
 
 def test_changed_shards_are_refused_and_new_ones_are_not(ledger: Ledger) -> None:
     shards = [Shard(f"s{i}.parquet", "", 5, 100 + i, "tag") for i in range(3)]
-    ledger.record_shards(shards[:2])
+    ledger.record_shards(shards[:2], SCHEMA)
     ledger.check_shards(shards)
-    ledger.record_shards(shards[1:])
+    ledger.record_shards(shards[1:], SCHEMA)
     ledger.check_shards(shards)
     changed = [replace(shards[0], size=7), replace(shards[1], tag="x"), shards[2]]
     with pytest.raises(OutputError) as caught:

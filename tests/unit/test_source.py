@@ -1,0 +1,61 @@
+"""Shards are counted from their footers, each once: those of an earlier run are known."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import source
+from pipeline.errors import InputError
+from pipeline.ledger import Ledger
+from pipeline.source import find_shards
+from pipeline.storage import Storage
+
+
+def write(path: Path, rows: int, **more: object) -> None:
+    pq.write_table(
+        pa.table({"prompt": ["x"] * rows, **{k: [v] * rows for k, v in more.items()}}), path
+    )
+
+
+def test_footers_of_known_shards_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, ledger = tmp_path / "prompts", Ledger(Storage(str(tmp_path / "out")))
+    prompts.mkdir()
+    for i in range(3):
+        write(prompts / f"{i}.parquet", i + 1, id=i)
+    shards, schema = find_shards(str(prompts), ledger.known_shards())
+    assert [shard.rows for shard in shards] == [1, 2, 3]
+    ledger.record_shards(shards, schema)
+    read = list[str]()
+    footer = source._footer
+
+    def counted(store: Storage, info: object) -> object:
+        read.append(info.name)  # type: ignore[attr-defined]
+        return footer(store, info)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source, "_footer", counted)
+    assert find_shards(str(prompts), ledger.known_shards()) == (shards, schema)
+    assert read == []
+    write(prompts / "1.parquet", 7, id=1)
+    write(prompts / "9.parquet", 4, id=1.5, extra="new")
+    found, wider = find_shards(str(prompts), ledger.known_shards())
+    assert read == ["1.parquet", "9.parquet"]
+    assert [shard.rows for shard in found] == [1, 7, 3, 4]
+    assert wider == pa.schema([("prompt", "string"), ("id", "float64"), ("extra", "string")])
+
+
+def test_footer_of_any_size_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+    wide = {f"{'column' * 20}{i}": i for i in range(600)}
+    write(tmp_path / "a.parquet", 2, **wide)
+    with (tmp_path / "a.parquet").open("rb") as file:
+        file.seek(-8, 2)
+        assert int.from_bytes(file.read(4), "little") > source.FOOTER_BYTES
+    [shard], schema = find_shards(str(tmp_path))
+    assert (shard.rows, len(schema)) == (2, 601)
+    for bad in (b"", b"PAR1", b"no Parquet file at all", b"\xff" * 100, b"PAR1 torn PAR1"):
+        (tmp_path / "b.parquet").write_bytes(bad)
+        with pytest.raises(InputError, match=r"b\.parquet is not a readable Parquet file"):
+            find_shards(str(tmp_path))
