@@ -151,7 +151,7 @@ def run(config: RunConfig, watch: Watch = unwatched, limits: Limits | None = Non
     job, watch = prepare(config), limits.counted(watch)
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
-        job.ledger.record_shards(job.shards, job.prompts)
+        job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
         for work in passes.to_run(job.ledger, config.policy.n):
             carry_out(job, work, watch, stop)
     return summarize(job.ledger.store, job.parts, config.policy.n, config.policy.agree)

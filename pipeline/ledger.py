@@ -47,7 +47,7 @@ from pipeline.schema import (
 from pipeline.storage import Storage
 
 SAMPLES, AGREE = "sampling.n", "sampling.agree"
-SCHEMA = "schema"  # beside names of shards, which end in .parquet
+SCHEMA = "_schema"  # beside names of shards, which never begin so
 
 
 class Ledger:
@@ -130,19 +130,18 @@ class Ledger:
     def known_shards(self) -> KnownShards:
         """The shards as they were when rows of them were first planned."""
         found = self._read_yaml(SHARDS) or {}
-        schema = found.pop(SCHEMA, None)
-        if schema is not None:
-            schema = pa.ipc.read_schema(pa.py_buffer(b64decode(schema)))
-        return KnownShards(found, schema)
+        all_fit, schema = found.pop(SCHEMA, None) or {}, None
+        if all_fit.get("shards") == len(found):  # none has been taken out by hand
+            schema = pa.ipc.read_schema(pa.py_buffer(b64decode(all_fit["arrow"])))
+        return KnownShards(found, schema, all_fit.get("input"))
 
-    def record_shards(self, shards: Iterable[Shard], schema: pa.Schema) -> None:
-        """Note what the shards are now, and the schema that all fit, for later runs."""
+    def record_shards(self, shards: Iterable[Shard], schema: pa.Schema, location: str) -> None:
+        """Note what the shards at ``location`` are now, and the schema that all fit."""
         known = self._read_yaml(SHARDS) or {}
-        wanted = {
-            SCHEMA: b64encode(schema.serialize()).decode(),
-            **{name: identity for name, identity in known.items() if name != SCHEMA},
-            **{shard.name: shard.identity for shard in shards},
-        }
+        names = {name: identity for name, identity in known.items() if name != SCHEMA}
+        names |= {shard.name: shard.identity for shard in shards}
+        arrow = b64encode(schema.serialize()).decode()
+        wanted = {SCHEMA: {"input": location, "shards": len(names), "arrow": arrow}, **names}
         if wanted != known:
             self.store.put(SHARDS, _yaml(wanted, flow=None))
 
@@ -214,8 +213,7 @@ class Ledger:
     def write_block(self, block: pa.Table, number: int = 0) -> set[Extent]:
         """Make the traces of ``block`` durable; returns the parts that they belong to.
 
-        A block that is durable already, by a repeated task, stays as it is: its name says so, and
-        nothing need be listed for it.
+        Rows that are durable already, by a repeated task or another driver, stay as they are.
         """
         extents = set()
         for key in pc.unique(block[PART_COLUMN]).to_pylist():
@@ -224,6 +222,9 @@ class Ledger:
             if self.is_done(extent, number):
                 continue
             rows = block.filter(pc.equal(block[PART_COLUMN], key)).sort_by(ROW_COLUMN)
+            if pc.max(rows[STOP_COLUMN]).as_py() - pc.min(rows[START_COLUMN]).as_py() > 1:
+                # One row by itself overlaps nothing but its own name: it need not be looked for.
+                rows = rows.filter(_outside(rows, covered_by(self.fragments(extent, number))))
             rows, spans = _with_spans(rows)
             for low, high in runs(spans):
                 name = extent.fragment(spans[low][0], spans[high - 1][1], number)
@@ -246,7 +247,7 @@ class Ledger:
         fragments = self.fragments(extent, work.number)
         covered = covered_by(fragments)
         if copies is not None:
-            copies, spans = _with_spans(_new(copies, covered))
+            copies, spans = _with_spans(copies.filter(_outside(copies, covered)))
             covered += spans
         if any(True for _ in missing(extent.start, extent.stop, covered)):
             return False
@@ -321,13 +322,13 @@ def _with_spans(rows: pa.Table) -> tuple[pa.Table, list[tuple[int, int]]]:
     return rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN]), spans
 
 
-def _new(rows: pa.Table, covered: Iterable[tuple[int, int]]) -> pa.Table:
-    """Those of ``rows`` that are not ``covered``."""
+def _outside(rows: pa.Table, covered: Iterable[tuple[int, int]]) -> pa.BooleanArray:
+    """Which of ``rows`` are not ``covered``."""
     numbers = rows[ROW_COLUMN].to_numpy()
     new = np.ones(len(numbers), bool)
     for start, stop in covered:
         new &= (numbers < start) | (numbers >= stop)
-    return rows.filter(pa.array(new))
+    return pa.array(new)
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any]]:

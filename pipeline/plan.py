@@ -32,16 +32,28 @@ class Shard:
 
 @dataclass(frozen=True)
 class KnownShards:
-    """The shards that a run has seen before, by name, as their `Shard.identity`."""
+    """The shards that a run has seen before, by name, as their `Shard.identity`.
+
+    ``schema``: of Arrow, that all of them fit; None if that is not known. ``location``: of the
+    input that they belong to.
+    """
 
     identities: Mapping[str, Mapping[str, Any]]
-    schema: Any = None  # an Arrow schema that all of them fit
+    schema: Any = None
+    location: str | None = None
 
-    def rows_of(self, info: Any) -> int | None:
-        """How many rows a listed file has, if it is as it was."""
-        found = {} if self.schema is None else self.identities.get(info.name, {})
-        same = found.get("size") == info.size and found.get("tag") == info.tag
-        return int(found["rows"]) if same else None
+    def among(self, location: str, files: Iterable[Any]) -> "KnownShards":
+        """The same if ``files``, listed at ``location``, are as they were; else none is known.
+
+        Files that are new do not matter.
+        """
+        changed = any(
+            (known["size"], known["tag"]) != (info.size, info.tag)
+            for info in files
+            if (known := self.identities.get(info.name)) is not None
+        )
+        unknown = changed or self.schema is None or self.location != location
+        return NONE_KNOWN if unknown else self
 
 
 NONE_KNOWN = KnownShards({})

@@ -32,7 +32,7 @@ ROWS_A_BATCH = 1024
 def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> tuple[list[Shard], pa.Schema]:
     """The Parquet files at ``url`` (folder, file or glob), by name, and the schema all fit.
 
-    Of those ``known`` that a listing shows unchanged no footer is read.
+    Of those ``known`` no footer is read, as long as the listing shows them unchanged.
 
     Files and folders that begin with ``_`` or ``.`` are left out, as all Parquet readers do.
     Raises `InputError` if there are none or one can't be read.
@@ -40,15 +40,16 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> tuple[list[Shard],
     store, files = find_files(url, PARQUET)
     if not files:
         raise InputError(f"input.path {url}: no Parquet files there")
-    rows = {info.name: known.rows_of(info) for info in files}
-    new = [info for info in files if rows[info.name] is None]
+    known = known.among(Storage(url).location, files)
+    rows = {name: identity["rows"] for name, identity in known.identities.items()}
+    new = [info for info in files if info.name not in rows]
     schemas = [] if known.schema is None else [("what the other shards have", known.schema)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         for info, footer in zip(new, pool.map(partial(_footer, store), new), strict=True):
             rows[info.name] = footer.num_rows
             schemas.append((info.name, footer.schema.to_arrow_schema()))
     shards = [
-        Shard(info.name, store.path(info.name), rows[info.name] or 0, info.size, info.tag)
+        Shard(info.name, store.path(info.name), rows[info.name], info.size, info.tag)
         for info in files
     ]
     return shards, unify(schemas)
@@ -211,7 +212,7 @@ def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
     try:
         end = store.read_end(info, FOOTER_BYTES)
         size = int.from_bytes(end[-8:-4], "little") + 8  # by the format: length, then PAR1
-        if size > len(end):
+        if end.endswith(b"PAR1") and len(end) < size <= info.size:
             end = store.read_end(info, size)
         return pq.read_metadata(BytesIO(end))
     except (pa.ArrowException, OSError) as error:

@@ -177,18 +177,27 @@ class Storage:
         """
         with self._errors("write"):
             try:
-                if self.is_local:
-                    self._put_local(Path(self.path(name)), data, os.link)
-                else:
-                    self.fs.pipe_file(self.path(name), data, mode="create")
-            except FileExistsError:
-                return False
+                return self._create(name, data)
             except OSError as error:
-                # s3fs turns 412 PreconditionFailed into OSError(EINVAL).
-                if _s3_code(error) == "PreconditionFailed":
-                    return False
-                raise
-            return True
+                # One that races a deletion of the same name is to be made again.
+                if _s3_code(error) != "ConditionalRequestConflict":
+                    raise
+                return self._create(name, data)
+
+    def _create(self, name: str, data: bytes) -> bool:
+        try:
+            if self.is_local:
+                self._put_local(Path(self.path(name)), data, os.link)
+            else:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # s3fs turns 412 PreconditionFailed into OSError(EINVAL).
+            if _s3_code(error) == "PreconditionFailed":
+                return False
+            raise
+        return True
 
     def delete(self, names: list[str]) -> None:
         """Remove files; those that are gone already are no error."""

@@ -53,7 +53,7 @@ class Trace:
     raw: str | None = None
 
 
-class Parts(NamedTuple):
+class Pieces(NamedTuple):
     """What a trace's tokens say, but for its parsed answer."""
 
     state: str
@@ -154,7 +154,7 @@ class TraceMaker:
             raw=raw,
         )
 
-    def _whole(self, progress: Progress, prompt: Sequence[int]) -> Parts:
+    def _whole(self, progress: Progress, prompt: Sequence[int]) -> Pieces:
         """A trace that the model brought to its end, or to no end."""
         token_ids, finish_reason = progress.token_ids.tolist(), progress.finish_reason or ""
         close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
@@ -170,7 +170,7 @@ class TraceMaker:
             think_tokens = count_think_tokens(
                 len(token_ids), parts.think_end, len(text), close_at, length_of
             )
-        return Parts(
+        return Pieces(
             state_of(parts, finish_reason),
             parts.think,
             parts.answer,
@@ -179,7 +179,7 @@ class TraceMaker:
             text,
         )
 
-    def _in_two(self, progress: Progress) -> Parts:
+    def _in_two(self, progress: Progress) -> Pieces:
         """A trace whose answer was a pass of its own; what led over to it is in neither part."""
         token_ids, at = progress.token_ids.tolist(), progress.closed_at or 0
         answer_ids = token_ids[at + progress.closing_tokens :]
@@ -192,7 +192,7 @@ class TraceMaker:
             state = state_of(Split(think, answer, at), reason)
         else:
             state = rescued_state(answer, reason == "stop", progress.closed_by == "loop")
-        return Parts(state, think, answer, at, len(answer_ids))
+        return Pieces(state, think, answer, at, len(answer_ids))
 
     def _is_opened(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt has opened the thinking."""

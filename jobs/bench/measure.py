@@ -54,7 +54,7 @@ def run(
     rows_durable: Callable[[], int],
     kill_after: float | None = None,
 ) -> Measured:
-    """Run ``command`` to its end, or kill it ``kill_after`` seconds; none of it stays behind."""
+    """Run ``command`` to its end, or kill it after ``kill_after`` seconds; nothing stays behind."""
     found, started = Measured(), time.monotonic()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:

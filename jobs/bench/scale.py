@@ -69,7 +69,7 @@ def measured(at: str) -> dict[str, Any]:
     run = config(at)
     job = prepare(run)
     job.ledger.open_run(job.settings, software_versions())
-    job.ledger.record_shards(job.shards, job.prompts)
+    job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
     [work] = passes.to_run(job.ledger, run.policy.n)
     plan = passes.plan(job.ledger, job.parts, work)
     source = PromptSource(plan.todo, work.samples, run.input.path, job.prompts)

@@ -8,6 +8,7 @@ a process that loads the model, generates the same rows and ends.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -95,7 +96,9 @@ def main(args: argparse.Namespace, folder: Path) -> None:
         return
     bench, found, raw = Bench(Setting(ROWS, MAX_TOKENS, SLOTS), folder / "start"), [], []
     for _ in range(args.runs):
-        path = bench.config(folder / "start" / "output")
+        output = folder / "start" / "output"
+        shutil.rmtree(output, ignore_errors=True)  # the other's
+        path = bench.config(output)
         config = yaml.safe_load(path.read_text())
         config["engine"]["replicas"] = args.replicas
         path.write_text(yaml.safe_dump(config))

@@ -82,9 +82,8 @@ def test_block_done_twice_leaves_one_set_of_rows_the_first(ledger: Ledger) -> No
     two = replace(RUN, stop=2)
     ledger.write_block(block([*range(100, 105)], samples=(0, 1)))
     ledger.write_block(block([*range(100, 105)], "again", samples=(0, 1)))
-    # Other borders, as a driver writes them that has not heard yet that it is no longer the one.
-    ledger.write_block(block([*range(103, 110)], "other", samples=(0, 1)))
-    assert ledger.contents().covered(0) == {EXTENT.name: [(100, 105), (103, 110)]}
+    ledger.write_block(block([*range(103, 110)], "other", samples=(0, 1)))  # other borders
+    assert ledger.contents().covered(0) == {EXTENT.name: [(100, 105), (105, 110)]}
     assert ledger.commit(EXTENT, two, SCHEMA, METADATA)
     ledger.write_block(block([*range(103, 110)], "late", samples=(0, 1)))
     assert ledger.contents().journal == {}
@@ -92,6 +91,34 @@ def test_block_done_twice_leaves_one_set_of_rows_the_first(ledger: Ledger) -> No
     assert table["id"].to_pylist() == [row for row in range(100, 110) for _ in range(2)]
     assert table["sample"].to_pylist() == [0, 1] * 10
     assert table["think"].to_pylist() == ["t"] * 10 + ["other"] * 10
+
+
+@pytest.mark.parametrize("late", [[*range(100, 105)], [103], [*range(102, 108)]])
+def test_what_was_durable_first_stays_whatever_borders_come_later(
+    ledger: Ledger, late: list[int]
+) -> None:
+    """As a driver writes that has not heard yet that it is no longer the one."""
+    first = [103, *range(105, 110)]
+    for rows in ([103], [*range(105, 110)]):
+        ledger.write_block(block(rows))
+    ledger.write_block(block(late, "late"))
+    ledger.write_block(block([row for row in range(100, 105) if row != 103], "rest"))
+    assert ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    table = read(ledger)
+    assert table["id"].to_pylist() == list(range(100, 110))
+    kept = dict(zip(table["id"].to_pylist(), table["think"].to_pylist(), strict=True))
+    assert {row for row, think in kept.items() if think == "t"} == set(first)
+
+
+def test_fragments_that_overlap_are_merged_row_by_row(ledger: Ledger) -> None:
+    """As two drivers may leave them, each having listed before the other wrote."""
+    other = Ledger(Storage(ledger.store.url + "-other"))
+    ledger.write_block(block([*range(100, 106)]))
+    other.write_block(block([*range(103, 110)], "other"))
+    [info] = other.store.files()
+    ledger.store.put(info.name, other.store.read(info.name))
+    assert ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    assert read(ledger)["think"].to_pylist() == ["t"] * 6 + ["other"] * 4
 
 
 def test_block_across_two_parts_goes_to_both(ledger: Ledger) -> None:
@@ -230,9 +257,9 @@ def test_other_settings_are_refused_in_words(ledger: Ledger) -> None:
 
 def test_changed_shards_are_refused_and_new_ones_are_not(ledger: Ledger) -> None:
     shards = [Shard(f"s{i}.parquet", "", 5, 100 + i, "tag") for i in range(3)]
-    ledger.record_shards(shards[:2], SCHEMA)
+    ledger.record_shards(shards[:2], SCHEMA, "in")
     ledger.check_shards(shards)
-    ledger.record_shards(shards[1:], SCHEMA)
+    ledger.record_shards(shards[1:], SCHEMA, "in")
     ledger.check_shards(shards)
     changed = [replace(shards[0], size=7), replace(shards[1], tag="x"), shards[2]]
     with pytest.raises(OutputError) as caught:

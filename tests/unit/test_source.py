@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import source
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OutputError
+from pipeline.journal import SHARDS
 from pipeline.ledger import Ledger
 from pipeline.source import find_shards
 from pipeline.storage import Storage
@@ -28,7 +29,7 @@ def test_footers_of_known_shards_are_not_read_again(
         write(prompts / f"{i}.parquet", i + 1, id=i)
     shards, schema = find_shards(str(prompts), ledger.known_shards())
     assert [shard.rows for shard in shards] == [1, 2, 3]
-    ledger.record_shards(shards, schema)
+    ledger.record_shards(shards, schema, str(prompts))
     read = list[str]()
     footer = source._footer
 
@@ -39,12 +40,38 @@ def test_footers_of_known_shards_are_not_read_again(
     monkeypatch.setattr(source, "_footer", counted)
     assert find_shards(str(prompts), ledger.known_shards()) == (shards, schema)
     assert read == []
-    write(prompts / "1.parquet", 7, id=1)
     write(prompts / "9.parquet", 4, id=1.5, extra="new")
     found, wider = find_shards(str(prompts), ledger.known_shards())
-    assert read == ["1.parquet", "9.parquet"]
-    assert [shard.rows for shard in found] == [1, 7, 3, 4]
-    assert wider == pa.schema([("prompt", "string"), ("id", "float64"), ("extra", "string")])
+    assert read == ["9.parquet"]
+    assert [shard.rows for shard in found] == [1, 2, 3, 4]
+    assert wider == pa.schema([("prompt", "string"), ("id", "double"), ("extra", "string")])
+    # One that has changed can have had a column that no other has; so can one of another input.
+    write(prompts / "1.parquet", 7)
+    assert [s.rows for s in find_shards(str(prompts), ledger.known_shards())[0]] == [1, 7, 3, 4]
+    assert len(read) == 1 + 4
+    moved = prompts.rename(tmp_path / "moved")
+    (moved / "1.parquet").unlink()
+    find_shards(str(moved), ledger.known_shards())
+    assert len(read) == 1 + 4 + 3
+
+
+def test_lines_that_were_taken_out_of_the_shards_file_are_read_again(tmp_path: Path) -> None:
+    prompts, ledger = tmp_path / "prompts", Ledger(Storage(str(tmp_path / "out")))
+    prompts.mkdir()
+    write(prompts / "a.parquet", 1)
+    write(prompts / "b.parquet", 2, id="text")
+    shards, schema = find_shards(str(prompts))
+    ledger.record_shards(shards, schema, str(prompts))
+    write(prompts / "b.parquet", 2, id=7)
+    shards, schema = find_shards(str(prompts), ledger.known_shards())
+    with pytest.raises(OutputError, match=r"remove their lines from .*shards\.yaml"):
+        ledger.check_shards(shards)
+    lines = Path(ledger.store.path(SHARDS)).read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("b.parquet")]
+    ledger.store.put(SHARDS, "\n".join(kept).encode())
+    shards, schema = find_shards(str(prompts), ledger.known_shards())
+    ledger.check_shards(shards)
+    assert schema.field("id").type == pa.int64()
 
 
 def test_footer_of_any_size_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def test_put_list_read_delete(store: Storage) -> None:
     assert store.read("b/2") == b"TWO!"
     with store.open("b/2") as file:
         assert file.read() == b"TWO!"
+    store.put("empty", b"")
+    ends = {info.name: store.read_end(info, 3) for info in store.files()}
+    assert ends == {"a": b"one", "b/2": b"WO!", "empty": b""}
+    store.delete(["empty"])
     with pytest.raises(FileNotFoundError):
         store.read("c")
     store.delete(["a", "b/2", "gone"])
