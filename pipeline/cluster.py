@@ -25,6 +25,9 @@ CLOSE_SECONDS = 30
 SLOWEST_TOKENS_PER_SECOND = 5
 LOAD_SECONDS = 3600
 BLOCKS_AT_ONCE = 64
+# By default Ray starts workers with 15, and an engine's processes are below an actor's: whatever
+# else runs on the machine goes before them.
+ENGINE_NICENESS = "0"
 
 
 @contextmanager
@@ -38,6 +41,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", ENGINE_NICENESS)
         options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
         options["include_dashboard"] = False
     level = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")

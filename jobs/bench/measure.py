@@ -14,7 +14,7 @@ import psutil  # type: ignore[import-untyped]
 
 from pipeline.errors import EngineError
 
-POLL_SECONDS, MEMORY_SECONDS = 0.5, 5.0
+POLL_SECONDS, MEMORY_SECONDS = 2.0, 6.0
 
 
 @dataclass
