@@ -36,6 +36,7 @@ from pipeline.errors import (
     QwqBatchError,
     RowError,
 )
+from pipeline.figures import length_bin
 from pipeline.journal import Extent
 from pipeline.json_form import JsonForm
 from pipeline.lanes import yarn_factor
@@ -127,6 +128,7 @@ class EngineActor:
         except ModelError:
             logger.exception("the engine did not start; trying once more")
             self._engine = build_engine(config, tokenizer)
+        self._meter.load = lambda: self._engine.load
         context = self._engine.context_tokens
         self._renderer = PromptRenderer(tokenizer, context, config.think_format)
         self._rules = Rules(
@@ -314,6 +316,8 @@ class EngineActor:
         done.prompt_tokens += trace.prompt_tokens or 0
         done.output_tokens += trace.think_tokens + trace.answer_tokens - trace.carried_tokens
         done.states[trace.state] += 1
+        if trace.state != State.FAILED:
+            done.think_lengths[length_bin(trace.think_tokens)] += 1
         return trace
 
     async def _generate(self, sample: Sample, progress: Progress, suspicion: Suspicion) -> Trace:

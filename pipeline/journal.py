@@ -9,6 +9,7 @@
     __qwq/passes/00001/en/shard-00007.00001.done        a part that has been through it
     __qwq/passes/00001.closed                           it is over
     __qwq/lease/00000003.yaml                           the driver at work
+    __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
 
 The files of pass k are called ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a
 folder of their own: every block looks for some, and finished blocks there can be thousands of.
@@ -29,6 +30,7 @@ JOURNAL = f"{BOOKKEEPING}/journal"
 CHECKPOINTS = f"{BOOKKEEPING}/running"
 PASSES = f"{BOOKKEEPING}/passes"
 LEASE = f"{BOOKKEEPING}/lease"
+RECORD = f"{BOOKKEEPING}/record"
 FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed", ".yaml"
 
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,35 @@ EXPIRE_SECONDS = 90.0
 LOOK_SECONDS = 1.0
 
 Lost = Callable[[QwqBatchError], None]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has the lease, or had it last. ``silent_seconds``: since its last sign, by the clocks."""
+
+    host: str
+    pid: int
+    since: str
+    is_at_work: bool
+    released: bool
+    silent_seconds: float
+
+
+def holder(store: Storage) -> Holder | None:
+    """Who holds the lease of ``store``, to be told, not to be relied on; None if nobody ever has.
+
+    The clocks of two machines are compared here, as nowhere else.
+    """
+    lease = _Lease(store, lambda _: None)
+    last = lease.numbers()[-1:]
+    found = lease.read(last[0]) if last else None
+    if not found:
+        return None
+    silent = max(0.0, time.time() - float(found.get("at", 0)))
+    released = bool(found.get("released"))
+    at_work = not released and not _is_dead(found) and silent < EXPIRE_SECONDS
+    who = str(found.get("host")), int(found.get("pid", 0)), str(found.get("since"))
+    return Holder(*who, at_work, released, silent)
 
 
 @contextmanager
@@ -60,9 +90,9 @@ class _Lease:
     def take(self) -> None:
         """Create the next lease file once the last one's holder is gone."""
         while True:
-            last = self._numbers()[-1:]
+            last = self.numbers()[-1:]
             if last and not self._is_free(last[0]):
-                holder = self._read(last[0]) or {}
+                holder = self.read(last[0]) or {}
                 raise HeldError(
                     f"another driver is at work on {self._store.url}: process "
                     f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; "
@@ -71,7 +101,7 @@ class _Lease:
             self._number = last[0] + 1 if last else 1
             if self._store.create(_name(self._number), self._text(beat=0)):
                 break
-        self._store.delete([_name(n) for n in self._numbers() if n < self._number])
+        self._store.delete([_name(n) for n in self.numbers() if n < self._number])
         self._thread.start()
 
     def release(self) -> None:
@@ -79,15 +109,15 @@ class _Lease:
         self._ended.set()
         self._thread.join()
         try:
-            if self._numbers()[-1:] == [self._number]:
+            if self.numbers()[-1:] == [self._number]:
                 self._store.put(_name(self._number), self._text(released=True))
         except QwqBatchError:
             return  # it expires
 
     def _is_free(self, number: int) -> bool:
         """Watch lease ``number`` until it is sure whether its holder lives."""
-        first, deadline = self._read(number), time.monotonic() + EXPIRE_SECONDS
-        while (found := self._read(number)) is not None and found == first:
+        first, deadline = self.read(number), time.monotonic() + EXPIRE_SECONDS
+        while (found := self.read(number)) is not None and found == first:
             if found.get("released") or _is_dead(found) or time.monotonic() > deadline:
                 return True
             time.sleep(LOOK_SECONDS)
@@ -98,7 +128,7 @@ class _Lease:
         while not self._ended.wait(RENEW_SECONDS):
             beat += 1
             try:
-                if self._numbers()[-1:] != [self._number]:
+                if self.numbers()[-1:] != [self._number]:
                     self._lost(HeldError("another driver has taken this run over; this one ends"))
                     return
                 self._store.put(_name(self._number), self._text(beat=beat))
@@ -108,11 +138,13 @@ class _Lease:
                     self._lost(error)
                     return
 
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """The numbers of the lease files, in order."""
         names = [info.name.rpartition("/")[2] for info in self._store.files(LEASE)]
         return sorted(int(n.removesuffix(YAML)) for n in names if n.removesuffix(YAML).isdigit())
 
-    def _read(self, number: int) -> dict[str, Any] | None:
+    def read(self, number: int) -> dict[str, Any] | None:
+        """What a lease file holds; None if it is gone."""
         try:
             found = yaml.safe_load(self._store.read(_name(number)))
         except FileNotFoundError:
@@ -120,7 +152,8 @@ class _Lease:
         return found if isinstance(found, dict) else {}
 
     def _text(self, **more: Any) -> bytes:
-        return yaml.safe_dump({**self._me, **more}, sort_keys=False).encode()
+        told = {**self._me, "at": round(time.time(), 1), **more}
+        return yaml.safe_dump(told, sort_keys=False).encode()
 
 
 def _name(number: int) -> str:

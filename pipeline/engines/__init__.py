@@ -6,9 +6,9 @@ Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.engines.protocol import Engine, Report, Request
+from pipeline.engines.protocol import Engine, Load, Report, Request
 
-__all__ = ["Engine", "Report", "Request", "build_engine", "engine_slots"]
+__all__ = ["Engine", "Load", "Report", "Request", "build_engine", "engine_slots"]
 DEFAULT_SLOTS = 64
 
 

@@ -32,8 +32,25 @@ class Request:
     schema: str | None = None
 
 
+@dataclass(frozen=True)
+class Load:
+    """What an engine does at one moment: sequences that run and that wait for a slot.
+
+    ``kv_usage``: the share of its KV cache that is in use; None where it has none.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float | None = None
+
+
 class Engine(Protocol):
     """An engine that runs many requests at once."""
+
+    @property
+    def load(self) -> Load:
+        """What it does now; asked in the event loop's thread."""
+        ...
 
     @property
     def context_tokens(self) -> int:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.protocol import TOKENS_A_REPORT, Report, Request
+from pipeline.engines.protocol import TOKENS_A_REPORT, Load, Report, Request
 from pipeline.errors import EngineDeadError
 from pipeline.policy import EARLY_STOP
 from pipeline.reasoning import ThinkFormat
@@ -129,7 +129,7 @@ class SimulatedEngine:
         self._encode = lru_cache(2048)(self._token_ids)
         self._loop, self._thinking = self._encode(LOOP), list[int]()
         self._slots, self._steps = slots, Steps(config)
-        self._running = asyncio.Semaphore(slots)
+        self._running, self._asked, self._begun = asyncio.Semaphore(slots), 0, 0
         self._dead = False
 
     @property
@@ -142,27 +142,43 @@ class SimulatedEngine:
         """How many requests run at once; the others wait."""
         return self._slots
 
+    @property
+    def load(self) -> Load:
+        """The requests that have a slot, and the others."""
+        return Load(self._begun, self._asked - self._begun)
+
     async def generate(self, request: Request, report: Report) -> str:
         """Wait as long as the trace takes, telling of its tokens meanwhile."""
-        async with self._running:
-            self._die_if_told(request)
-            whole = self._trace(request)
-            token_ids = whole[: request.policy.max_tokens]
-            size = TOKENS_A_REPORT if request.schema is None else len(token_ids)
-            carried = len(request.carried_token_ids)
-            started = time.time()
-            begun = self._steps.enter(len(request.prompt_token_ids) + carried)
-            try:
-                for start in range(carried, len(token_ids), size):
-                    new = token_ids[start : start + size]
-                    await self._steps.take(len(new))
-                    self._die_if_told(request)
-                    self._note(request.id, len(new), started)
-                    if report(new):
-                        return "repetition"
-            finally:
-                self._steps.leave(begun)
-            return "stop" if len(token_ids) == len(whole) else "length"
+        self._asked += 1
+        try:
+            async with self._running:
+                self._begun += 1
+                try:
+                    return await self._generate(request, report)
+                finally:
+                    self._begun -= 1
+        finally:
+            self._asked -= 1
+
+    async def _generate(self, request: Request, report: Report) -> str:
+        self._die_if_told(request)
+        whole = self._trace(request)
+        token_ids = whole[: request.policy.max_tokens]
+        size = TOKENS_A_REPORT if request.schema is None else len(token_ids)
+        carried = len(request.carried_token_ids)
+        started = time.time()
+        begun = self._steps.enter(len(request.prompt_token_ids) + carried)
+        try:
+            for start in range(carried, len(token_ids), size):
+                new = token_ids[start : start + size]
+                await self._steps.take(len(new))
+                self._die_if_told(request)
+                self._note(request.id, len(new), started)
+                if report(new):
+                    return "repetition"
+        finally:
+            self._steps.leave(begun)
+        return "stop" if len(token_ids) == len(whole) else "length"
 
     def close(self) -> None:
         """Nothing to free."""
