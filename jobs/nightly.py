@@ -23,7 +23,7 @@ from pipeline.cli import exit_with, warn
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
 from pipeline.journal import BOOKKEEPING
-from pipeline.limits import Limits, minute_cost
+from pipeline.limits import Limits, fleet_of
 from pipeline.report import Summary, summarize
 from pipeline.storage import Storage
 
@@ -67,10 +67,10 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
     job, now = flow.prepare(config), limits.totals
     rows, left = sum(part.rows for part in job.parts), job.plan.rows_todo
     summary: Summary = summarize(job.ledger.store, job.parts, config.policy.n, config.policy.agree)
-    each = minute_cost(config)
+    cost = fleet_of(config).cost(limits.seconds)
     return {
         "seconds": round(limits.seconds),
-        "cost": None if each is None else round(limits.seconds / 60 * each, 2),
+        "cost": None if cost is None else round(cost, 2),
         "this_run": {
             "rows": now.rows,
             "states": dict(now.states),

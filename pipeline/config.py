@@ -24,6 +24,7 @@ from pipeline.sections import (
     LimitsConfig,
     ModelConfig,
     OutputConfig,
+    PricesConfig,
     PromptConfig,
     RayConfig,
     SamplingConfig,
@@ -59,6 +60,7 @@ class RunConfig(Section):
     answer: AnswerConfig = AnswerConfig()
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    prices: PricesConfig = PricesConfig()
     ray: RayConfig = RayConfig()
 
     @property
@@ -91,6 +93,8 @@ class RunConfig(Section):
             raise ValueError("prompt.template makes the prompt; no input column can be set besides")
         if self.prompt.suffix == "json" and self.answer.format != "json":
             raise ValueError("prompt.suffix json needs answer.format json and its schema")
+        if self.limits.cost is not None and self.prices.gpu_hour is None:
+            raise ValueError("limits.cost needs prices.gpu_hour")
         agree = self.sampling.agree
         if agree is not None and self.answer.format == "text":
             raise ValueError("sampling.agree needs an answer.format: boxed, choice or json")
@@ -102,6 +106,11 @@ class RunConfig(Section):
     def warnings(self) -> Iterator[str]:
         """What is allowed but probably not meant, each naming its setting."""
         yield from warnings(self.policy, self.model.preset)
+        if self.engine.vllm.get("trust_remote_code"):
+            yield (
+                "engine.vllm.trust_remote_code: code that comes with the model runs on every node; "
+                "set model.revision to the commit that you have read"
+            )
         form = FORMS.get(self.answer.format)
         if form is not None and self.prompt.suffix is None:
             yield (
@@ -180,6 +189,8 @@ def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
         return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(kind, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{path}: is required"
+    if error["type"] == "credentials":  # which are not repeated
+        return f"{path}: {error['msg']}"
     if error["type"] == "string_type":
         return f"{path}: must be text (in YAML, put quotes around it if it begins with a brace)"
     message: str = error["msg"].removeprefix("Value error, ")

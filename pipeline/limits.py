@@ -10,7 +10,9 @@ from typing import Any
 import ray
 
 from pipeline.config import RunConfig
+from pipeline.engines import engine_slots
 from pipeline.errors import LimitReachedError, QwqBatchError
+from pipeline.figures import Fleet
 from pipeline.telemetry import Snapshot, Totals
 
 logger = logging.getLogger(__name__)
@@ -120,13 +122,13 @@ class Limits:
                 self._said[-1] = snapshot.totals
 
 
-def minute_cost(config: RunConfig) -> float | None:
-    """What all engines cost in a minute; None where no price is known."""
-    price, engine = config.limits.gpu_hour_cost, config.engine
-    return None if price is None else price * engine.replicas * engine.ranks / 60
+def fleet_of(config: RunConfig) -> Fleet:
+    """The engines that a run asks for."""
+    engine = config.engine
+    return Fleet(engine.replicas, engine.ranks, engine_slots(config), config.prices.gpu_hour)
 
 
 def cost_minutes(config: RunConfig) -> float | None:
     """How long all engines may be there for ``limits.cost``, from the start of the run."""
-    cost, each = config.limits.cost, minute_cost(config)
+    cost, each = config.limits.cost, fleet_of(config).cost(60)
     return None if cost is None or each is None else cost / each

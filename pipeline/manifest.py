@@ -18,6 +18,7 @@ RESULT_ARGS = (
     "max_model_len",
     "quantization",
     "structured_outputs_config",
+    "trust_remote_code",
 )
 # How the settings begin that a retry may change; how many samples there are is not its matter.
 RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.context", "engine.vllm.")

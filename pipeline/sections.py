@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.json_form import JsonForm, form_of
+from pipeline.locations import Location
 from pipeline.policy import ThinkingPolicy
 from pipeline.sampling import PresetName
 from pipeline.schema import TRACE_COLUMNS
@@ -28,7 +29,7 @@ class InputConfig(Section):
     taken, whichever the files have.
     """
 
-    path: str = Field(description="folder, file or glob; local, s3:// or any fsspec URL")
+    path: Location = Field(description="folder, file or glob; local, s3:// or any fsspec URL")
     prompt_column: str | None = None
     messages_column: str | None = None
     tools_column: str | None = None
@@ -44,7 +45,7 @@ class InputConfig(Section):
 class OutputConfig(Section):
     """Where the traces go, and in what shape."""
 
-    path: str = Field(description="folder; local, s3:// or any fsspec URL")
+    path: Location = Field(description="folder; local, s3:// or any fsspec URL")
     rows_per_part: Annotated[int, Field(ge=1)] = 4096
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="how often each engine saves the tokens of its running traces"
@@ -104,13 +105,13 @@ class FormatConfig(Section):
 class ModelConfig(Section):
     """Which weights, and which preset their family has."""
 
-    path: str = Field(
+    path: Location = Field(
         description="Hugging Face name, folder, s3:// URL, or built in: qwq-nano, qwq-nano-preview"
     )
     preset: PresetName = "qwq-32b"
     format: FormatConfig | None = Field(None, description="in place of the preset's")
     revision: str | None = None
-    lora: str | None = Field(None, description="a LoRA adapter: folder or Hugging Face name")
+    lora: Location | None = Field(None, description="a LoRA adapter: folder or Hugging Face name")
 
 
 class PromptConfig(Section):
@@ -341,16 +342,28 @@ class LimitsConfig(Section):
         None, description="of this run, those of traces that were begun again included"
     )
     cost: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of all engines from start to end, in the unit of gpu_hour_cost"
-    )
-    gpu_hour_cost: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of one GPU (with device cpu, of one CPU process) for an hour"
+        None, description="of all engines from start to end, in the unit of prices.gpu_hour"
     )
 
+
+Price = Annotated[float, Field(ge=0)]
+
+
+class PricesConfig(Section):
+    """What things cost, in a currency of your choice; for limits, estimates and reports."""
+
+    gpu_hour: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="one GPU (with device cpu, one CPU process) for an hour"
+    )
+    million_input_tokens: Price | None = Field(
+        None, description="at an API that you compare with; so `estimate` names its price as well"
+    )
+    million_output_tokens: Price | None = None
+
     @model_validator(mode="after")
-    def _cost_has_a_price(self) -> Self:
-        if (self.cost is None) != (self.gpu_hour_cost is None):
-            raise ValueError("cost and gpu_hour_cost go together")
+    def _both_of_the_api(self) -> Self:
+        if (self.million_input_tokens is None) != (self.million_output_tokens is None):
+            raise ValueError("million_input_tokens and million_output_tokens go together")
         return self
 
 
@@ -360,6 +373,9 @@ class RayConfig(Section):
     address: str | None = Field(None, description="None: RAY_ADDRESS if set, else a local cluster")
     num_cpus: Annotated[int, Field(ge=2)] | None = Field(
         None, description="logical CPUs of a local cluster; None: as many as the run needs"
+    )
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
+        None, description="where Prometheus finds a local cluster's metrics; None: any free port"
     )
 
 

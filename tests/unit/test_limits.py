@@ -15,11 +15,13 @@ from pipeline.limits import Limits, cost_minutes
 from pipeline.telemetry import Snapshot, Totals
 
 
-def _config(engine: dict[str, Any] | None = None, **given: Any) -> RunConfig:
+def _config(
+    engine: dict[str, Any] | None = None, price: float | None = 2.5, **given: Any
+) -> RunConfig:
     return parse_config(
         {
             "input": {"path": "-"}, "output": {"path": "-"}, "model": {"path": "qwq-nano"},
-            "limits": given, "engine": engine or {},
+            "limits": given, "engine": engine or {}, "prices": {"gpu_hour": price},
         }
     )  # fmt: skip
 
@@ -44,7 +46,7 @@ def _reason(ready: Limits) -> str:
     [
         ({"minutes": 0.001}, None, "limits.minutes is reached"),
         ({"minutes": 60}, 0, "the scheduler's time limit is reached"),
-        ({"cost": 0.0001, "gpu_hour_cost": 3, "minutes": 600}, 3600, "limits.cost is reached"),
+        ({"cost": 0.0001, "minutes": 600}, 3600, "limits.cost is reached"),
     ],
 )
 def test_the_nearest_limit_ends_the_run(
@@ -93,10 +95,10 @@ def test_tokens_of_all_lanes_and_passes_count(monkeypatch: pytest.MonkeyPatch) -
 
 def test_cost_is_that_of_all_gpus() -> None:
     engine = {"replicas": 2, "tensor_parallel": 2, "pipeline_parallel": 2}
-    assert cost_minutes(_config(engine, cost=40, gpu_hour_cost=2.5)) == pytest.approx(120)
+    assert cost_minutes(_config(engine, cost=40)) == pytest.approx(120)
     assert cost_minutes(_config(engine)) is None
-    with pytest.raises(ConfigError, match="limits: cost and gpu_hour_cost go together"):
-        _config(cost=3)
+    with pytest.raises(ConfigError, match=r"limits\.cost needs prices\.gpu_hour"):
+        _config(price=None, cost=3)
 
 
 def test_no_board_is_asked_once_its_engines_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
