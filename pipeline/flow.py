@@ -30,12 +30,14 @@ from pipeline.journal import Extent
 from pipeline.lanes import AS_CONFIGURED, Lane, make_lanes
 from pipeline.ledger import SAMPLES, Ledger
 from pipeline.lengths import by_lane
-from pipeline.limits import Limits, Watch
+from pipeline.limits import Limits, Watch, fleet_of
 from pipeline.manifest import RETRY_MAY_CHANGE, run_settings, software_versions
 from pipeline.model import load_model_config, load_tokenizer
 from pipeline.order import WAVES, ByColumn, ByTraces, Lengths, check_column
+from pipeline.pilot import spread, still_to_do
 from pipeline.placement import Places, with_backend
-from pipeline.plan import Part, Pass, Plan, Shard, split_parts
+from pipeline.plan import Part, Pass, Plan, Range, Shard, split_parts
+from pipeline.record import recorded
 from pipeline.report import Summary, summarize
 from pipeline.schema import TRACE_COLUMNS, PromptColumns, output_schema, prompt_columns
 from pipeline.sink import TraceSink
@@ -148,7 +150,8 @@ def run(config: RunConfig, watch: Watch = unwatched, limits: Limits | None = Non
     `LimitReachedError`.
     """
     limits = limits or Limits(config)
-    job, watch = prepare(config), limits.counted(watch)
+    job = prepare(config)
+    watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(config))
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
         job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
@@ -169,12 +172,30 @@ def retry(
     use.
     """
     limits = Limits(config)
-    job, watch = prepare(config, RETRY_MAY_CHANGE), limits.counted(watch)
+    job = prepare(config, RETRY_MAY_CHANGE)
+    watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(config))
     with at_work(job) as stop, limits.kept(stop.because):
         work = passes.to_retry(job.ledger, job.settings, states, foreign)
         carry_out(job, work, watch, stop)
         samples = passes.samples_there(job.ledger)
     return summarize(job.ledger.store, job.parts, samples, config.policy.agree)
+
+
+def pilot(config: RunConfig, rows: int, watch: Watch = unwatched) -> Job:
+    """Do ``rows`` rows from all over the run, with one engine, unless they are done.
+
+    They are part of the run. `pipeline.estimate` projects what comes out.
+    """
+    limits = Limits(config)
+    one = config.engine.model_copy(update={"replicas": 1})
+    job = prepare(config.model_copy(update={"engine": one}))
+    watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(job.config))
+    with at_work(job) as stop, limits.kept(stop.because):
+        job.ledger.open_run(job.settings, software_versions())
+        job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
+        first = next(iter(passes.to_run(job.ledger, config.policy.n)))
+        carry_out(job, first, watch, stop, spread(job.parts, rows))
+    return job
 
 
 @contextmanager
@@ -184,9 +205,16 @@ def at_work(job: Job) -> Iterator[Stop]:
         yield stop
 
 
-def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
-    """Run what is to do of ``work`` (nothing: no engine starts) and finish its parts."""
+def carry_out(
+    job: Job, work: Pass, watch: Watch, stop: Stop, only: Sequence[Range] | None = None
+) -> None:
+    """Run what is to do of ``work`` (nothing: no engine starts) and finish its parts.
+
+    ``only``: of these single rows.
+    """
     plan = passes.plan(job.ledger, job.parts, work)
+    if only is not None:
+        plan = replace(plan, todo=still_to_do(only, plan.todo))
     if plan.todo:
         with cluster(job.config):
             stop.take_signals()
@@ -206,8 +234,9 @@ def carry_out(job: Job, work: Pass, watch: Watch, stop: Stop) -> None:
 
 def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: Stop) -> None:
     """Source, engines of one lane, sink: the part that Ray Data runs."""
-    config, board = with_backend(lane.applied(job.config)), start_board(plan.todo)
+    config = with_backend(lane.applied(job.config))
     engine, places = config.engine, Places(config.engine)
+    board = start_board(plan.todo, job.ledger.store.url, engine.replicas)
     samples = min(len(work.samples), config.policy.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     source = PromptSource(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import jobs.bench
-from jobs.bench import engines, overhead, queues, scale, start, tails
+from jobs.bench import engines, estimates, overhead, queues, scale, start, tails
 from pipeline.cli import exit_with
 
 
@@ -52,6 +52,9 @@ def main() -> None:
     sub.add_argument("--runs", type=int, default=3)
     sub.add_argument("--measure", help=argparse.SUPPRESS)
     sub.set_defaults(main=start.main)
+
+    sub = commands.add_parser("estimates", help="what estimate says, and what runs take")
+    sub.set_defaults(main=estimates.main)
 
     sub = commands.add_parser("scale", help="ten million rows: to plan, and to go on")
     sub.add_argument("--at", help="a folder of any storage; without it, below --out")

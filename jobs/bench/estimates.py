@@ -1,0 +1,113 @@
+"""What `qwq-batch estimate` says of a run from 200 rows, and what the run then takes.
+
+    python -m jobs.bench estimates
+
+Three workloads: short and alike (additions), long and uneven with a budget that cuts some (counting
+down), both on the real engine with the built-in model; and traces as long as QwQ's on two simulated
+GPU engines, a hundred times as short. Tokens are of the whole run; seconds, from the request for
+engines to their end, of what the pilot leaves to do.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from jobs.bench.tables import keep, markdown
+from jobs.bench.tails import MEDIAN, SEQUENCE_SECONDS, SHORTER, SIGMA, SLOTS, STEP_SECONDS
+from pipeline.errors import EngineError
+from pipeline.figures import clock
+from pipeline.findings import count
+from pipeline.ledger import Ledger
+from pipeline.record import all_figures
+from pipeline.storage import Storage
+
+CPU = {"device": "cpu", "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 4096}}
+GPUS = {
+    "kind": "simulated", "device": "cpu", "replicas": 2, "vllm": {"max_num_seqs": SLOTS},
+    "simulated": {
+        "tokens_median": MEDIAN // SHORTER, "tokens_sigma": SIGMA, "endless": 0.02,
+        "seconds_per_token": STEP_SECONDS * 4, "seconds_per_sequence": SEQUENCE_SECONDS * 4,
+    },
+}  # fmt: skip
+
+
+def additions(rng: random.Random) -> str:
+    """A prompt whose trace is as long as all the others."""
+    return f"What is {rng.randrange(10**4)} + {rng.randrange(10**4)}?"
+
+
+def counts(rng: random.Random) -> str:
+    """A prompt whose trace is of any length, some beyond the budget."""
+    return f"Count down from {int(math.exp(rng.uniform(math.log(4), math.log(150))))}."
+
+
+# Rows, prompts, and what is set besides.
+WORKLOADS: dict[str, tuple[int, Any, Mapping[str, Any]]] = {
+    "additions": (3000, additions, {"engine": CPU}),
+    "counting down": (1500, counts, {"engine": CPU, "sampling": {"max_tokens": 512}}),
+    "as QwQ, simulated": (4000, additions, {"engine": GPUS, "sampling": {"max_tokens": 327}}),
+}
+
+
+def main(_: argparse.Namespace, folder: Path) -> None:
+    """Each workload's pilot and run; print what was said beside what was."""
+    lines, figures = [], {}
+    for name, (rows, prompt, sections) in WORKLOADS.items():
+        print(name, file=sys.stderr)
+        config, output = _config(folder / "estimates", rows, prompt, sections)
+        said = json.loads(_qwq_batch("estimate", str(config), "--json"))
+        _qwq_batch("run", str(config))
+        store = Storage(str(output))
+        found = count(store, sorted(Ledger(store).contents().parts()))
+        spent = sum(found.tokens[f"{kind}_tokens"] for kind in ("think", "answer", "wasted"))
+        last = list(all_figures(store))[-1]
+        truth = {"tokens": spent, "seconds": last[-1].seconds}
+        figures[name] = {"said": said, "was": truth}
+        tokens, seconds = said["whole"]["output_tokens"], said["left"]["seconds"]
+        lines.append(
+            [
+                f"{name}, {rows:,} rows",
+                " to ".join(f"{tokens[end]:,.0f}" for end in ("low", "high")),
+                f"{truth['tokens']:,}",
+                " to ".join(clock(seconds[end]) for end in ("low", "high")),
+                clock(truth["seconds"]),
+            ]
+        )
+    head = ["workload", "output tokens, range", "truth", "time of the rest, range", "truth"]
+    keep(folder, "estimates", markdown(head, lines), figures)
+
+
+def _config(folder: Path, rows: int, prompt: Any, sections: Mapping[str, Any]) -> tuple[Path, Path]:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "in").mkdir(parents=True)
+    rng, each = random.Random(0), rows // 4
+    for shard in range(4):
+        table = pa.table({"prompt": [prompt(rng) for _ in range(each)]})
+        pq.write_table(table, folder / "in" / f"{shard}.parquet")
+    output = folder / "out"
+    config = {
+        "input": {"path": str(folder / "in")}, "output": {"path": str(output)},
+        "model": {"path": "qwq-nano"}, **sections,
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder / "run.yaml", output
+
+
+def _qwq_batch(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603 (our own)
+        [sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise EngineError(f"qwq-batch {' '.join(arguments)}: {done.stderr[-2000:]}")
+    return done.stdout

@@ -1,0 +1,308 @@
+"""What a run will take, from a pilot: tokens, time, GPU-hours and money, each with its range."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import RunConfig
+from pipeline.figures import Figures, Fleet, clock
+from pipeline.limits import fleet_of
+from pipeline.policy import ClosedBy
+from pipeline.reasoning import State
+
+DRAWS = 2000
+TOKENS = ("prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens")
+# Ranges are those in which so much of what was drawn lies.
+CONFIDENCE = 0.95
+LENGTHS = (0.5, 0.95, 0.99)
+# An engine is as fast as where it had at least so much of the most sequences that it ever had.
+NEARLY_FULL = 0.8
+# A share that is worth a word of advice.
+SOME, MANY = 0.03, 0.1
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its range."""
+
+    mid: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, mid: float, drawn: Any) -> "Interval":
+        """``mid``, and the range in which most of ``drawn`` lies."""
+        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return cls(mid, min(mid, float(low)), max(mid, float(high)))
+
+    def times(self, factor: float) -> "Interval":
+        """All of it so many times."""
+        return Interval(self.mid * factor, self.low * factor, self.high * factor)
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is in the range."""
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One engine with nearly all the sequences that it had at most, look by look.
+
+    ``rates``: tokens a second; ``running``: sequences; ``ready_seconds``: what it took to start.
+    """
+
+    rates: tuple[float, ...]
+    running: float
+    ready_seconds: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What so many rows take. ``output_tokens``: all that is generated, what is given up included.
+
+    Times are None where no engine's speed is known, money where no price is.
+    """
+
+    rows: int
+    prompt_tokens: Interval
+    output_tokens: Interval
+    seconds: Interval | None = None
+    gpu_hours: Interval | None = None
+    cost: Interval | None = None
+    api_cost: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A pilot's outcome. ``lengths``: by kind (think, answer), tokens at each of `LENGTHS`."""
+
+    rows: int
+    traces: int
+    states: Counter[str]
+    lengths: dict[str, tuple[float, ...]]
+    speed: Speed | None
+    fleet: Fleet
+    whole: Projection
+    left: Projection
+    advice: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+
+        def plain(projection: Projection) -> dict[str, Any]:
+            return {
+                name: vars(value) if isinstance(value, Interval) else value
+                for name, value in vars(projection).items()
+            }
+
+        return {
+            "pilot": {"rows": self.rows, "traces": self.traces, "states": dict(self.states)},
+            "lengths": {
+                kind: {
+                    f"p{share * 100:.0f}": tokens
+                    for share, tokens in zip(LENGTHS, found, strict=True)
+                }
+                for kind, found in self.lengths.items()
+            },
+            "tokens_per_second_of_an_engine": self.speed and float(np.mean(self.speed.rates)),
+            "whole": plain(self.whole),
+            "left": plain(self.left),
+            "advice": list(self.advice),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        yield f"{'pilot':<10} {self.rows:>9,} rows, {self.traces:,} traces; part of the run"
+        for state in State:
+            if count := self.states.get(state, 0):
+                yield f"{state:<10} {count:>9,} traces  {count / self.traces:>6.1%}"
+        for kind, found in self.lengths.items():
+            told = ", ".join(
+                f"P{share * 100:.0f} {tokens:,.0f}"
+                for share, tokens in zip(LENGTHS, found, strict=True)
+            )
+            yield f"{kind:<10} {told} tokens"
+        if self.speed is not None:
+            yield (
+                f"{'an engine':<10} {np.mean(self.speed.rates):>9,.0f} tokens/s with "
+                f"{self.speed.running:,.0f} of {self.fleet.slots:,} slots in use, ready after "
+                f"{self.speed.ready_seconds:,.0f} s"
+            )
+        for name, projection in (("the whole run", self.whole), ("still to do", self.left)):
+            yield f"\n{name}: {projection.rows:,} rows"
+            yield from _projection_lines(projection, self.fleet)
+        for advice in self.advice:
+            yield f"\nadvice: {advice}"
+
+
+def estimate(
+    config: RunConfig,
+    sample: Sequence[Sequence[dict[str, Any]]],
+    runs: Iterable[Sequence[Figures]],
+    rows: int,
+    rows_left: int,
+) -> Estimate:
+    """Project ``sample``, the traces of each row of a pilot, to all rows and to those left.
+
+    ``runs``: the record of what engines like these have done. Rows are drawn anew for the ranges,
+    so that several samples of a row count as what they are.
+    """
+    fleet = fleet_of(config)
+    traces = [trace for row in sample for trace in row]
+    speed = speed_of(runs, fleet)
+    return Estimate(
+        len(sample),
+        len(traces),
+        Counter(trace["state"] for trace in traces),
+        {kind: _lengths(traces, f"{kind}_tokens") for kind in ("think", "answer")},
+        speed,
+        fleet,
+        _project(config, sample, speed, fleet, rows),
+        _project(config, sample, speed, fleet, rows_left),
+        tuple(_advice(config, traces)),
+    )
+
+
+def speed_of(runs: Iterable[Sequence[Figures]], fleet: Fleet) -> Speed | None:
+    """The speed of engines like those of ``fleet``; None if nothing is recorded of such."""
+    looks, ready = list[tuple[float, float]](), list[float]()
+    for lines in runs:
+        alike = [f for f in lines if (f.fleet.gpus, f.fleet.slots) == (fleet.gpus, fleet.slots)]
+        ready += [f.ready_seconds for f in alike[-1:] if f.ready_seconds is not None]
+        for before, after in pairwise(alike):
+            seconds = (after.seconds - before.seconds) * len(after.engines)
+            if before.engines and seconds > 0:
+                tokens = after.tokens["spent"] - before.tokens["spent"]
+                least = min(f.running / len(f.engines) for f in (before, after))
+                looks.append((least, tokens / seconds))
+    most = max((running for running, _ in looks), default=0)
+    full = [(running, rate) for running, rate in looks if running >= NEARLY_FULL * most]
+    rates = tuple(rate for _, rate in full if rate > 0)
+    if not rates or not most:
+        return None
+    return Speed(
+        rates, float(np.mean([running for running, _ in full])), ready[-1] if ready else 0.0
+    )
+
+
+def _project(
+    config: RunConfig,
+    sample: Sequence[Sequence[dict[str, Any]]],
+    speed: Speed | None,
+    fleet: Fleet,
+    rows: int,
+) -> Projection:
+    rng = np.random.default_rng(0)
+    of_rows = np.array([[sum(t[k] or 0 for t in row) for k in TOKENS] for row in sample], float)
+    drawn = of_rows[rng.integers(0, len(sample), (DRAWS, len(sample)))].mean(axis=1)
+    mean = of_rows.mean(axis=0)
+    prompt, kept, spent = drawn[:, 0], drawn[:, 1:3].sum(axis=1), drawn[:, 1:].sum(axis=1)
+    prices = config.prices
+    api = None
+    if prices.million_input_tokens is not None and prices.million_output_tokens is not None:
+        each, all_of_it = prices.million_input_tokens / 1e6, prices.million_output_tokens / 1e6
+        api = Interval.of(
+            rows * (mean[0] * each + mean[1:3].sum() * all_of_it),
+            rows * (prompt * each + kept * all_of_it),
+        )
+    found = Projection(
+        rows,
+        Interval.of(rows * mean[0], rows * prompt),
+        Interval.of(rows * mean[1:].sum(), rows * spent),
+        api_cost=api,
+    )
+    if speed is None:
+        return found
+    rates = np.array(speed.rates)
+    drawn_rates = rng.choice(rates, (DRAWS, len(rates))).mean(axis=1)
+    # With more sequences an engine is faster, but not more so than there are more of them.
+    could_run = min(fleet.slots, rows * config.policy.n / fleet.replicas)
+    faster = rng.uniform(1, max(1.0, could_run / speed.running), DRAWS)
+    longest = float(np.quantile([_spent(trace) for row in sample for trace in row], 0.99))
+
+    def seconds(spent: Any, rate: Any) -> Any:
+        body = rows * spent / (rate * fleet.replicas)
+        tail = longest * speed.running / rate
+        return (speed.ready_seconds + np.maximum(body, tail) + np.minimum(body, tail) / 2) * bool(
+            rows
+        )
+
+    taken = Interval.of(
+        float(seconds(mean[1:].sum(), rates.mean() * faster.mean())),
+        seconds(spent, drawn_rates * faster),
+    )
+    hours = taken.times(fleet.gpu_hours(1))
+    cost = None if fleet.gpu_hour is None else hours.times(fleet.gpu_hour)
+    return Projection(
+        rows, found.prompt_tokens, found.output_tokens, taken, hours, cost, found.api_cost
+    )
+
+
+def _spent(trace: dict[str, Any]) -> int:
+    return sum(trace[name] or 0 for name in TOKENS[1:])
+
+
+def _lengths(traces: Sequence[dict[str, Any]], name: str) -> tuple[float, ...]:
+    found = [trace[name] for trace in traces if trace["state"] != State.FAILED]
+    return tuple(np.quantile(found, LENGTHS).tolist()) if found else ()
+
+
+def _advice(config: RunConfig, traces: Sequence[dict[str, Any]]) -> Iterator[str]:
+    def share(count: int) -> float:
+        return count / len(traces)
+
+    cut = [
+        trace
+        for trace in traces
+        if trace["state"] == State.TRUNCATED or trace["closed_by"] == ClosedBy.BUDGET
+    ]
+    if share(len(cut)) > SOME:
+        yield (
+            f"the budget cuts {share(len(cut)):.0%} of the traces short; raise sampling.max_tokens "
+            f"({config.policy.max_tokens:,}) or thinking.budget_tokens "
+            f"({config.thinking.budget_tokens or 'what max_tokens leaves'})"
+        )
+    states = Counter(trace["state"] for trace in traces)
+    circles = sum(t["state"] == State.LOOPED or t["closed_by"] == ClosedBy.LOOP for t in traces)
+    if share(circles) > SOME:
+        yield (
+            f"{share(circles):.0%} of the traces go in circles to the end; a larger "
+            "thinking.loop_retries or sampling.presence_penalty gets more of them out"
+        )
+    if states[State.UNPARSED] and share(states[State.UNPARSED]) > MANY:
+        yield (
+            f"{share(states[State.UNPARSED]):.0%} of the answers are not in answer.format "
+            f"{config.answer.format}; do the prompts, or prompt.suffix, ask for it?"
+        )
+    if states[State.FAILED]:
+        failed = share(states[State.FAILED])
+        yield f"{failed:.1%} have failed; qwq-batch show --state failed says why"
+
+
+def _projection_lines(found: Projection, fleet: Fleet) -> Iterator[str]:
+    yield f"  {'prompt':<10} {_told(found.prompt_tokens, 1e6)} million tokens"
+    yield f"  {'output':<10} {_told(found.output_tokens, 1e6)} million tokens"
+    if found.seconds is not None and found.gpu_hours is not None:
+        times = (found.seconds.mid, found.seconds.low, found.seconds.high)
+        mid, low, high = map(clock, times)
+        of = f"{fleet.replicas:,} engines" if fleet.replicas > 1 else "one engine"
+        yield f"  {'time':<10} {mid} ({low} to {high}) with {of}"
+        yield f"  {'GPU-hours':<10} {_told(found.gpu_hours)}"
+    if found.cost is not None:
+        yield f"  {'cost':<10} {_told(found.cost)} at {fleet.gpu_hour:,} for a GPU-hour"
+    if found.api_cost is not None:
+        yield f"  {'API':<10} {_told(found.api_cost)} at the prices of the API"
+
+
+def _told(found: Interval, unit: float = 1) -> str:
+    mid, low, high = (_number(value / unit) for value in (found.mid, found.low, found.high))
+    return f"{mid} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"

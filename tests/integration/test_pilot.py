@@ -1,0 +1,115 @@
+"""Pilots are part of the run; what status, estimate and report tell of real runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+
+from pipeline import flow
+from pipeline.config import RunConfig
+from pipeline.estimate import estimate
+from pipeline.findings import count
+from pipeline.ledger import Ledger
+from pipeline.page import page
+from pipeline.pilot import spread, traces_of
+from pipeline.record import all_figures
+from pipeline.status import status
+from pipeline.storage import Storage
+from tests.conftest import MakeConfig, write_shards
+
+ROWS = [30, 0, 45, 25]
+
+
+def rows_of(config: RunConfig) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (
+        ds.dataset(config.output.path, exclude_invalid_files=True).to_table().to_pylist()
+    )
+    return found
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_config: MakeConfig) -> RunConfig:
+    write_shards(tmp_path / "in", ROWS)
+    return make_config(
+        output={"rows_per_part": 20},
+        sampling={"n": 2},
+        engine={
+            "simulated": {"varies": True, "log": str(tmp_path / "log.jsonl")},
+            "vllm": {"max_num_seqs": 8},
+        },
+    )
+
+
+def generated(tmp_path: Path) -> int:
+    return len((tmp_path / "log.jsonl").read_text().splitlines())
+
+
+def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Path) -> None:
+    job = flow.pilot(config, 12)
+    chosen = spread(job.parts, 12)
+    sample = list(traces_of(job, chosen))
+    assert [len(row) for row in sample] == [2] * 12
+    assert job.plan.rows_todo == 88
+    before = generated(tmp_path)
+    flow.pilot(config, 12)
+    assert generated(tmp_path) == before
+    kept = [[trace["think_tokens"] for trace in row] for row in sample]
+    summary = flow.run(config)
+    assert summary.is_complete
+    # Each of the engine's traces differs from all others: those of the pilot are still there.
+    again = list(traces_of(flow.prepare(config), chosen))
+    assert [[trace["think_tokens"] for trace in row] for row in again] == kept
+    assert len(rows_of(config)) == 200
+
+
+def test_pilot_of_a_run_that_is_under_way_takes_what_is_there(config: RunConfig) -> None:
+    flow.run(config)
+    job = flow.pilot(config, 50)
+    assert len(list(traces_of(job, spread(job.parts, 50)))) == 50
+
+
+def test_pilot_of_all_rows_finishes_the_run(config: RunConfig) -> None:
+    job = flow.pilot(config, 1000)
+    assert job.plan.rows_todo == 0
+    assert len(rows_of(config)) == 200
+
+
+def test_pilot_with_duplicates(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [40], prompt="the same")
+    config = make_config(input={"dedupe": True}, output={"rows_per_part": 10})
+    flow.pilot(config, 4)
+    assert flow.run(config).is_complete
+    assert len(rows_of(config)) == 40
+
+
+def test_estimate_of_a_real_pilot_holds_the_truth(config: RunConfig) -> None:
+    job = flow.pilot(config, 40)
+    sample, runs = list(traces_of(job, spread(job.parts, 40))), all_figures(job.ledger.store)
+    said = estimate(config, sample, runs, job.plan.rows, job.plan.rows_todo)
+    flow.run(config)
+    store = job.ledger.store
+    tokens = count(store, sorted(Ledger(store).contents().parts())).tokens
+    spent = tokens["think_tokens"] + tokens["answer_tokens"] + tokens["wasted_tokens"]
+    # Twice the range: one draw of twenty would miss it, and this must not fail one day of twenty.
+    mid, low, high = vars(said.whole.output_tokens).values()
+    assert mid - 2 * (mid - low) < spent < mid + 2 * (high - mid)
+
+
+def test_status_and_report_of_a_run(config: RunConfig) -> None:
+    flow.pilot(config, 12)
+    early = status(config.output.path)
+    assert (early.rows, early.rows_durable, early.parts_done) == (100, 12, 1)  # an empty shard's
+    assert not early.is_running
+    flow.run(config)
+    late = status(config.output.path)
+    assert (late.rows_durable, late.parts_done, late.parts) == (100, 8, 8)
+    assert sum(late.summary.states.values()) == 200
+    runs = list(all_figures(Storage(config.output.path)))
+    assert [run[-1].rows for run in runs] == [12, 88]
+    assert sum(runs[-1][-1].think_lengths.values()) == 176
+    assert runs[-1][-1].fleet.slots == 8
+    assert max(f.running for run in runs for f in run) <= 8
+    text = page(config.output.path)
+    assert "<b>100</b><span>rows durable, of 100" in text
+    assert "While it ran" in text
