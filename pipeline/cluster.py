@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.data import DataContext
 from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
@@ -28,6 +29,7 @@ BLOCKS_AT_ONCE = 64
 # By default Ray starts workers with 15, and an engine's processes are below an actor's: whatever
 # else runs on the machine goes before them.
 ENGINE_NICENESS = "0"
+LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
@@ -44,10 +46,12 @@ def cluster(config: RunConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_worker_niceness", ENGINE_NICENESS)
         options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
         options["include_dashboard"] = False
+        options["_metrics_export_port"] = config.ray.metrics_port
+        options["_node_ip_address"] = LOOPBACK  # nobody else needs its ports, and may have them
     level = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
     options["runtime_env"] = {"env_vars": {"VLLM_LOGGING_LEVEL": level}}
     try:
-        with _quiet_start():
+        with _quiet_start(), _on_loopback():
             ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -103,6 +107,20 @@ def _quiet_start() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a local Ray listen on 127.0.0.1 when told so, as it does elsewhere than on Linux.
+
+    There it takes the network card's address instead, and its servers listen for everybody.
+    """
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
 
 
 def local_cpus(engine: EngineConfig) -> int:

@@ -5,6 +5,7 @@ answer to a report tells an engine when the run is to end.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -14,11 +15,16 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.engines import Load
+from pipeline.figures import EngineFigures
 from pipeline.journal import Extent
+from pipeline.metrics import Metrics
 from pipeline.plan import Range
 from pipeline.suspects import Suspects, Suspicion
 
 REPORT_SECONDS = 0.5
+# Tokens a second are told as they were in the last so many, the latest counting most.
+RATE_SECONDS = 10.0
 # An engine that has not reported for so long is gone, or its machine is.
 SILENT_SECONDS = 10.0
 # For the question whose checkpoints can be passed over: to be wrong costs reading them.
@@ -29,7 +35,8 @@ LIVING_SECONDS = 3.0
 class Totals:
     """Counts since the start of this run (not of earlier ones in the same output).
 
-    ``output_tokens`` are those of traces that have ended, ``spent_tokens`` all that was generated.
+    ``output_tokens`` are those of traces that have ended, ``spent_tokens`` all that was generated;
+    ``think_lengths`` counts traces by `pipeline.figures.length_bin`.
     """
 
     rows: int = 0
@@ -38,6 +45,7 @@ class Totals:
     output_tokens: int = 0
     spent_tokens: int = 0
     states: Counter[str] = field(default_factory=Counter)
+    think_lengths: Counter[int] = field(default_factory=Counter)
 
     def add(self, other: "Totals") -> None:
         """Add ``other`` to this."""
@@ -47,6 +55,7 @@ class Totals:
         self.output_tokens += other.output_tokens
         self.spent_tokens += other.spent_tokens
         self.states.update(other.states)
+        self.think_lengths.update(other.think_lengths)
 
 
 class Meter:
@@ -55,6 +64,7 @@ class Meter:
     def __init__(self, board: Any, engine: str, stop: Callable[[], None]) -> None:
         self._board, self._engine, self._stop = board, engine, stop
         self.done, self.running = Totals(), 0
+        self.load: Callable[[], Load] = Load
 
     async def keep_reporting(self) -> None:
         """Report until cancelled or told to stop."""
@@ -67,7 +77,7 @@ class Meter:
     def report(self) -> Any:
         """Send what was done since the last report; the answer is whether the run is to end."""
         done, self.done = self.done, Totals()
-        return self._board.report.remote(self._engine, done, self.running)
+        return self._board.report.remote(self._engine, done, self.running, self.load())
 
     def close(self) -> None:
         """Send the last figures, and that the engine has shut down; wait until that is heard."""
@@ -77,26 +87,29 @@ class Meter:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The board at one moment."""
+    """The board at one moment; ``running``: requests that engines have, waiting ones too."""
 
     totals: Totals
     running: int
     engines: int
     ready_seconds: float | None
+    loads: tuple[EngineFigures, ...] = ()
 
 
 @ray.remote(num_cpus=0)
 class Board:
     """Adds up what the engine actors report, and passes on what they have to know.
 
-    ``todo``: by part, how many rows are to do.
+    ``todo``: by part, how many rows are to do. ``output`` and ``replicas``: for Prometheus.
     """
 
-    def __init__(self, todo: Mapping[str, int]) -> None:
+    def __init__(self, todo: Mapping[str, int], output: str, replicas: int) -> None:
         self._todo, self._written = dict(todo), dict[str, set[int]]()
+        self._metrics = Metrics(output, sum(todo.values()), replicas)
         self._started = time.monotonic()
         self._totals = Totals()
         self._running: dict[str, int] = {}
+        self._loads: dict[str, EngineFigures] = {}
         self._heard: dict[str, float] = {}
         self._ready_seconds: float | None = None
         self._idle_starts = 0
@@ -111,31 +124,46 @@ class Board:
     def opened(self, engine: str) -> None:
         """An engine is ready."""
         self._running[engine] = 0
+        self._loads[engine] = EngineFigures(engine)
         self._heard[engine] = time.monotonic()
         if self._ready_seconds is None:
             self._ready_seconds = time.monotonic() - self._started
 
-    def report(self, engine: str, totals: Totals, running: int) -> bool:
+    def report(self, engine: str, totals: Totals, running: int, load: Load) -> bool:
         """Add what ``engine`` did since its last report; whether the run is to end."""
         self._totals.add(totals)
+        self._metrics.done(totals)
         if totals.generated:
             self._idle_starts = 0
         if engine in self._running:
-            self._running[engine] = running
-            self._heard[engine] = time.monotonic()
+            now = time.monotonic()
+            seconds = max(1e-3, now - self._heard[engine])
+            before, share = self._loads[engine], 1 - math.exp(-seconds / RATE_SECONDS)
+            rate = before.tokens_per_second
+            rate += share * (totals.spent_tokens / seconds - rate)
+            self._loads[engine] = EngineFigures(
+                engine, load.running, load.waiting, load.kv_usage, rate
+            )
+            self._metrics.load(self._loads[engine])
+            self._running[engine], self._heard[engine] = running, now
         return self._stopping
 
     def closed(self, engine: str) -> None:
         """An engine has shut down, or has saved what it had and does nothing more."""
-        self._running.pop(engine, None)
+        self._gone(engine)
 
     def snapshot(self) -> Snapshot:
         """The sums so far; engines that are silent are not counted."""
         silent = time.monotonic() - SILENT_SECONDS
         for engine in [name for name in self._running if self._heard[name] < silent]:
-            del self._running[engine]
+            self._gone(engine)
+        self._metrics.engines(len(self._running))
         return Snapshot(
-            self._totals, sum(self._running.values()), len(self._running), self._ready_seconds
+            self._totals,
+            sum(self._running.values()),
+            len(self._running),
+            self._ready_seconds,
+            tuple(self._loads[name] for name in self._running),
         )
 
     def stop(self) -> None:
@@ -165,14 +193,18 @@ class Board:
 
     def died(self, engine: str, rows: Sequence[Hashable]) -> None:
         """An engine has died while ``rows`` ran on it."""
-        self._running.pop(engine, None)
+        self._gone(engine)
         self._suspects.blame(rows)
 
+    def _gone(self, engine: str) -> None:
+        if self._running.pop(engine, None) is not None:
+            self._metrics.load(EngineFigures(engine))
 
-def start_board(todo: Iterable[Range]) -> Any:
+
+def start_board(todo: Iterable[Range], output: str, replicas: int) -> Any:
     """A new board for these rows, on the driver's node: it lives as long as the run does."""
     rows = Counter[str]()
     for piece in todo:
         rows[str(Extent.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote(rows)  # type: ignore[attr-defined]
+    return Board.options(scheduling_strategy=here).remote(rows, output, replicas)  # type: ignore[attr-defined]
