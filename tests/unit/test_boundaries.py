@@ -12,6 +12,7 @@ SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 PURE = [
     "config",
     "errors",
+    "figures",
     "json_form",
     "lanes",
     "loops",
@@ -24,6 +25,7 @@ PURE = [
     "sampling",
     "schema",
     "sections",
+    "sizes",
     "templates",
     "scripts",
     "engines.protocol",
