@@ -1,4 +1,4 @@
-"""The command ``qwq-batch``: run, retry, plan, show.
+"""The command ``qwq-batch``: doctor, estimate, run, retry, plan, show, status, report.
 
 Exit codes: 0 every row is accounted for; 1 the run ended without all of them, or failed; 2 the
 command, the config, the input or the output can't be used as given; 143 ended by SIGTERM, 130 by
@@ -81,10 +81,29 @@ def _parser() -> argparse.ArgumentParser:
                 "--prompts", type=_count, metavar="N",
                 help="print the first N rendered prompts with their token counts as JSON lines",
             )  # fmt: skip
+    doctor = add("doctor", _doctor, "say what would go wrong, and what to do; starts no engine")
+    doctor.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    add_overrides(doctor)
+    estimate = add("estimate", _estimate, "do some rows first and say what all will take")
+    estimate.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    add_overrides(estimate)
+    estimate.add_argument(
+        "--rows", type=_count, default=200, metavar="N",
+        help="how many, from all over the run; they are part of it (default: 200)",
+    )  # fmt: skip
+    estimate.add_argument("--json", action="store_true", help="as one line of JSON")
     show = add("show", _show, "print some traces of an output")
     show.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
     show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many (default: 3)")
     show.add_argument("--state", help="only traces in this state, such as truncated")
+    status = add("status", _status, "say where a run stands, from its output alone")
+    status.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
+    status.add_argument("--json", action="store_true", help="as one line of JSON")
+    report = add("report", _report, "write what came out as one HTML page")
+    report.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
+    report.add_argument(
+        "--to", metavar="FILE", default="report.html", help="the page (default: report.html)"
+    )
     return parser
 
 
@@ -170,10 +189,53 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.doctor import examine
+
+    worst = 0
+    for finding in examine(load_config(args.config, args.overrides)):
+        print(finding, flush=True)
+        worst = max(worst, 2 if finding.level == "error" else 0)
+    return worst
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from pipeline import flow, progress
+    from pipeline.estimate import estimate
+    from pipeline.pilot import spread, traces_of
+    from pipeline.record import all_figures
+
+    config = _load(args)
+    job = flow.pilot(config, args.rows, progress.watch)
+    sample = list(traces_of(job, spread(job.parts, args.rows)))
+    plan, runs = job.plan, all_figures(job.ledger.store)
+    found = estimate(config, sample, runs, plan.rows, plan.rows_todo)
+    _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
+    return 0
+
+
 def _show(args: argparse.Namespace) -> int:
     from pipeline import preview
 
     _print(preview.trace_lines(args.output, args.rows, args.state))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.status import status
+
+    found = status(args.output)
+    _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.page import page
+    from pipeline.storage import Storage
+
+    folder, slash, name = args.to.rpartition("/")
+    Storage(folder or slash or ".").put(name, page(args.output).encode())
+    print(args.to)
     return 0
 
 
