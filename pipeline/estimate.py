@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.figures import Figures, Fleet, clock
+from pipeline.findings import reason
 from pipeline.limits import fleet_of
 from pipeline.policy import ClosedBy
 from pipeline.reasoning import State
@@ -21,6 +22,7 @@ CONFIDENCE = 0.95
 LENGTHS = (0.5, 0.95, 0.99)
 # An engine is as fast as where it had at least so much of the most sequences that it ever had.
 NEARLY_FULL = 0.8
+STRETCH_SECONDS = 10.0
 # A share that is worth a word of advice.
 SOME, MANY = 0.03, 0.1
 
@@ -50,14 +52,27 @@ class Interval:
 
 @dataclass(frozen=True)
 class Speed:
-    """One engine with nearly all the sequences that it had at most, look by look.
+    """One engine with nearly all the sequences that it had at most, in stretches of time.
 
-    ``rates``: tokens a second; ``running``: sequences; ``ready_seconds``: what it took to start.
+    ``tokens`` and ``seconds``: of each stretch; ``running``: sequences; ``ready_seconds``: what it
+    took to start.
     """
 
-    rates: tuple[float, ...]
+    tokens: tuple[float, ...]
+    seconds: tuple[float, ...]
     running: float
     ready_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all stretches."""
+        return sum(self.tokens) / sum(self.seconds)
+
+    def drawn(self, rng: np.random.Generator) -> Any:
+        """Tokens a second, an array of `DRAWS`: the stretches drawn anew."""
+        at = rng.integers(0, len(self.tokens), (DRAWS, len(self.tokens)))
+        tokens, seconds = np.array(self.tokens)[at], np.array(self.seconds)[at]
+        return tokens.sum(axis=1) / seconds.sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,7 @@ class Estimate:
                 }
                 for kind, found in self.lengths.items()
             },
-            "tokens_per_second_of_an_engine": self.speed and float(np.mean(self.speed.rates)),
+            "tokens_per_second_of_an_engine": (self.speed and self.speed.tokens_per_second),
             "whole": plain(self.whole),
             "left": plain(self.left),
             "advice": list(self.advice),
@@ -128,7 +143,7 @@ class Estimate:
             yield f"{kind:<10} {told} tokens"
         if self.speed is not None:
             yield (
-                f"{'an engine':<10} {np.mean(self.speed.rates):>9,.0f} tokens/s with "
+                f"{'an engine':<10} {self.speed.tokens_per_second:>9,.0f} tokens/s with "
                 f"{self.speed.running:,.0f} of {self.fleet.slots:,} slots in use, ready after "
                 f"{self.speed.ready_seconds:,.0f} s"
             )
@@ -158,7 +173,11 @@ def estimate(
         len(sample),
         len(traces),
         Counter(trace["state"] for trace in traces),
-        {kind: _lengths(traces, f"{kind}_tokens") for kind in ("think", "answer")},
+        {
+            kind: found
+            for kind in ("think", "answer")
+            if (found := _lengths(traces, f"{kind}_tokens"))
+        },
         speed,
         fleet,
         _project(config, sample, speed, fleet, rows),
@@ -169,24 +188,32 @@ def estimate(
 
 def speed_of(runs: Iterable[Sequence[Figures]], fleet: Fleet) -> Speed | None:
     """The speed of engines like those of ``fleet``; None if nothing is recorded of such."""
-    looks, ready = list[tuple[float, float]](), list[float]()
+    looks, ready = list[tuple[float, float, float]](), [0.0]
     for lines in runs:
         alike = [f for f in lines if (f.fleet.gpus, f.fleet.slots) == (fleet.gpus, fleet.slots)]
         ready += [f.ready_seconds for f in alike[-1:] if f.ready_seconds is not None]
         for before, after in pairwise(alike):
             seconds = (after.seconds - before.seconds) * len(after.engines)
             if before.engines and seconds > 0:
-                tokens = after.tokens["spent"] - before.tokens["spent"]
                 least = min(f.running / len(f.engines) for f in (before, after))
-                looks.append((least, tokens / seconds))
-    most = max((running for running, _ in looks), default=0)
-    full = [(running, rate) for running, rate in looks if running >= NEARLY_FULL * most]
-    rates = tuple(rate for _, rate in full if rate > 0)
-    if not rates or not most:
+                looks.append((least, after.tokens["spent"] - before.tokens["spent"], seconds))
+    most = max((running for running, _, _ in looks), default=0)
+    full = [look for look in looks if look[0] >= NEARLY_FULL * most > 0]
+    # Engines report many tokens at once: only over some time do they make a rate.
+    stretches = [[0.0, 0.0]]
+    for _, tokens, seconds in full:
+        if stretches[-1][1] >= STRETCH_SECONDS:
+            stretches.append([0.0, 0.0])
+        stretches[-1][0] += tokens
+        stretches[-1][1] += seconds
+    if len(stretches) > 1 and stretches[-1][1] < STRETCH_SECONDS:
+        tokens, seconds = stretches.pop()
+        stretches[-1][0] += tokens
+        stretches[-1][1] += seconds
+    made, took = zip(*stretches, strict=True)
+    if not sum(made):
         return None
-    return Speed(
-        rates, float(np.mean([running for running, _ in full])), ready[-1] if ready else 0.0
-    )
+    return Speed(made, took, float(np.mean([running for running, _, _ in full])), max(ready))
 
 
 def _project(
@@ -217,23 +244,22 @@ def _project(
     )
     if speed is None:
         return found
-    rates = np.array(speed.rates)
-    drawn_rates = rng.choice(rates, (DRAWS, len(rates))).mean(axis=1)
+    drawn_rates = speed.drawn(rng)
     # With more sequences an engine is faster, but not more so than there are more of them.
     could_run = min(fleet.slots, rows * config.policy.n / fleet.replicas)
     faster = rng.uniform(1, max(1.0, could_run / speed.running), DRAWS)
     longest = float(np.quantile([_spent(trace) for row in sample for trace in row], 0.99))
 
-    def seconds(spent: Any, rate: Any) -> Any:
-        body = rows * spent / (rate * fleet.replicas)
-        tail = longest * speed.running / rate
+    def seconds(spent: Any, rate: Any, faster: Any) -> Any:
+        body = rows * spent / (rate * faster * fleet.replicas)
+        tail = longest * speed.running / rate  # no sequence is faster because more run beside it
         return (speed.ready_seconds + np.maximum(body, tail) + np.minimum(body, tail) / 2) * bool(
             rows
         )
 
     taken = Interval.of(
-        float(seconds(mean[1:].sum(), rates.mean() * faster.mean())),
-        seconds(spent, drawn_rates * faster),
+        float(seconds(mean[1:].sum(), speed.tokens_per_second, faster.mean())),
+        seconds(spent, drawn_rates, faster),
     )
     hours = taken.times(fleet.gpu_hours(1))
     cost = None if fleet.gpu_hour is None else hours.times(fleet.gpu_hour)
@@ -255,32 +281,40 @@ def _advice(config: RunConfig, traces: Sequence[dict[str, Any]]) -> Iterator[str
     def share(count: int) -> float:
         return count / len(traces)
 
-    cut = [
-        trace
-        for trace in traces
-        if trace["state"] == State.TRUNCATED or trace["closed_by"] == ClosedBy.BUDGET
-    ]
-    if share(len(cut)) > SOME:
-        yield (
-            f"the budget cuts {share(len(cut)):.0%} of the traces short; raise sampling.max_tokens "
+    states = Counter(trace["state"] for trace in traces)
+    cut = sum(t["state"] == State.TRUNCATED or t["closed_by"] == ClosedBy.BUDGET for t in traces)
+    circles = sum(t["state"] == State.LOOPED or t["closed_by"] == ClosedBy.LOOP for t in traces)
+    changes = []
+    if share(cut) > SOME:
+        changes.append(
+            f"the budget cuts {share(cut):.0%} of the traces short: raise sampling.max_tokens "
             f"({config.policy.max_tokens:,}) or thinking.budget_tokens "
             f"({config.thinking.budget_tokens or 'what max_tokens leaves'})"
         )
-    states = Counter(trace["state"] for trace in traces)
-    circles = sum(t["state"] == State.LOOPED or t["closed_by"] == ClosedBy.LOOP for t in traces)
     if share(circles) > SOME:
-        yield (
-            f"{share(circles):.0%} of the traces go in circles to the end; a larger "
+        changes.append(
+            f"{share(circles):.0%} of the traces go in circles to the end: a larger "
             "thinking.loop_retries or sampling.presence_penalty gets more of them out"
         )
-    if states[State.UNPARSED] and share(states[State.UNPARSED]) > MANY:
-        yield (
+    if share(states[State.UNPARSED]) > MANY:
+        changes.append(
             f"{share(states[State.UNPARSED]):.0%} of the answers are not in answer.format "
-            f"{config.answer.format}; do the prompts, or prompt.suffix, ask for it?"
+            f"{config.answer.format}: do the prompts, or prompt.suffix, ask for it?"
+        )
+    yield from changes
+    if changes:
+        yield (
+            "with other settings take another output.path (a run keeps those that it began with), "
+            "or retry such traces at the end"
         )
     if states[State.FAILED]:
-        failed = share(states[State.FAILED])
-        yield f"{failed:.1%} have failed; qwq-batch show --state failed says why"
+        [(why, _)] = Counter(reason(t["error"]) for t in traces if t["error"]).most_common(1)
+        yield f"{share(states[State.FAILED]):.1%} have failed, most of them so: {why}"
+    if config.input.dedupe:
+        yield (
+            "rows with the same prompt are generated once (input.dedupe), which is not counted in: "
+            "it will be less"
+        )
 
 
 def _projection_lines(found: Projection, fleet: Fleet) -> Iterator[str]:

@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 from pipeline.figures import STEPS_AN_OCTAVE
 from pipeline.merge import part_metadata
 from pipeline.reasoning import State
+from pipeline.schema import TRACE_COLUMNS, TRACE_FIELDS, conform
 from pipeline.storage import Storage
 
 COUNTED = (
     "sample", "state", "think_tokens", "answer_tokens", "prompt_tokens", "wasted_tokens",
     "carried_tokens", "closed_by", "loop_retries", "attempt", "correct", "duplicate_of", "error",
 )  # fmt: skip
+WITHOUT_RAW = tuple(name for name in TRACE_COLUMNS if name != "raw")
 # Traces to look at: so many of each state, from so many parts, since a part is read whole for it.
 TRACES_A_STATE, PARTS_LOOKED_AT = 40, 16
 
@@ -44,7 +46,6 @@ class Findings:
     retried: Counter[str] = field(default_factory=Counter)
     correct: Counter[tuple[str, bool]] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    rows: int = 0
 
     @property
     def traces(self) -> int:
@@ -53,7 +54,6 @@ class Findings:
 
     def add(self, table: pa.Table) -> None:
         """Count the traces of ``table``, whose columns are `COUNTED`."""
-        self.rows += pc.sum(pc.equal(table["sample"], 0)).as_py() or 0
         states = table["state"].to_pylist()
         self.states.update(states)
         generated = table.filter(pc.is_null(table["duplicate_of"]))
@@ -91,9 +91,18 @@ def count(store: Storage, parts: Sequence[str]) -> Findings:
     for name in parts:
         names = part_metadata(store, name)["columns"]
         with store.open(name) as file:
-            table = pq.read_table(file, columns=[names[key] for key in COUNTED])
-        found.add(table.select([names[key] for key in COUNTED]).rename_columns(list(COUNTED)))
+            found.add(known_columns(pq.ParquetFile(file), names, COUNTED))
     return found
+
+
+def known_columns(
+    file: pq.ParquetFile, names: Mapping[str, str], wanted: Sequence[str]
+) -> pa.Table:
+    """The columns ``wanted`` of a part by our names; null where it is of a version without one."""
+    there = [key for key in wanted if names.get(key) in file.schema_arrow.names]
+    table = file.read([names[key] for key in there]).select([names[key] for key in there])
+    fields = [field for field in TRACE_FIELDS if field.name in wanted]
+    return conform(table.rename_columns(there), pa.schema(fields))
 
 
 def examples(store: Storage, parts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -119,10 +128,11 @@ def examples(store: Storage, parts: Sequence[str]) -> Iterator[tuple[str, dict[s
         if not numbers:
             continue
         names: Mapping[str, str] = metadata[name]["columns"]
+        made = TRACE_COLUMNS if metadata[name]["settings"].get("output.raw_text") else WITHOUT_RAW
         with store.open(name) as file:
             rows = pq.read_table(file).take(numbers).to_pylist()
         for row in rows:
-            ours = {key: row.pop(column, None) for key, column in names.items()}
+            ours = {key: row.pop(column, None) for key, column in names.items() if key in made}
             yield name, {**ours, "input": row}
 
 

@@ -149,8 +149,8 @@ def run(config: RunConfig, watch: Watch = unwatched, limits: Limits | None = Non
     ``limits`` are those of ``config``, unless others are given; to reach one raises
     `LimitReachedError`.
     """
-    limits = limits or Limits(config)
     job = prepare(config)
+    limits = limits or Limits(config)
     watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(config))
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
@@ -171,8 +171,8 @@ def retry(
     And those with more than the share ``foreign`` of letters in scripts that their prompt does not
     use.
     """
-    limits = Limits(config)
     job = prepare(config, RETRY_MAY_CHANGE)
+    limits = Limits(config)
     watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(config))
     with at_work(job) as stop, limits.kept(stop.because):
         work = passes.to_retry(job.ledger, job.settings, states, foreign)
@@ -186,14 +186,20 @@ def pilot(config: RunConfig, rows: int, watch: Watch = unwatched) -> Job:
 
     They are part of the run. `pipeline.estimate` projects what comes out.
     """
-    limits = Limits(config)
     one = config.engine.model_copy(update={"replicas": 1})
     job = prepare(config.model_copy(update={"engine": one}))
+    limits = Limits(job.config)
     watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(job.config))
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
         job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
         first = next(iter(passes.to_run(job.ledger, config.policy.n)))
+        if first.stop != config.policy.n:
+            raise OutputError(
+                f"output.path {config.output.path} has {first.stop} samples of each row, and a "
+                "pilot of more is not possible; set sampling.n to that, or choose another "
+                "output.path"
+            )
         carry_out(job, first, watch, stop, spread(job.parts, rows))
     return job
 

@@ -20,6 +20,7 @@ FACTORS = (2.0, 4.0)
 # 40,960, which is this and 8,192 of prompt.
 ORIGINAL_TOKENS = 32_768
 OURS = ("max_model_len", "max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta")
+NO_ENGINE = "no engine"
 # The prompt tokens of a row that can't be rendered: too many for any engine.
 UNRENDERED = 2**40
 
@@ -77,7 +78,7 @@ def make_lanes(config: RunConfig, model: Mapping[str, Any]) -> tuple[Lane, ...]:
     none = {
         "kind": "none", "device": "cpu", "replicas": 1, "tensor_parallel": 1, "pipeline_parallel": 1
     }  # fmt: skip
-    return (*lanes, Lane("no engine", 0, {**lanes[-1].settings, **none}))
+    return (*lanes, Lane(NO_ENGINE, 0, {**lanes[-1].settings, **none}))
 
 
 def assign(lanes: tuple[Lane, ...], prompt_tokens: Any, max_tokens: int) -> Any:

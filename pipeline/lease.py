@@ -45,7 +45,7 @@ class Holder:
 def holder(store: Storage) -> Holder | None:
     """Who holds the lease of ``store``, to be told, not to be relied on; None if nobody ever has.
 
-    The clocks of two machines are compared here, as nowhere else.
+    The clocks of two machines are compared here; the lease itself compares none.
     """
     lease = _Lease(store, lambda _: None)
     last = lease.numbers()[-1:]

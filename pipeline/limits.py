@@ -130,5 +130,6 @@ def fleet_of(config: RunConfig) -> Fleet:
 
 def cost_minutes(config: RunConfig) -> float | None:
     """How long all engines may be there for ``limits.cost``, from the start of the run."""
-    cost, each = config.limits.cost, fleet_of(config).cost(60)
+    cost = config.limits.cost
+    each = None if cost is None else fleet_of(config).cost(60)
     return None if cost is None or each is None else cost / each

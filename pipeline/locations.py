@@ -6,14 +6,19 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-# What signed URLs of the clouds have.
-SIGNED = re.compile(r"[?&](X-Amz-|AWSAccessKeyId=|X-Goog-|sig=)", re.IGNORECASE)
+# Names and passwords before a host (a secret key may hold slashes), and what signed URLs have.
+USERS = re.compile(r"://[^@?#]*:[^@?#]*@|https?://[^/?#]*@")
+SIGNED = re.compile(
+    r"[?&](x-amz-\w+|x-goog-\w+|AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|signature|sig|token|key)=",
+    re.IGNORECASE,
+)
+NO_USERS = ("github://",)  # organisation:repository@revision
 
 
 def _without_credentials(url: str) -> str:
     """A configuration is kept, copied and shown; what it holds is no secret."""
-    host = url.partition("://")[2].partition("/")[0]
-    if ":" in host.rpartition("@")[0] or SIGNED.search(url):
+    has_user = USERS.search(url) and not url.startswith(NO_USERS)
+    if has_user or SIGNED.search(url):
         raise PydanticCustomError(
             "credentials",
             "has credentials in it; set them in the environment (AWS_ACCESS_KEY_ID and "

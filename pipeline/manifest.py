@@ -18,7 +18,6 @@ RESULT_ARGS = (
     "max_model_len",
     "quantization",
     "structured_outputs_config",
-    "trust_remote_code",
 )
 # How the settings begin that a retry may change; how many samples there are is not its matter.
 RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.context", "engine.vllm.")
@@ -52,6 +51,8 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "engine.kind": config.engine.kind,
         "engine.context": config.engine.context,
     }
+    if config.engine.vllm.get("trust_remote_code"):
+        settings["engine.vllm.trust_remote_code"] = True
     for name in RESULT_ARGS:
         if name in config.engine.vllm:
             settings[f"engine.vllm.{name}"] = config.engine.vllm[name]

@@ -15,8 +15,14 @@ from markupsafe import Markup, escape
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.texmath import texmath_plugin
 
-# Longer ones, and hostile ones, are left as text.
+# Longer formulas are left as text, and those that define something, which may grow without end.
 LONGEST_FORMULA = 2000
+DEFINES = re.compile(
+    r"\\(re|provide)?newcommand|\\\w*def\b|\\let\b|\\Declare|\\(re)?newenvironment"
+)
+# The parser takes quadratic time for some texts: longer ones, or fuller of formulas, stay text.
+LONGEST_TEXT, MOST_MARKS = 12_000, 300
+MARKS = re.compile(r"\$|\\[(\[]")
 ELEMENTS = frozenset(
     "math mrow mi mn mo mtext ms mspace mfrac msqrt mroot msub msup msubsup munder mover "
     "munderover mmultiscripts mprescripts mtable mtr mtd mstyle mpadded mphantom menclose".split()
@@ -31,12 +37,14 @@ PLAIN = re.compile(r"[\w .%+-]*")
 
 def rendered(text: str) -> Markup:
     """``text`` as HTML."""
+    if len(text) > LONGEST_TEXT or len(MARKS.findall(text)) > MOST_MARKS:
+        return Markup("<pre>{}</pre>").format(text)
     return Markup(_MARKDOWN.render(text))  # noqa: S704 (made of escaped text, see above)
 
 
 def formula(latex: str, display: str = "inline") -> Markup:
     """A formula as MathML; as it was written if it can't be read. ``display``: inline or block."""
-    if len(latex) <= LONGEST_FORMULA:
+    if len(latex) <= LONGEST_FORMULA and not DEFINES.search(latex):
         try:
             return _checked(convert_to_element(latex, display=display))
         except Exception:  # noqa: S110 (it raises all kinds, a RecursionError too)
@@ -66,7 +74,14 @@ def _markdown() -> Any:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.disable(["image", "link", "autolink", "html_inline", "html_block", "reference"])
     parser.use(texmath_plugin, delimiters="brackets")
-    parser.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
+    parser.use(
+        dollarmath_plugin,
+        allow_labels=False,
+        allow_space=False,
+        allow_digits=False,
+        allow_blank_lines=False,
+        double_inline=True,
+    )
 
     def inline(_self: Any, tokens: Any, at: int, *_: Any) -> str:
         return formula(tokens[at].content)
@@ -74,9 +89,8 @@ def _markdown() -> Any:
     def block(_self: Any, tokens: Any, at: int, *_: Any) -> str:
         return formula(tokens[at].content, "block")
 
-    for name in ("math_inline", "math_single"):
-        parser.add_render_rule(name, inline)
-    for name in ("math_block", "math_block_label", "math_block_eqno", "math_inline_double"):
+    parser.add_render_rule("math_inline", inline)
+    for name in ("math_block", "math_block_eqno", "math_inline_double"):
         parser.add_render_rule(name, block)
     return parser
 

@@ -36,7 +36,8 @@ class Metrics:
         }
         self._rows_to_do = self._gauge("rows_to_do", "rows that the run has to do")
         self._wanted = self._gauge("engines_wanted", "engines that the run asks for")
-        self._sizes = rows, replicas
+        self._rows_left = self._gauge("rows_left", "rows that are still to do")
+        self._asked_for = rows, replicas
 
     def done(self, totals: "Totals") -> None:
         """Add what an engine has done."""
@@ -51,11 +52,13 @@ class Metrics:
         for name, gauge in self._loads.items():
             gauge.set(getattr(engine, name) or 0, {**self._run, "engine": engine.name})
 
-    def engines(self, count: int) -> None:
-        """Set how many there are, and what does not change: Ray forgets a gauge that is not set."""
-        self._engines.set(count, self._run)
-        for gauge, size in zip((self._rows_to_do, self._wanted), self._sizes, strict=True):
-            gauge.set(size, self._run)
+    def sizes(self, engines: int, rows_done: int) -> None:
+        """Set how much there is of all; a gauge that is not set for a while is forgotten by Ray."""
+        rows, replicas = self._asked_for
+        self._engines.set(engines, self._run)
+        self._wanted.set(replicas, self._run)
+        self._rows_to_do.set(rows, self._run)
+        self._rows_left.set(rows - rows_done, self._run)
 
     def _add(self, counter: Counter, count: float, **labels: str) -> None:
         if count > 0:

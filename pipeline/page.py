@@ -266,8 +266,9 @@ def _trace(part: str, trace: Mapping[str, Any]) -> dict[str, Any]:
         "attempt",
         "loop_retries",
     ):
-        if trace.get(name):
-            about.append(f"{name} {_short(str(trace[name]), PREVIEW)}")
+        value = trace.get(name)
+        if value or value is False:
+            about.append(f"{name} {_short(str(value), PREVIEW)}")
     given = [(name, _text(value)) for name, value in trace["input"].items()]
     answer = _short(trace["answer"] or "", LONGEST_TEXT)
     preview = next((text for name, text in given if name in ("prompt", "messages")), "")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.findings import known_columns
 from pipeline.ledger import Ledger
 from pipeline.plan import Part, Range
 from pipeline.schema import ROW_COLUMN
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = (
     "sample", "state", "closed_by", "prompt_tokens", "think_tokens", "answer_tokens",
-    "wasted_tokens",
+    "wasted_tokens", "error",
 )  # fmt: skip
 
 
@@ -78,20 +79,15 @@ def traces_of(job: "Job", chosen: Iterable[Range]) -> Iterator[list[dict[str, An
 
 def _of_part(ledger: Ledger, part: Part, names: Mapping[str, str]) -> pa.Table:
     with ledger.store.open(part.name) as file:
-        table = _renamed(pq.read_table(file, columns=[names[n] for n in LOOKED_AT]), names)
+        table = known_columns(pq.ParquetFile(file), names, LOOKED_AT)
     row = np.cumsum(table["sample"].to_numpy() == 0) - 1 + part.start
     return table.append_column(ROW_COLUMN, pa.array(row))
 
 
 def _of_fragment(names: Mapping[str, str]) -> Any:
-    columns = [ROW_COLUMN, *(names[name] for name in LOOKED_AT)]
-
     def read(data: bytes) -> pa.Table:
-        table = pq.read_table(BytesIO(data), columns=columns)
-        return _renamed(table, names).append_column(ROW_COLUMN, table[ROW_COLUMN])
+        file = pq.ParquetFile(BytesIO(data))
+        rows = file.read([ROW_COLUMN])[ROW_COLUMN]
+        return known_columns(file, names, LOOKED_AT).append_column(ROW_COLUMN, rows)
 
     return read
-
-
-def _renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    return table.select([names[name] for name in LOOKED_AT]).rename_columns(list(LOOKED_AT))

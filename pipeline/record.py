@@ -16,6 +16,7 @@ import ray
 from pipeline.errors import QwqBatchError
 from pipeline.figures import Figures, Fleet
 from pipeline.journal import RECORD
+from pipeline.lanes import NO_ENGINE
 from pipeline.limits import Watch
 from pipeline.storage import Storage
 from pipeline.telemetry import Snapshot
@@ -114,7 +115,8 @@ def recorded(watch: Watch, store: Storage, fleet: Fleet) -> Watch:
     @contextmanager
     def both(board: Any, rows: int, lane: str) -> Iterator[None]:
         keep = Recorder(store).add
-        with watch(board, rows, lane), following(board, rows, lane, keep, until_next, fleet):
+        of_lane = Fleet(0, 0) if lane == NO_ENGINE else fleet
+        with watch(board, rows, lane), following(board, rows, lane, keep, until_next, of_lane):
             yield
 
     return both

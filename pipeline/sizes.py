@@ -20,6 +20,12 @@ def parameters(model: Mapping[str, Any]) -> tuple[int, int]:
     return layers, tables * int(model["vocab_size"]) * hidden
 
 
+def is_known(model: Mapping[str, Any], quantization: str | None = None) -> bool:
+    """Whether the weights are not quantized, or in a way of which the size is known here."""
+    stored = (model.get("quantization_config") or {}).get("quant_method")
+    return (quantization or stored) in (None, *QUANTIZED)
+
+
 def weight_bytes(model: Mapping[str, Any], quantization: str | None = None) -> float:
     """The bytes of the weights, as stored or as ``quantization`` (vLLM's name) makes them."""
     layers, tables = parameters(model)

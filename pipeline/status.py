@@ -72,7 +72,8 @@ class Status:
             f"{self.parts_done:,} of {self.parts:,} parts finished"
         )
         for work in self.open_passes:
-            what = f"a retry of {', '.join(work.states)}" if work.is_retry else "more samples"
+            chosen = ", ".join([*work.states, *(["foreign scripts"] if work.foreign else [])])
+            what = f"a retry of {chosen}" if work.is_retry else "more samples"
             yield f"{'pass':<10} {work.number:>9} is not over: {what}"
         yield from self.summary.lines()
         if self.figures is not None and self.is_running:

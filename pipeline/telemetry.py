@@ -157,7 +157,7 @@ class Board:
         silent = time.monotonic() - SILENT_SECONDS
         for engine in [name for name in self._running if self._heard[name] < silent]:
             self._gone(engine)
-        self._metrics.engines(len(self._running))
+        self._metrics.sizes(len(self._running), self._totals.rows)
         return Snapshot(
             self._totals,
             sum(self._running.values()),

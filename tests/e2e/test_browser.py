@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from pipeline.figures import Fleet
 from pipeline.page import page as report
@@ -110,7 +110,7 @@ def test_traces_are_filtered_and_searched(watched: Watched) -> None:
     assert page.locator("#shown").inner_text() == f"1 of {whole} traces"
     page.select_option("#state", "")
     page.fill("#search", "NEEDLE")
-    page.wait_for_function("document.getElementById('shown').textContent.startsWith('1 of')")
+    expect(page.locator("#shown")).to_have_text(f"1 of {whole} traces")
     shown.locator("summary").first.click()
     assert shown.locator("pre", has_text="a needle").is_visible()
 

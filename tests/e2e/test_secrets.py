@@ -85,7 +85,10 @@ def test_planted_credentials_are_nowhere(tmp_path: Path, s3_server: S3Server) ->
     ("section", "values", "told"),
     [
         ("output", {"path": "s3://AKIA:PLANTED6@bucket/out"}, "output.path: has credentials in it"),
+        ("output", {"path": "s3://AKIA:ab/PLANTED6@b/out"}, "output.path: has credentials in it"),
         ("input", {"path": "https://user:PLANTED6@host/x"}, "input.path: has credentials in it"),
+        ("input", {"path": "https://PLANTED6@host/x"}, "input.path: has credentials in it"),
+        ("input", {"path": "https://h/x?Signature=PLANTED6"}, "input.path: has credentials in it"),
         ("engine", {"device": "cpu", "vllm": {"hf_token": "PLANTED6"}}, "HF_TOKEN"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import flow
 from pipeline.config import RunConfig
+from pipeline.errors import OutputError
 from pipeline.estimate import estimate
 from pipeline.findings import count
 from pipeline.ledger import Ledger
@@ -67,6 +68,13 @@ def test_pilot_of_a_run_that_is_under_way_takes_what_is_there(config: RunConfig)
     flow.run(config)
     job = flow.pilot(config, 50)
     assert len(list(traces_of(job, spread(job.parts, 50)))) == 50
+
+
+def test_pilot_of_more_samples_than_there_are_is_refused(config: RunConfig) -> None:
+    flow.run(config)
+    more = config.sampling.model_copy(update={"n": 5})
+    with pytest.raises(OutputError, match="has 2 samples of each row"):
+        flow.pilot(config.model_copy(update={"sampling": more}), 5)
 
 
 def test_pilot_of_all_rows_finishes_the_run(config: RunConfig) -> None:

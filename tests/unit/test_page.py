@@ -1,8 +1,10 @@
 """The report: its figures, and that nothing in a trace can run or leave the page."""
 
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import OutputError
@@ -88,6 +90,29 @@ def test_answers_are_rendered_with_formulas(text: str, found: str) -> None:
     assert found in rendered(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$\\newcommand{\\d}[1]{{#1#1}}" + "\\d{" * 40 + "x" + "}" * 40 + "$",
+        "$\\def\\d#1{#1#1}" + "\\d{" * 40 + "x" + "}" * 40 + "$",
+        "$$a\n\n" * 4000,
+        "\\(" * 10_000,
+        "\\[\n\n" * 4000,
+        "**a" * 8000,
+        "[" * 20_000,
+        "> " * 10_000,
+        "| a " * 6000 + "\n" + "|---" * 6000 + "|\n" + "| b " * 6000,
+        "$" + "{" * 900 + "x" + "}" * 900 + "$",
+    ],
+)
+def test_no_text_takes_the_parser_long(text: str) -> None:
+    started = time.process_time()
+    assert rendered(text[:24_000])
+    assert (
+        time.process_time() - started < 20
+    )  # doubling or quadratic, they took minutes to for ever
+
+
 def test_figures_of_the_page(tmp_path: Path) -> None:
     traces: list[dict[str, object]]
     traces = [{"think_tokens": 100 * (i + 1), "correct": i % 2 == 0} for i in range(16)]
@@ -138,6 +163,20 @@ def test_examples_are_of_every_state_and_the_same_each_time(tmp_path: Path) -> N
     assert first == again
     states = [trace["state"] for _, trace in first]
     assert (states.count("looped"), states.count("finished")) == (3, 40)
+
+
+def test_wrong_answers_are_told_and_a_column_called_raw_is_the_input_s(tmp_path: Path) -> None:
+    text = page(write_output(tmp_path, [{"correct": False}, {"correct": True}]))
+    assert "correct False" in text
+    assert "raw output" not in text
+
+
+def test_part_of_a_version_without_a_column(tmp_path: Path) -> None:
+    url = write_output(tmp_path, [{"wasted_tokens": 7}] * 3)
+    path = tmp_path / "out" / "s.00000.parquet"
+    table = pq.read_table(path).drop_columns(["wasted_tokens", "duplicate_of"])
+    pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
+    assert "<b>3</b><span>traces" in page(url)
 
 
 def test_reasons_are_without_what_differs() -> None:

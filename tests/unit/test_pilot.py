@@ -63,7 +63,7 @@ def config(**sections: dict[str, Any]) -> RunConfig:
 def trace(think: int, answer: int = 100, wasted: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "state": "finished", "closed_by": None, "prompt_tokens": 50, "think_tokens": think,
-        "answer_tokens": answer, "wasted_tokens": wasted, **more,
+        "answer_tokens": answer, "wasted_tokens": wasted, "error": None, **more,
     }  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_projection_of_what_is_all_the_same() -> None:
     assert found.whole.output_tokens.mid == found.whole.output_tokens.high == 100_000 * 1000
     assert found.whole.prompt_tokens.mid == 100_000 * 50
     assert found.speed is not None
-    assert found.speed.rates[0] == 2000
+    assert found.speed.tokens_per_second == 2000
     body = 100_000 * 1000 / (2000 * 2)
     tail = 1000 * 64 / 2000
     seconds = 10 + body + tail / 2
@@ -140,12 +140,36 @@ def test_engine_that_was_not_full_may_be_faster() -> None:
     assert half.seconds.low == pytest.approx(full.seconds.mid / 2, rel=0.1)
 
 
+def test_speed_counts_looks_at_which_nothing_was_reported() -> None:
+    """Engines report many tokens at once: here each eight seconds, looked at each two."""
+    lines = [
+        Figures(
+            "", float(at), 0, 0, ready_seconds=1.0,
+            tokens={"prompt": 0, "output": 0, "spent": at // 8 * 8 * 500},
+            engines=[EngineFigures("e", 64, 0, None, 0)], fleet=Fleet(1, 4, 64),
+        )
+        for at in range(0, 161, 2)
+    ]  # fmt: skip
+    speed = speed_of([lines], Fleet(1, 4, 64))
+    assert speed is not None
+    assert speed.tokens_per_second == pytest.approx(500, rel=0.02)
+
+
+def test_pilot_of_which_all_have_failed_is_told_all_the_same() -> None:
+    sample = [[trace(0, 0, state="failed", error="template_error: no")]] * 5
+    found = estimate(config(), sample, [], 100, 95)
+    assert "100.0% have failed, most of them so: template_error: no" in "\n".join(found.lines())
+    assert found.to_json()["lengths"] == {}
+
+
 def test_speed_is_of_engines_alike_where_they_are_busy() -> None:
     fleet = Fleet(8, 4, 64)
     speed = speed_of([run_of(500, 8, slots=16), run_of(2000, 64)], fleet)
     assert speed is not None
     assert speed.running == 64
-    assert set(speed.rates) == {2000}
+    assert speed.tokens_per_second == 2000
+    assert all(t == 2000 * s for t, s in zip(speed.tokens, speed.seconds, strict=True))
+    assert min(speed.seconds) >= 10
     assert speed_of([run_of(500, 8, slots=16)], fleet) is None
     assert speed_of([], fleet) is None
 
@@ -164,7 +188,10 @@ def test_without_a_speed_there_are_tokens_and_no_times() -> None:
         ([trace(100, state="rescued", closed_by="budget")] * 5, "the budget cuts 5%"),
         ([trace(100, state="rescued", closed_by="loop")] * 5, "5% of the traces go in circles"),
         ([trace(100, state="unparsed")] * 20, "20% of the answers are not in answer.format"),
-        ([trace(0, state="failed")], "1.0% have failed"),
+        (
+            [trace(0, state="failed", error="prompt_too_long: 99")],
+            "1.0% have failed, most of them so",
+        ),
         ([trace(100, state="truncated")] * 2, None),
     ],
 )
