@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ COUNTED = (
 WITHOUT_RAW = tuple(name for name in TRACE_COLUMNS if name != "raw")
 # Traces to look at: so many of each state, from so many parts, since a part is read whole for it.
 TRACES_A_STATE, PARTS_LOOKED_AT = 40, 16
+PARTS_AT_ONCE = 16
 
 
 @dataclass
@@ -88,10 +90,16 @@ def reason(error: str) -> str:
 def count(store: Storage, parts: Sequence[str]) -> Findings:
     """Count all traces of finished parts."""
     found = Findings()
-    for name in parts:
+
+    def read(name: str) -> pa.Table:
         names = part_metadata(store, name)["columns"]
         with store.open(name) as file:
-            found.add(known_columns(pq.ParquetFile(file), names, COUNTED))
+            return known_columns(pq.ParquetFile(file), names, COUNTED)
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        for start in range(0, len(parts), PARTS_AT_ONCE):  # no more of them in memory
+            for table in pool.map(read, parts[start : start + PARTS_AT_ONCE]):
+                found.add(table)
     return found
 
 
@@ -130,10 +138,22 @@ def examples(store: Storage, parts: Sequence[str]) -> Iterator[tuple[str, dict[s
         names: Mapping[str, str] = metadata[name]["columns"]
         made = TRACE_COLUMNS if metadata[name]["settings"].get("output.raw_text") else WITHOUT_RAW
         with store.open(name) as file:
-            rows = pq.read_table(file).take(numbers).to_pylist()
+            rows = list(_rows(pq.ParquetFile(file), numbers))
         for row in rows:
             ours = {key: row.pop(column, None) for key, column in names.items() if key in made}
             yield name, {**ours, "input": row}
+
+
+def _rows(file: pq.ParquetFile, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The rows with these numbers, in order; only their row groups are read."""
+    first = 0
+    for group in range(file.num_row_groups):
+        stop = first + file.metadata.row_group(group).num_rows
+        here = [number - first for number in numbers if first <= number < stop]
+        if here:
+            table = file.read_row_group(group)
+            yield from (table.slice(at, 1).to_pylist()[0] for at in here)
+        first = stop
 
 
 def _parts_to_look_at(states: Mapping[str, Mapping[str, int]]) -> list[str]:

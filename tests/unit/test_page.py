@@ -4,9 +4,11 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import findings
 from pipeline.errors import OutputError
 from pipeline.figures import Fleet
 from pipeline.findings import examples, reason
@@ -177,6 +179,12 @@ def test_part_of_a_version_without_a_column(tmp_path: Path) -> None:
     table = pq.read_table(path).drop_columns(["wasted_tokens", "duplicate_of"])
     pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
     assert "<b>3</b><span>traces" in page(url)
+
+
+def test_rows_are_found_in_their_row_groups(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": list(range(10))}), tmp_path / "a", row_group_size=3)
+    wanted = [0, 2, 3, 8, 9]
+    assert [row["id"] for row in findings._rows(pq.ParquetFile(tmp_path / "a"), wanted)] == wanted
 
 
 def test_reasons_are_without_what_differs() -> None:
