@@ -103,8 +103,8 @@ class Recorder:
         try:
             name = f"{self._stem}.{self._file:05}{LINES}"
             self._store.put(name, "".join(self._lines).encode())
-        except QwqBatchError:
-            logger.warning("figures could not be written", exc_info=True)
+        except QwqBatchError as error:
+            logger.warning("the run's figures could not be kept: %s", error)
         if len(self._lines) >= LINES_A_FILE:
             self._lines, self._file = [], self._file + 1
 

@@ -81,7 +81,8 @@ class S3Server:
             "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3",
             f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
             f"-s3.port={s3}", f"-s3.config={self.folder / 'ids.json'}", "-s3.port.iceberg=0",
-            "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=1024",
+            "-s3.port.lance=0", "-master.volumeSizeLimitMB=1024",
+            "-volume.max=2000",  # a bucket takes 7; by default there are as many as the disk has GiB
             "-master.electionTimeout=1s",  # by default 10 s, and a restart then takes 23 instead of 4
         ]  # fmt: skip
 
@@ -115,9 +116,9 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: P
         assert process.poll() is None, f"SeaweedFS ended: {log.read_text()[-2000:]}"
         try:
             fs = server.filesystem()
-            fs.mkdir("ready-check")
+            fs.makedirs("ready-check", exist_ok=True)
             fs.pipe_file("ready-check/x", b"x")
-            fs.rm("ready-check", recursive=True)
+            fs.rm_file("ready-check/x")
             return
         except OSError:
             time.sleep(0.5)

@@ -15,9 +15,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
         return Storage(str(tmp_path / "root"))
     server: S3Server = request.getfixturevalue("s3")
-    bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"
-    server.filesystem().mkdir(bucket)
-    return Storage(f"s3://{bucket}/root")
+    server.filesystem().makedirs("storage", exist_ok=True)
+    return Storage(f"s3://storage/{tmp_path.name}/root")
 
 
 def names(store: Storage, folder: str = "") -> list[str]:
