@@ -4,8 +4,9 @@
 
 Three workloads: short and alike (additions), long and uneven with a budget that cuts some (counting
 down), both on the real engine with the built-in model; and traces as long as QwQ's on two simulated
-GPU engines, a hundred times as short. Tokens are of the whole run; seconds, from the request for
-engines to their end, of what the pilot leaves to do.
+GPU engines, a hundred times as short. Tokens are of the whole run, and beside them, of how many
+other pilots of the same run the range would hold the truth; seconds, from the request for engines
+to their end, of what the pilot leaves to do.
 """
 
 import argparse
@@ -19,19 +20,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 
 from jobs.bench.tables import keep, markdown
 from jobs.bench.tails import MEDIAN, SEQUENCE_SECONDS, SHORTER, SIGMA, SLOTS, STEP_SECONDS
 from pipeline.errors import EngineError
+from pipeline.estimate import of_all
 from pipeline.figures import clock
-from pipeline.findings import count
-from pipeline.ledger import Ledger
 from pipeline.record import all_figures
 from pipeline.storage import Storage
 
+PILOT_ROWS, PILOTS = 200, 200
 CPU = {"device": "cpu", "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 4096}}
 GPUS = {
     "kind": "simulated", "device": "cpu", "replicas": 2, "vllm": {"max_num_seqs": SLOTS},
@@ -62,17 +65,22 @@ WORKLOADS: dict[str, tuple[int, Any, Mapping[str, Any]]] = {
 
 def main(_: argparse.Namespace, folder: Path) -> None:
     """Each workload's pilot and run; print what was said beside what was."""
+    head = [
+        "workload", "output tokens, range", "truth", "other pilots", "time of the rest, range",
+        "truth",
+    ]  # fmt: skip
     lines, figures = [], {}
     for name, (rows, prompt, sections) in WORKLOADS.items():
         print(name, file=sys.stderr)
-        config, output = _config(folder / "estimates", rows, prompt, sections)
+        config, output = _config(folder / "estimates" / name, rows, prompt, sections)
         said = json.loads(_qwq_batch("estimate", str(config), "--json"))
         _qwq_batch("run", str(config))
         store = Storage(str(output))
-        found = count(store, sorted(Ledger(store).contents().parts()))
-        spent = sum(found.tokens[f"{kind}_tokens"] for kind in ("think", "answer", "wasted"))
+        spent = _spent_by_row(output)
         last = list(all_figures(store))[-1]
-        truth = {"tokens": spent, "seconds": last[-1].seconds}
+        truth = {
+            "tokens": int(spent.sum()), "seconds": last[-1].seconds, "hits": hits(spent, PILOTS),
+        }  # fmt: skip
         figures[name] = {"said": said, "was": truth}
         tokens, seconds = said["whole"]["output_tokens"], said["left"]["seconds"]
         lines.append(
@@ -80,12 +88,25 @@ def main(_: argparse.Namespace, folder: Path) -> None:
                 f"{name}, {rows:,} rows",
                 " to ".join(f"{tokens[end]:,.0f}" for end in ("low", "high")),
                 f"{truth['tokens']:,}",
+                f"{truth['hits']} of {PILOTS}",
                 " to ".join(clock(seconds[end]) for end in ("low", "high")),
                 clock(truth["seconds"]),
             ]
         )
-    head = ["workload", "output tokens, range", "truth", "time of the rest, range", "truth"]
-    keep(folder, "estimates", markdown(head, lines), figures)
+        keep(folder, "estimates", markdown(head, lines), figures)
+
+
+def hits(spent: np.ndarray, pilots: int) -> int:
+    """Of so many pilots, those whose range holds the sum of ``spent`` (tokens by row)."""
+    rng, stretches = np.random.default_rng(0), np.array_split(spent, PILOT_ROWS)
+    samples = (np.array([rng.choice(stretch) for stretch in stretches]) for _ in range(pilots))
+    return sum(bool(of_all(one, len(spent)).holds(spent.sum())) for one in samples)
+
+
+def _spent_by_row(output: Path) -> np.ndarray:
+    table = ds.dataset(output, exclude_invalid_files=True).to_table()
+    kinds = [table[f"{kind}_tokens"].to_numpy() for kind in ("think", "answer", "wasted")]
+    return np.asarray(np.sum(kinds, axis=0))
 
 
 def _config(folder: Path, rows: int, prompt: Any, sections: Mapping[str, Any]) -> tuple[Path, Path]:
