@@ -26,8 +26,9 @@ from pipeline.duplicates import set_apart
 from pipeline.engines import engine_slots
 from pipeline.engines.vllm import check_engine_args
 from pipeline.errors import InputError, OutputError
+from pipeline.figures import Fleet
 from pipeline.journal import Extent
-from pipeline.lanes import AS_CONFIGURED, Lane, make_lanes
+from pipeline.lanes import AS_CONFIGURED, NO_ENGINE, Lane, make_lanes
 from pipeline.ledger import SAMPLES, Ledger
 from pipeline.lengths import by_lane
 from pipeline.limits import Limits, Watch, fleet_of
@@ -151,7 +152,7 @@ def run(config: RunConfig, watch: Watch = unwatched, limits: Limits | None = Non
     """
     job = prepare(config)
     limits = limits or Limits(config)
-    watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(config))
+    watch = recorded(limits.counted(watch), job.ledger.store)
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
         job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
@@ -173,7 +174,7 @@ def retry(
     """
     job = prepare(config, RETRY_MAY_CHANGE)
     limits = Limits(config)
-    watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(config))
+    watch = recorded(limits.counted(watch), job.ledger.store)
     with at_work(job) as stop, limits.kept(stop.because):
         work = passes.to_retry(job.ledger, job.settings, states, foreign)
         carry_out(job, work, watch, stop)
@@ -189,7 +190,7 @@ def pilot(config: RunConfig, rows: int, watch: Watch = unwatched) -> Job:
     one = config.engine.model_copy(update={"replicas": 1})
     job = prepare(config.model_copy(update={"engine": one}))
     limits = Limits(job.config)
-    watch = recorded(limits.counted(watch), job.ledger.store, fleet_of(job.config))
+    watch = recorded(limits.counted(watch), job.ledger.store)
     with at_work(job) as stop, limits.kept(stop.because):
         job.ledger.open_run(job.settings, software_versions())
         job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
@@ -242,7 +243,8 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     """Source, engines of one lane, sink: the part that Ray Data runs."""
     config = with_backend(lane.applied(job.config))
     engine, places = config.engine, Places(config.engine)
-    board = start_board(plan.todo, job.ledger.store.url, engine.replicas)
+    fleet = Fleet(0, 0) if lane.name == NO_ENGINE else fleet_of(config)
+    board = start_board(plan.todo, job.ledger.store.url, fleet)
     samples = min(len(work.samples), config.policy.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     source = PromptSource(

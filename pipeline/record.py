@@ -14,9 +14,8 @@ from typing import Any
 import ray
 
 from pipeline.errors import QwqBatchError
-from pipeline.figures import Figures, Fleet
+from pipeline.figures import Figures
 from pipeline.journal import RECORD
-from pipeline.lanes import NO_ENGINE
 from pipeline.limits import Watch
 from pipeline.storage import Storage
 from pipeline.telemetry import Snapshot
@@ -32,7 +31,7 @@ LINES = ".jsonl"
 Show = Callable[[Figures, bool], None]
 
 
-def figures_of(snapshot: Snapshot, rows: int, lane: str, seconds: float, fleet: Fleet) -> Figures:
+def figures_of(snapshot: Snapshot, rows: int, lane: str, seconds: float) -> Figures:
     """The figures of the board ``seconds`` after it was made; ``rows``: to do in this lane."""
     totals = snapshot.totals
     return Figures(
@@ -50,18 +49,13 @@ def figures_of(snapshot: Snapshot, rows: int, lane: str, seconds: float, fleet: 
         states=dict(totals.states),
         think_lengths=dict(totals.think_lengths),
         engines=snapshot.loads,
-        fleet=fleet,
+        fleet=snapshot.fleet,
     )
 
 
 @contextmanager
 def following(
-    board: Any,
-    rows: int,
-    lane: str,
-    show: Show,
-    pause: Callable[[float], float],
-    fleet: Fleet | None = None,
+    board: Any, rows: int, lane: str, show: Show, pause: Callable[[float], float]
 ) -> Iterator[None]:
     """Show the board's figures while the body runs, in another thread, and once at its end.
 
@@ -79,7 +73,7 @@ def following(
                 logger.debug("no figures from the board", exc_info=True)
             else:
                 seconds = time.monotonic() - started
-                show(figures_of(snapshot, rows, lane, seconds, fleet or Fleet()), last)
+                show(figures_of(snapshot, rows, lane, seconds), last)
 
     thread = threading.Thread(target=look, daemon=True, name="figures")
     thread.start()
@@ -109,14 +103,13 @@ class Recorder:
             self._lines, self._file = [], self._file + 1
 
 
-def recorded(watch: Watch, store: Storage, fleet: Fleet) -> Watch:
+def recorded(watch: Watch, store: Storage) -> Watch:
     """``watch``, with the figures kept in ``store`` as well."""
 
     @contextmanager
     def both(board: Any, rows: int, lane: str) -> Iterator[None]:
         keep = Recorder(store).add
-        of_lane = Fleet(0, 0) if lane == NO_ENGINE else fleet
-        with watch(board, rows, lane), following(board, rows, lane, keep, until_next, of_lane):
+        with watch(board, rows, lane), following(board, rows, lane, keep, until_next):
             yield
 
     return both

@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engines import Load
-from pipeline.figures import EngineFigures
+from pipeline.figures import EngineFigures, Fleet
 from pipeline.journal import Extent
 from pipeline.metrics import Metrics
 from pipeline.plan import Range
@@ -94,18 +94,20 @@ class Snapshot:
     engines: int
     ready_seconds: float | None
     loads: tuple[EngineFigures, ...] = ()
+    fleet: Fleet = field(default_factory=Fleet)
 
 
 @ray.remote(num_cpus=0)
 class Board:
     """Adds up what the engine actors report, and passes on what they have to know.
 
-    ``todo``: by part, how many rows are to do. ``output`` and ``replicas``: for Prometheus.
+    ``todo``: by part, how many rows are to do. ``output``: for Prometheus. ``fleet``: the engines
+    that are asked for.
     """
 
-    def __init__(self, todo: Mapping[str, int], output: str, replicas: int) -> None:
+    def __init__(self, todo: Mapping[str, int], output: str, fleet: Fleet) -> None:
         self._todo, self._written = dict(todo), dict[str, set[int]]()
-        self._metrics = Metrics(output, sum(todo.values()), replicas)
+        self._metrics, self._fleet = Metrics(output, sum(todo.values()), fleet.replicas), fleet
         self._started = time.monotonic()
         self._totals = Totals()
         self._running: dict[str, int] = {}
@@ -164,6 +166,7 @@ class Board:
             len(self._running),
             self._ready_seconds,
             tuple(self._loads[name] for name in self._running),
+            self._fleet,
         )
 
     def stop(self) -> None:
@@ -201,10 +204,10 @@ class Board:
             self._metrics.load(EngineFigures(engine))
 
 
-def start_board(todo: Iterable[Range], output: str, replicas: int) -> Any:
+def start_board(todo: Iterable[Range], output: str, fleet: Fleet) -> Any:
     """A new board for these rows, on the driver's node: it lives as long as the run does."""
     rows = Counter[str]()
     for piece in todo:
         rows[str(Extent.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote(rows, output, replicas)  # type: ignore[attr-defined]
+    return Board.options(scheduling_strategy=here).remote(rows, output, fleet)  # type: ignore[attr-defined]

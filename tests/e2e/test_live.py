@@ -131,6 +131,7 @@ def test_log_has_lines_of_json(tmp_path: Path) -> None:
     done = qwq_batch("run", str(config_of(tmp_path, rows=40)))
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert lines[-1]["fleet"] == {"replicas": 2, "gpus": 1, "slots": 8, "gpu_hour": None}
     assert lines[-1]["rows"] == lines[-1]["rows_to_do"] == 40
     assert lines[-1]["eta_seconds"] == 0
     assert "\x1b" not in done.stderr + done.stdout

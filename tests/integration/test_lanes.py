@@ -14,6 +14,8 @@ import pytest
 from pipeline import flow, preview
 from pipeline.config import RunConfig
 from pipeline.errors import EngineError
+from pipeline.record import all_figures
+from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig
 
 # Characters are tokens; the template adds some twenty.
@@ -83,6 +85,10 @@ def test_each_row_runs_where_it_fits_and_comes_out_in_order(
     assert seen == [
         ("400 tokens", 35), ("800 tokens, YaRN 2", 7), ("1,600 tokens, YaRN 4", 14), ("no engine", 14),
     ]  # fmt: skip
+    kept = {
+        run[-1].lane: run[-1].fleet.replicas for run in all_figures(Storage(config.output.path))
+    }
+    assert kept == {**dict.fromkeys((lane for lane, _ in seen), 1), "no engine": 0}
     rows = traces(config)
     assert [(r["id"], r["sample"]) for r in rows] == [(i, s) for i in range(70) for s in (0, 1)]
     for row in rows:
