@@ -202,7 +202,7 @@ def speed_of(runs: Iterable[Sequence[Figures]], fleet: Fleet) -> Speed | None:
         ready += [f.ready_seconds for f in alike[-1:] if f.ready_seconds is not None]
         untold = _untold(alike[-1]) if alike else 0.0
         for before, after in pairwise(alike):
-            since = before.seconds if before.engines else after.ready_seconds or after.seconds
+            since = max(before.seconds, after.ready_seconds or 0)
             seconds = (after.seconds - since) * len(after.engines)
             if seconds > 0:
                 least = after.running / len(after.engines)
