@@ -30,6 +30,7 @@ BLOCKS_AT_ONCE = 64
 # else runs on the machine goes before them.
 ENGINE_NICENESS = "0"
 LOOPBACK = "127.0.0.1"
+VLLM_LEVEL = "VLLM_LOGGING_LEVEL"
 
 
 def address_of(config: RunConfig) -> str:
@@ -46,15 +47,19 @@ def cluster(config: RunConfig) -> Iterator[None]:
     address = address_of(config)
     # What workers print stays in Ray's session folder; the driver's terminal is for the run.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    level = os.environ.get(VLLM_LEVEL, "WARNING")
     if address == "local":
+        # Its workers inherit the environment. With a runtime_env, those that Ray has started ahead
+        # would not be used: three seconds, on two cores.
+        os.environ[VLLM_LEVEL] = level
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", ENGINE_NICENESS)
         options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
         options["include_dashboard"] = False
         options["_metrics_export_port"] = config.ray.metrics_port
         options["_node_ip_address"] = LOOPBACK  # nobody else needs its ports, and may have them
-    level = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
-    options["runtime_env"] = {"env_vars": {"VLLM_LOGGING_LEVEL": level}}
+    else:
+        options["runtime_env"] = {"env_vars": {VLLM_LEVEL: level}}
     try:
         with _quiet_start(), _on_loopback() if address == "local" else nullcontext():
             ray.init(address, **options)
