@@ -15,7 +15,6 @@ import signal
 import threading
 import uuid
 import weakref
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +117,7 @@ class EngineActor:
         self._suffix = config.suffix_text
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
-        self._running: Counter[RowKey] = Counter()
+        self._running = dict[int, RowKey]()
         self._casualties: list[RowKey] | None = None
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
         self._turns, self._stopped = Turns(), False
@@ -369,16 +368,16 @@ class EngineActor:
         if self._casualties is not None:
             raise EngineDeadError("the engine has died before this row's turn")
         self._meter.running += 1
-        self._running[sample.row] += 1
+        self._running[id(request)] = sample.row
         try:
             return await self._engine.generate(request, report)
         except EngineDeadError:
             if self._casualties is None:  # the first to hear of it
-                self._casualties = list(+self._running)
+                self._casualties = list(dict.fromkeys(self._running.values()))
             raise
         finally:
             self._meter.running -= 1
-            self._running[sample.row] -= 1
+            del self._running[id(request)]
 
     def _table(self, block: pa.Table, rows: list[list[Trace]]) -> pa.Table:
         """The block's columns, each row for each of its traces, with the traces' beside them."""

@@ -6,11 +6,14 @@ engine dies while it runs alone is to blame, and comes out failed.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
 
 SUSPECTS_AT_ONCE = 16
+# Of each suspicion, how many rows may run at once.
+ROOM = (math.inf, SUSPECTS_AT_ONCE, 1, 1)
 
 
 class Suspicion(IntEnum):
@@ -59,8 +62,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._running = dict.fromkeys(Suspicion, 0)
-        self._waiting = dict.fromkeys(Suspicion, 0)
+        self._running, self._waiting = [0] * len(Suspicion), [0] * len(Suspicion)
 
     @asynccontextmanager
     async def turn(self, suspicion: Suspicion) -> AsyncIterator[None]:
@@ -80,15 +82,11 @@ class Turns:
             yield
         finally:
             self._running[suspicion] -= 1
-            if any(self._waiting.values()):
+            if any(self._waiting):
                 async with self._changed:
                     self._changed.notify_all()
 
     def _may_run(self, suspicion: Suspicion) -> bool:
-        others = any(count for level, count in self._running.items() if level != suspicion)
-        ahead = any(count for level, count in self._waiting.items() if level > suspicion)
-        room = {
-            Suspicion.NONE: True,
-            Suspicion.ONE_OF_MANY: self._running[suspicion] < SUSPECTS_AT_ONCE,
-        }.get(suspicion, self._running[suspicion] == 0)
-        return room and not others and not ahead
+        alike = self._running[suspicion]
+        others, ahead = sum(self._running) - alike, any(self._waiting[suspicion + 1 :])
+        return alike < ROOM[suspicion] and not others and not ahead

@@ -41,7 +41,7 @@ def main() -> None:
     sub.set_defaults(main=queues.main)
 
     sub = commands.add_parser("overhead", help="an engine that answers at once")
-    sub.add_argument("--rows", type=int, default=10_000, help="of the smaller of two runs")
+    sub.add_argument("--rows", type=int, default=40_000, help="of the smaller of two runs")
     sub.add_argument("--tokens", type=int, default=128, help="of a trace, in the median")
     sub.add_argument("--replicas", type=int, default=2)
     sub.add_argument("--runs", type=int, default=3)

@@ -61,7 +61,7 @@ class Setting:
 
 SETTINGS = {
     "small": Setting(4096, 512, 256),
-    "engine-bound": Setting(1024, 128, 64, WIDE),
+    "engine-bound": Setting(4096, 128, 64, WIDE),
     "qwq-32b": Setting(
         2048,
         2048,
