@@ -271,7 +271,7 @@ def table(results: Sequence[Result], rows: int) -> str:
     by_system: dict[str, list[Result]] = {}
     for result in results:
         by_system.setdefault(result.system, []).append(result)
-    base = statistics.median(r.seconds for r in by_system.get("raw", results))
+    raw = [r.seconds for r in by_system.get("raw", [])]
     lines = []
     for system, runs in by_system.items():
         firsts = [r.first_durable for r in runs if r.first_durable is not None]
@@ -279,7 +279,9 @@ def table(results: Sequence[Result], rows: int) -> str:
             [
                 system,
                 spread([r.seconds for r in runs]),
-                f"{statistics.median(r.seconds for r in runs) / base:.2f}",
+                f"{statistics.median(r.seconds for r in runs) / statistics.median(raw):.2f}"
+                if raw
+                else "–",
                 spread([r.tokens / r.seconds for r in runs]),
                 spread(firsts),
                 spread([r.durable_half / rows for r in runs], ".0%"),

@@ -15,6 +15,8 @@ import psutil  # type: ignore[import-untyped]
 from pipeline.errors import EngineError
 
 POLL_SECONDS, MEMORY_SECONDS = 2.0, 6.0
+# What Ray calls a worker of tasks: by the one that it runs at the moment.
+TASKS = ("IDLE", "Read", "StreamingRepartition", "Write")
 
 
 @dataclass
@@ -119,9 +121,12 @@ def _tree(pid: int) -> list[psutil.Process]:
 def _name(process: psutil.Process) -> str:
     """A word for what it is; Ray's workers are called by what they do."""
     title = " ".join(process.cmdline()[:3])
-    for part in ("ray::", "raylet", "gcs_server", "VLLM::EngineCore"):
+    if "ray::" in title:
+        what = title.split("ray::")[1].split(".")[0].strip()
+        return "tasks: read, write" if what.startswith(TASKS) else what
+    for part in ("raylet", "gcs_server", "VLLM::EngineCore"):
         if part in title:
-            return title.split("ray::")[1].split(".")[0] if part == "ray::" else part
+            return part
     return "driver" if "-m pipeline" in title else Path(title.split()[0]).name if title else ""
 
 

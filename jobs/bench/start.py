@@ -116,5 +116,5 @@ def main(args: argparse.Namespace, folder: Path) -> None:
         lines.append([what, spread(at, ".1f"), spread(took, ".1f")])
         before = at
     lines.append(["vLLM by itself, start to exit", spread(raw, ".1f"), ""])
-    head = [f"{args.replicas} engines, {ROWS} rows", "at, s", "took, s"]
+    head = [f"engines: {args.replicas}, rows: {ROWS}", "at, s", "took, s"]
     keep(folder, "start", markdown(head, lines), {"ours": found, "raw": raw})
