@@ -117,7 +117,7 @@ class EngineActor:
         self._suffix = config.suffix_text
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, self._work.number)
-        self._running = dict[int, RowKey]()
+        self._running = dict[int, RowKey]()  # by request
         self._casualties: list[RowKey] | None = None
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
         self._turns, self._stopped = Turns(), False

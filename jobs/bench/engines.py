@@ -272,6 +272,7 @@ def table(results: Sequence[Result], rows: int) -> str:
     for result in results:
         by_system.setdefault(result.system, []).append(result)
     raw = [r.seconds for r in by_system.get("raw", [])]
+    base = [statistics.median(raw)] if raw else []
     lines = []
     for system, runs in by_system.items():
         firsts = [r.first_durable for r in runs if r.first_durable is not None]
@@ -279,9 +280,7 @@ def table(results: Sequence[Result], rows: int) -> str:
             [
                 system,
                 spread([r.seconds for r in runs]),
-                f"{statistics.median(r.seconds for r in runs) / statistics.median(raw):.2f}"
-                if raw
-                else "–",
+                spread([statistics.median(r.seconds for r in runs) / b for b in base], ".2f"),
                 spread([r.tokens / r.seconds for r in runs]),
                 spread(firsts),
                 spread([r.durable_half / rows for r in runs], ".0%"),
