@@ -84,6 +84,7 @@ class EngineActor:
     def __init__(self, config: RunConfig, columns: PromptColumns, work: Pass, board: Any) -> None:
         self._config, self._columns, self._work, self._board = config, columns, work, board
         self._closes_once, self._stops_once = threading.Lock(), threading.Lock()
+        self._rendering = threading.Lock()
         self._name = uuid.uuid4().hex[:8]
         self._meter = Meter(board, self._name, self._stop_soon)
         self._loop = asyncio.new_event_loop()
@@ -154,7 +155,8 @@ class EngineActor:
             raise self._failure
         self._close_with_actor()
         origins = zip(*(block[name].to_pylist() for name in ORIGIN), strict=True)
-        rows = [self._prepare(TableRow(block, i), *origin) for i, origin in enumerate(origins)]
+        with self._rendering:  # threads that take turns waste less than threads that compete
+            rows = [self._prepare(TableRow(block, i), *origin) for i, origin in enumerate(origins)]
         keys = [sample.key for samples in rows for sample in samples]
         suspicions, living = ray.get(self._board.brief.remote([row[0].row for row in rows]))
         progress = dict(zip(keys, self._checkpoints.start(keys, living), strict=True))

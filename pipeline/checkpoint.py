@@ -5,10 +5,11 @@ At intervals and when it is told to end it writes them, a file for each part; wh
 rows afterwards, another engine or another run, reads all such files of the part.
 """
 
-import threading
 from collections.abc import Mapping, Sequence, Set
 from io import BytesIO
+from threading import Lock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,6 +32,7 @@ SCHEMA = pa.schema(
         pa.field("wasted_tokens", pa.int32(), nullable=False),
     ]
 )
+RowSample = tuple[int, int]  # of one part
 Key = tuple[Extent, int, int]  # part, row, sample
 
 
@@ -39,8 +41,10 @@ class Checkpoints:
 
     def __init__(self, ledger: Ledger, engine: str, number: int) -> None:
         self._ledger, self._engine, self._number = ledger, engine, number
-        self._lock = threading.Lock()
-        self._progress: dict[Key, Progress] = {}
+        # Each held for no longer than it takes: a block that starts never waits for a file that is
+        # written, nor for another block's listing.
+        self._lock, self._saving, self._reading = Lock(), Lock(), Lock()
+        self._progress: dict[Extent, dict[RowSample, Progress]] = {}
         self._saved: set[Extent] = set()
         self._read: dict[tuple[str, str], pa.Table] = {}
 
@@ -49,52 +53,59 @@ class Checkpoints:
 
         What the engines ``living`` save is passed over: none of their rows comes here.
         """
+        rows: dict[Extent, set[int]] = {}
+        for extent, row, _ in keys:
+            rows.setdefault(extent, set()).add(row)
+        found, started = self._saved_by_others(rows, living), list[Progress]()
         with self._lock:
-            rows: dict[Extent, set[int]] = {}
-            for extent, row, _ in keys:
-                rows.setdefault(extent, set()).add(row)
-            found = self._saved_by_others(rows, living)
-            for key in keys:
-                mine = self._progress.setdefault(key, Progress())
-                other = found.get(key)
-                if other is not None and other.is_further(mine):
-                    self._progress[key] = other
-                self._progress[key].carried = self._progress[key].generated
-            return [self._progress[key] for key in keys]
+            for extent, row, sample in keys:
+                mine = self._progress.setdefault(extent, {})
+                progress = mine.setdefault((row, sample), Progress())
+                other = found.get((extent, row, sample))
+                if other is not None and other.is_further(progress):
+                    progress = mine[row, sample] = other
+                progress.carried = progress.generated
+                started.append(progress)
+        return started
 
     def save(self) -> None:
         """Write what all traces have, but for those whose rows have become durable."""
-        with self._lock:
-            for extent in {key[0] for key in self._progress} | self._saved:
+        with self._saving:
+            with self._lock:
+                extents = {*self._progress, *self._saved}
+            for extent in extents:
                 self._save(extent)
 
     def _save(self, extent: Extent) -> None:
+        with self._lock:
+            traces = dict(self._progress.get(extent, {}))
+        durable = self._durable(extent, traces)
+        with self._lock:
+            mine = self._progress.get(extent, {})
+            for key in durable:
+                mine.pop(key, None)
+            if not mine:
+                self._progress.pop(extent, None)
+        running = {k: p for k, p in traces.items() if k not in durable and p.has_begun}
         name = extent.running(self._engine, self._number)
-        self._forget_durable(extent)
-        rows = [
-            {"row": row, "sample": sample, **progress.snapshot()}
-            for (part, row, sample), progress in list(self._progress.items())
-            if part == extent and progress.has_begun
-        ]
-        if rows:
+        if running:
             sink = BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
+            pq.write_table(_table(running), sink, compression="zstd")
             self._ledger.store.put(name, sink.getvalue())
             self._saved.add(extent)
         elif extent in self._saved:
             self._ledger.store.delete([name])
             self._saved.discard(extent)
 
-    def _forget_durable(self, extent: Extent) -> None:
-        mine = [key for key in list(self._progress) if key[0] == extent]
-        if not any(self._progress[key].finish_reason for key in mine):
-            return
-        spans = [(extent.start, extent.stop)]
-        if not self._ledger.is_done(extent, self._number):
-            spans = covered_by(self._ledger.fragments(extent, self._number))
-        for key in mine:
-            if any(start <= key[1] < stop for start, stop in spans):
-                del self._progress[key]
+    def _durable(self, extent: Extent, traces: Mapping[RowSample, Progress]) -> set[RowSample]:
+        """Those of ``traces`` whose rows are on disk; looked for only if some have ended."""
+        if not any(progress.finish_reason for progress in traces.values()):
+            return set()
+        if self._ledger.is_done(extent, self._number):
+            return set(traces)
+        spans = covered_by(self._ledger.fragments(extent, self._number))
+        rows = {row for start, stop in spans for row in range(start, stop)}
+        return {key for key in traces if key[0] in rows}
 
     def _saved_by_others(
         self, wanted: Mapping[Extent, set[int]], living: Set[str]
@@ -111,16 +122,37 @@ class Checkpoints:
     def _traces(self, extent: Extent, entry: Entry, rows: set[int]) -> list[tuple[Key, Progress]]:
         """The traces of ``rows`` in one checkpoint file; none if it is gone or unreadable."""
         version = (entry.file.name, entry.file.tag)
-        if version not in self._read:
-            try:
-                data = self._ledger.store.read(entry.file.name)
-                self._read[version] = pq.read_table(BytesIO(data), schema=SCHEMA)
-            except (FileNotFoundError, pa.ArrowException, QwqBatchError):
-                # Its rows are durable by now, or its traces begin again: nothing finished is lost.
-                return []
-        table = self._read[version]
+        with self._reading:
+            if version not in self._read:
+                try:
+                    data = self._ledger.store.read(entry.file.name)
+                    self._read[version] = pq.read_table(BytesIO(data), schema=SCHEMA)
+                except (FileNotFoundError, pa.ArrowException, QwqBatchError):
+                    # Its rows are durable by now, or its traces begin again: nothing finished is
+                    # lost.
+                    return []
+            table = self._read[version]
         mine = table.filter(pc.is_in(table["row"], pa.array(list(rows), pa.int64())))
         return [
             ((extent, row["row"], row["sample"]), Progress.restored(row))
             for row in mine.to_pylist()
         ]
+
+
+def _table(traces: Mapping[RowSample, Progress]) -> pa.Table:
+    """What ``traces`` have, as a table of `SCHEMA`; their tokens never become Python objects."""
+    rows = [
+        {"row": row, "sample": sample, **progress.snapshot()}
+        for (row, sample), progress in traces.items()
+    ]
+    tokens = [row.pop("token_ids") for row in rows]
+    offsets = pa.array(np.cumsum([0, *map(len, tokens)]), pa.int32())
+    values = pa.py_buffer(b"".join(tokens))
+    flat = pa.Array.from_buffers(pa.int32(), offsets[-1].as_py(), [None, values])
+    columns = [
+        pa.ListArray.from_arrays(offsets, flat)
+        if field.name == "token_ids"
+        else pa.array([row[field.name] for row in rows], field.type)
+        for field in SCHEMA
+    ]
+    return pa.table(columns, schema=SCHEMA)

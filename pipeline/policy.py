@@ -90,16 +90,14 @@ class Progress:
         self.token_ids.extend(closing)
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it but ``carried``, at one moment, as plain values."""
+        """All of it but ``carried``, at one moment: plain values, and an array of token ids."""
         with self.lock:
             # How it ended is looked at first: when that is set, all its tokens are there.
-            return {name: getattr(self, name) for name in SAVED} | {
-                "token_ids": self.token_ids.tolist()
-            }
+            return {name: getattr(self, name) for name in SAVED} | {"token_ids": self.token_ids[:]}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> "Progress":
-        """The inverse of `snapshot`."""
+        """The inverse of `snapshot`; of any sequence of token ids."""
         plain = {name: saved[name] for name in SAVED}
         return cls(token_ids=array("i", saved["token_ids"]), **plain)
 
@@ -202,7 +200,8 @@ class Rules:
         if self.answer is not None or not self.is_closed(progress.token_ids):
             limit = min(limit, self._thinking_limit(room))
         stop_id = None if self.answer is None else self.answer.stop_id
-        sampling = replace(sampling, max_tokens=limit)
+        if limit != sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=limit)
         return Step(sampling, seed, self.thinking.detect_loops, stop_id)
 
     def end_step(self, progress: Progress, finish_reason: str, room: int) -> None:

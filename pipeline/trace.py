@@ -109,12 +109,16 @@ class TraceMaker:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text without control tokens, such as the end of turn."""
+        if self._unseen.isdisjoint(token_ids):
+            return self._decode(list(token_ids))
         return self._decode([number for number in token_ids if number not in self._unseen])
 
     def is_closed(self, token_ids: Sequence[int]) -> bool:
         """Whether the thinking is over."""
         if self._think_format.close is None:
             return True
+        if not token_ids:
+            return False
         return self._think_format.find_close(self.text(token_ids)) is not None
 
     def trace(
@@ -161,8 +165,9 @@ class TraceMaker:
         # In two pieces, so that the tokens up to the tag need not be decoded again to be counted.
         head = self.text(token_ids[: 0 if close_at is None else close_at + 1])
         text = head + self.text(token_ids[0 if close_at is None else close_at + 1 :])
-        ended, opened = finish_reason == "stop", self._is_opened(prompt)
-        parts = split(text, self._think_format, ended, opened)
+        # How the prompt ends matters only to thinking that nothing closes.
+        opened = self._think_format.find_close(text) is None and self._is_opened(prompt)
+        parts = split(text, self._think_format, finish_reason == "stop", opened)
         if close_at is not None and parts.think_end == len(head):
             think_tokens = close_at + 1
         else:

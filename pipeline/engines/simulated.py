@@ -44,6 +44,10 @@ class Steps:
 
     def __init__(self, config: SimulatedConfig) -> None:
         self._config = config
+        # An engine that answers at once has no time to keep.
+        self._instant = not (
+            config.seconds_per_token or config.seconds_per_sequence or config.seconds_per_kv_token
+        )
         self._done, self._at, self._owed = 0.0, 0.0, 0.0  # steps, until when; seconds of prefill
         self._sequences = self._kv_tokens = 0.0  # these at step 0, if all had run since then
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
@@ -52,6 +56,8 @@ class Steps:
 
     def enter(self, context: int) -> float:
         """A sequence with so many tokens begins; what to `leave` with."""
+        if self._instant:
+            return 0.0
         self._advance()
         self._owed += context * self._config.seconds_per_prompt_token
         begun = context - self._done
@@ -60,16 +66,18 @@ class Steps:
 
     def leave(self, begun: float) -> None:
         """A sequence has ended."""
+        if self._instant:
+            return
         self._advance()
         self._sequences, self._kv_tokens = self._sequences - 1, self._kv_tokens - begun
         self._set_timer()
 
     async def take(self, steps: int) -> None:
         """Wait until so many more steps are done."""
-        self._advance()
-        if self._step_seconds() == 0:
+        if self._instant:
             await asyncio.sleep(0)
             return
+        self._advance()
         future = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (self._done + steps, next(self._order), future))
         self._set_timer()
