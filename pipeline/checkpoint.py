@@ -6,8 +6,10 @@ rows afterwards, another engine or another run, reads all such files of the part
 """
 
 from collections.abc import Mapping, Sequence, Set
+from contextlib import ExitStack
 from io import BytesIO
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,11 +43,11 @@ class Checkpoints:
 
     def __init__(self, ledger: Ledger, engine: str, number: int) -> None:
         self._ledger, self._engine, self._number = ledger, engine, number
-        # Each held for no longer than it takes: a block that starts never waits for a file that is
-        # written, nor for another block's listing.
-        self._lock, self._saving, self._reading = Lock(), Lock(), Lock()
+        self._lock = Lock()  # never held while files are read or written: blocks wait for it
         self._progress: dict[Extent, dict[RowSample, Progress]] = {}
+        self._saving = Lock()  # one save at a time
         self._saved: set[Extent] = set()
+        self._reading = Lock()  # of many blocks one reads a file
         self._read: dict[tuple[str, str], pa.Table] = {}
 
     def start(self, keys: Sequence[Key], living: Set[str]) -> list[Progress]:
@@ -69,12 +71,15 @@ class Checkpoints:
         return started
 
     def save(self) -> None:
-        """Write what all traces have, but for those whose rows have become durable."""
-        with self._saving:
+        """Write what all traces have, but for those whose rows have become durable.
+
+        Where those of one part can't be, those of the others are all the same; then it raises.
+        """
+        with self._saving, ExitStack() as all_tried:
             with self._lock:
                 extents = {*self._progress, *self._saved}
             for extent in extents:
-                self._save(extent)
+                all_tried.callback(self._save, extent)
 
     def _save(self, extent: Extent) -> None:
         with self._lock:
@@ -141,18 +146,9 @@ class Checkpoints:
 
 def _table(traces: Mapping[RowSample, Progress]) -> pa.Table:
     """What ``traces`` have, as a table of `SCHEMA`; their tokens never become Python objects."""
-    rows = [
-        {"row": row, "sample": sample, **progress.snapshot()}
-        for (row, sample), progress in traces.items()
-    ]
-    tokens = [row.pop("token_ids") for row in rows]
-    offsets = pa.array(np.cumsum([0, *map(len, tokens)]), pa.int32())
-    values = pa.py_buffer(b"".join(tokens))
-    flat = pa.Array.from_buffers(pa.int32(), offsets[-1].as_py(), [None, values])
-    columns = [
-        pa.ListArray.from_arrays(offsets, flat)
-        if field.name == "token_ids"
-        else pa.array([row[field.name] for row in rows], field.type)
-        for field in SCHEMA
-    ]
-    return pa.table(columns, schema=SCHEMA)
+    rows = list[dict[str, Any]]()
+    for (row, sample), progress in traces.items():
+        snapshot = progress.snapshot()
+        token_ids = np.asarray(snapshot["token_ids"])
+        rows.append({"row": row, "sample": sample, **snapshot, "token_ids": token_ids})
+    return pa.Table.from_pylist(rows, SCHEMA)

@@ -81,7 +81,7 @@ class Progress:
     def begin_again(self) -> None:
         """Give the present try up."""
         self.wasted_tokens += len(self.token_ids)
-        self.token_ids, self.tries, self.carried = array("i"), self.tries + 1, 0
+        self.tries, self.carried, self.token_ids = self.tries + 1, 0, array("i")
 
     def close(self, closing: Sequence[int], by: ClosedBy | None) -> None:
         """Close the thinking with the tokens ``closing``, or lead over to the answer with them."""

@@ -109,8 +109,8 @@ def still_to_draw(answers: Sequence[str | None], agree: int, most: int) -> int:
     Only the same text agrees: to find that 1/2 is 0.5 takes algebra, to draw once more does not.
     """
     left = most - len(answers)
-    if left <= 0 or not answers:
-        return max(0, min(agree, left))
+    if left <= 0:
+        return 0
     counts = Counter(answer for answer in answers if answer is not None)
     return max(0, min(agree - max(counts.values(), default=0), left))
 

@@ -165,8 +165,9 @@ class TraceMaker:
         # In two pieces, so that the tokens up to the tag need not be decoded again to be counted.
         head = self.text(token_ids[: 0 if close_at is None else close_at + 1])
         text = head + self.text(token_ids[0 if close_at is None else close_at + 1 :])
-        # How the prompt ends matters only to thinking that nothing closes.
-        opened = self._think_format.find_close(text) is None and self._is_opened(prompt)
+        opened = False
+        if self._think_format.open is not None and self._think_format.find_close(text) is None:
+            opened = self._is_opened(prompt)  # what the splitter wants to know only then
         parts = split(text, self._think_format, finish_reason == "stop", opened)
         if close_at is not None and parts.think_end == len(head):
             think_tokens = close_at + 1

@@ -1,8 +1,10 @@
 """Checkpoints: the furthest that was saved goes on, what is durable is forgotten."""
 
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -13,6 +15,7 @@ from pipeline.policy import ClosedBy
 from pipeline.storage import Storage
 from tests.unit.test_ledger import EXTENT, block
 
+OTHER = Extent("en/shard-0.00002.parquet", 100, 110)
 KEYS = [(EXTENT, 100, 0), (EXTENT, 100, 1), (EXTENT, 101, 0)]
 
 
@@ -65,9 +68,8 @@ def test_other_passes_and_parts_have_their_own(ledger: Ledger) -> None:
     [trace] = checkpoints.start(KEYS[:1], set())
     trace.report([1])
     checkpoints.save()
-    other = Extent("en/shard-0.00002.parquet", 100, 110)
     assert len(Checkpoints(ledger, "two", 1).start(KEYS[:1], set())[0].token_ids) == 0
-    assert len(Checkpoints(ledger, "two", 0).start([(other, 100, 0)], set())[0].token_ids) == 0
+    assert len(Checkpoints(ledger, "two", 0).start([(OTHER, 100, 0)], set())[0].token_ids) == 0
 
 
 def test_what_is_durable_is_forgotten(ledger: Ledger) -> None:
@@ -105,3 +107,53 @@ def test_rescue_goes_on_and_its_phrase_is_not_counted_as_carried(ledger: Ledger)
     assert again == replace(trace, carried=3)
     assert again.token_ids.tolist() == [4, 5, 7, 8, 9, 6]
     assert (again.closed_at, again.closing_tokens, again.tries, again.wasted_tokens) == (2, 3, 1, 3)
+
+
+def test_block_starts_while_a_save_is_being_written(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1, 2])
+    writes, may_end, put = Event(), Event(), ledger.store.put
+
+    def slow_put(name: str, data: bytes) -> None:
+        writes.set()
+        assert may_end.wait(30)
+        put(name, data)
+
+    monkeypatch.setattr(ledger.store, "put", slow_put)
+    with ThreadPoolExecutor() as threads:
+        try:
+            save = threads.submit(checkpoints.save)
+            assert writes.wait(30)
+            [other] = threads.submit(checkpoints.start, KEYS[1:2], set()).result(30)
+            other.report([3])
+            trace.report([4])
+        finally:
+            may_end.set()
+        save.result(30)
+    a, b = Checkpoints(ledger, "two", 0).start(KEYS[:2], set())
+    assert (a.token_ids.tolist(), b.token_ids.tolist()) == ([1, 2], [])
+    checkpoints.save()
+    a, b = Checkpoints(ledger, "three", 0).start(KEYS[:2], {"two"})
+    assert (a.token_ids.tolist(), b.token_ids.tolist()) == ([1, 2, 4], [3])
+
+
+@pytest.mark.parametrize(("broken", "whole"), [(EXTENT, OTHER), (OTHER, EXTENT)])
+def test_part_that_cannot_be_saved_keeps_no_other_from_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, broken: Extent, whole: Extent
+) -> None:
+    checkpoints, put = Checkpoints(ledger, "one", 0), ledger.store.put
+    for trace in checkpoints.start([(broken, 100, 0), (whole, 100, 0)], set()):
+        trace.report([1])
+
+    def fails(name: str, data: bytes) -> None:
+        if name == broken.running("one", 0):
+            raise OSError("no space left on device")
+        put(name, data)
+
+    monkeypatch.setattr(ledger.store, "put", fails)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save()
+    assert saved(ledger) == [whole.running("one", 0)]
