@@ -49,6 +49,8 @@ from pipeline.telemetry import start_board
 
 # Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
 TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 60_000, 256, 8
+# Of so many slots, long traces end every few seconds; then one task writes what has come together.
+SLOTS_A_WRITTEN_ROW = 64
 
 
 @dataclass(frozen=True)
@@ -247,9 +249,11 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     board = start_board(plan.todo, job.ledger.store.url, fleet)
     samples = min(len(work.samples), config.policy.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
+    slots = engine_slots(config) * engine.replicas
+    rows_at_once = max(1, min(slots // samples, plan.rows_todo))
     source = PromptSource(
         plan.todo, work.samples, config.input.path, job.prompts, job.lengths(work),
-        max(1, WAVES * engine_slots(config) * engine.replicas // samples),
+        WAVES * rows_at_once,
     )  # fmt: skip
     configure_ray_data(config)
     traces = (
@@ -272,7 +276,10 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
         )
     )
     metadata, answer = job.metadata(work), config.answer
-    sink = TraceSink(job.ledger.store.location, work, job.traces, metadata, answer, board)
+    sink = TraceSink(
+        job.ledger.store.location, work, job.traces, metadata, answer, board,
+        math.ceil(rows_at_once / SLOTS_A_WRITTEN_ROW),
+    )  # fmt: skip
     with watch(board, plan.rows_todo, lane.name), places, stop.engines_of(board):
         try:
             traces.write_datasink(sink)

@@ -22,7 +22,8 @@ BY_ROW = (PART_COLUMN, ROW_COLUMN)
 class TraceSink(Datasink[None]):
     """Writes blocks to the journal of the run at ``url``; a full part to its file.
 
-    The ``board`` knows which part is full.
+    The ``board`` knows which part is full. ``rows_a_write``: small blocks are written together, by
+    one task, when they have so many rows.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class TraceSink(Datasink[None]):
         metadata: Mapping[str, Any],
         answer: AnswerConfig,
         board: Any,
+        rows_a_write: int = 1,
     ) -> None:
+        self._rows_a_write = rows_a_write
         self._url, self._work, self._schema, self._metadata = url, work, schema, dict(metadata)
         self._answer, self._board = answer, board
 
@@ -41,19 +44,23 @@ class TraceSink(Datasink[None]):
         """The name in Ray Data's own logs."""
         return "Traces"
 
+    @property
+    def min_rows_per_write(self) -> int:
+        """How many rows Ray Data collects for a task, if no more are to come sooner."""
+        return self._rows_a_write
+
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the blocks of one task."""
-        ledger = Ledger(Storage(self._url))
+        ledger, rows = Ledger(Storage(self._url)), dict[str, list[int]]()
         for block in blocks:
             assert isinstance(block, pa.Table)
             if block.num_rows:
                 block = compared(block, self._answer, self._metadata["columns"])
                 ledger.write_block(block, self._work.number)
-                rows: dict[str, list[int]] = {}
                 for part, row in zip(*(block[n].to_pylist() for n in BY_ROW), strict=True):
                     rows.setdefault(part, []).append(row)
-                for part in ray.get(self._board.wrote.remote(rows)):
-                    ledger.commit(Extent.parse(part), self._work, self._schema, self._metadata)
+        for part in ray.get(self._board.wrote.remote(rows)):
+            ledger.commit(Extent.parse(part), self._work, self._schema, self._metadata)
 
 
 def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:

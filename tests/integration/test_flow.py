@@ -1,6 +1,7 @@
 """Whole runs on a real Ray cluster with the simulated engine."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.ledger import Ledger
 from pipeline.merge import part_metadata
 from pipeline.plan import Pass
 from pipeline.reasoning import State
+from pipeline.sink import TraceSink
 from pipeline.stop import Stop
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards
@@ -163,6 +165,26 @@ def test_engines_that_only_die_end_the_run_with_a_reason(
     config = make_config(engine={"simulated": {**FAST, "dies_with": str(tmp_path)}})
     with pytest.raises(EngineError, match=r"engines died 5 times without finishing a row"):
         flow.run(config)
+
+
+def test_small_blocks_are_written_together_and_the_last_ones_too(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "in", [7, 3])
+    tasks = tmp_path / "tasks"
+
+    class Counted(TraceSink):  # not of a module: workers get it as it is
+        def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+            with tasks.open("a") as file:
+                file.write("task\n")
+            super().write(blocks, ctx)
+
+    monkeypatch.setattr(flow, "TraceSink", Counted)
+    monkeypatch.setattr(flow, "SLOTS_A_WRITTEN_ROW", 3)  # so that ten rows make 4, 4 and 2
+    summary = flow.run(make_config(engine={"block_rows": 1, "simulated": FAST}))
+    assert summary.is_complete
+    assert [row["id"] for row in traces(tmp_path / "out")] == list(range(10))
+    assert tasks.read_text() == "task\n" * 3
 
 
 def test_finished_blocks_are_durable_while_a_long_trace_runs(
