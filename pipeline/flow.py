@@ -49,8 +49,9 @@ from pipeline.telemetry import start_board
 
 # Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
 TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 60_000, 256, 8
-# Of so many slots, long traces end every few seconds; then one task writes what has come together.
-SLOTS_A_WRITTEN_ROW = 64
+# One task writes the rows that end while each slot makes so many tokens at most: some seconds' worth.
+# But it takes so many tasks at least, so that what is durable grows with what is finished.
+TOKENS_A_WRITE, LEAST_WRITES = 512, 64
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,7 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     board = start_board(plan.todo, job.ledger.store.url, fleet)
     samples = min(len(work.samples), config.policy.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
-    slots = engine_slots(config) * engine.replicas
-    rows_at_once = max(1, min(slots // samples, plan.rows_todo))
+    rows_at_once = max(1, engine_slots(config) * engine.replicas // samples)
     source = PromptSource(
         plan.todo, work.samples, config.input.path, job.prompts, job.lengths(work),
         WAVES * rows_at_once,
@@ -278,7 +278,7 @@ def execute(job: Job, work: Pass, lane: Lane, plan: Plan, watch: Watch, stop: St
     metadata, answer = job.metadata(work), config.answer
     sink = TraceSink(
         job.ledger.store.location, work, job.traces, metadata, answer, board,
-        math.ceil(rows_at_once / SLOTS_A_WRITTEN_ROW),
+        rows_a_write(rows_at_once, config.policy.max_tokens, plan.rows_todo),
     )  # fmt: skip
     with watch(board, plan.rows_todo, lane.name), places, stop.engines_of(board):
         try:
@@ -307,6 +307,11 @@ def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
     )
     in_flight = engine.rows_in_flight or waves(block_rows) * engine_slots(config) / samples
     return block_rows, max(2, math.ceil(in_flight / block_rows))
+
+
+def rows_a_write(at_once: int, max_tokens: int, rows: int) -> int:
+    """How many finished rows one task writes, of ``rows``, so many of them running ``at_once``."""
+    return max(1, min(at_once * TOKENS_A_WRITE // max_tokens, rows // LEAST_WRITES))
 
 
 def waves(block_rows: int) -> float:

@@ -180,11 +180,11 @@ def test_small_blocks_are_written_together_and_the_last_ones_too(
             super().write(blocks, ctx)
 
     monkeypatch.setattr(flow, "TraceSink", Counted)
-    monkeypatch.setattr(flow, "SLOTS_A_WRITTEN_ROW", 3)  # so that ten rows make 4, 4 and 2
+    monkeypatch.setattr(flow, "rows_a_write", lambda *_: 4)
     summary = flow.run(make_config(engine={"block_rows": 1, "simulated": FAST}))
     assert summary.is_complete
     assert [row["id"] for row in traces(tmp_path / "out")] == list(range(10))
-    assert tasks.read_text() == "task\n" * 3
+    assert tasks.read_text() == "task\n" * 3  # of 4, 4 and 2 rows
 
 
 def test_finished_blocks_are_durable_while_a_long_trace_runs(

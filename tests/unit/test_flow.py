@@ -1,11 +1,11 @@
-"""How many rows a block has, and how many are in flight: what keeps engines full."""
+"""How many rows a block has, how many are in flight, how many are written at once."""
 
 from typing import Any
 
 import pytest
 
 from pipeline.config import parse_config
-from pipeline.flow import concurrency
+from pipeline.flow import concurrency, rows_a_write
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,19 @@ def test_blocks_are_small_where_traces_are_long(
         }
     )  # fmt: skip
     assert concurrency(config, samples, rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("at_once", "max_tokens", "rows", "expected"),
+    [
+        (512, 32_768, 5000, 8),  # eight engines with QwQ's traces: a few seconds
+        (64, 32_768, 5000, 1),
+        (512, 512, 120_000, 512),
+        (512, 512, 4096, 64),  # a small run, a small share of it
+        (512, 512, 10, 1),
+    ],
+)
+def test_rows_are_written_together_that_end_within_seconds(
+    at_once: int, max_tokens: int, rows: int, expected: int
+) -> None:
+    assert rows_a_write(at_once, max_tokens, rows) == expected
