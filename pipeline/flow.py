@@ -49,7 +49,7 @@ from pipeline.telemetry import start_board
 
 # Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
 TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 60_000, 256, 8
-# One task writes the rows that end while each slot makes so many tokens at most: some seconds' worth.
+# One task writes the rows that end while each slot makes so many tokens, at most: some seconds.
 # But it takes so many tasks at least, so that what is durable grows with what is finished.
 TOKENS_A_WRITE, LEAST_WRITES = 512, 64
 
