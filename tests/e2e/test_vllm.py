@@ -39,7 +39,7 @@ def test_demo_on_s3(s3: S3Server) -> None:
     done = qwq_batch(*run)
     assert done.returncode == 0, done.stderr
     assert "240 of 240 traces in s3://demo/traces" in done.stdout
-    assert '"tokens_per_second": ' in done.stderr
+    assert '"rows": 240, "rows_to_do": 240' in done.stderr  # one line at least, however fast it is
     assert not NOISE.search(done.stderr), done.stderr
     parts = sorted(path for path in fs.find("demo/traces") if "__qwq" not in path)
     assert [path.rpartition("/")[2] for path in parts] == [
