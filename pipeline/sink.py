@@ -34,7 +34,7 @@ class TraceSink(Datasink[None]):
         metadata: Mapping[str, Any],
         answer: AnswerConfig,
         board: Any,
-        rows_a_write: int = 1,
+        rows_a_write: int,
     ) -> None:
         self._rows_a_write = rows_a_write
         self._url, self._work, self._schema, self._metadata = url, work, schema, dict(metadata)
