@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 from datasketch import MinHash
 
 from jobs.job import tables
+from pipeline.answers.formats import AnswerFormat, is_correct
 from pipeline.errors import InputError
-from pipeline.flow import Job as PreparedRun
-from pipeline.prompts import TableRow, row_messages
-from pipeline.reasoning import State
+from pipeline.execution.prepare import PreparedRun
+from pipeline.prompts.render import TableRow, row_messages
+from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
 from pipeline.storage import Storage
-from pipeline.verify import AnswerFormat, is_correct
 
 REASONS = ("state", "wrong", "disagrees", "too_long", "duplicate")
 FIELDS = (

@@ -140,10 +140,10 @@ def _lines(
             k.removeprefix(f"{section}."): v for k, v in settings.items() if k.startswith(section)
         }
         yield f"- {section}: {_said(of)}"
-    for work in retries:
+    for run_pass in retries:
         yield (
-            f"- retry {work.number} of what had ended {', '.join(work.states)}: "
-            f"{_said(dict(work.changed)) or 'with the same settings'}"
+            f"- retry {run_pass.number} of what had ended {', '.join(run_pass.states)}: "
+            f"{_said(dict(run_pass.changed)) or 'with the same settings'}"
         )
     yield f"- software: {', '.join(f'{name} {version}' for name, version in versions.items())}"
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.accept import Samples
-from pipeline.flow import Job as PreparedRun
-from pipeline.prompts import TableRow, row_messages, row_tools
-from pipeline.reasoning import THINK_TAGS, State
+from pipeline.execution.prepare import PreparedRun
+from pipeline.prompts.render import TableRow, row_messages, row_tools
+from pipeline.reasoning.think_format import THINK_TAGS, State
 from pipeline.storage import Storage
 
 VARIANTS = ("thinking", "answers")

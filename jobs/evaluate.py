@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
+from pipeline.answers.formats import is_correct, parse, qwen_answer
 from pipeline.errors import OutputError, QwqBatchError
-from pipeline.ledger import AGREE, Ledger
-from pipeline.merge import part_metadata
+from pipeline.output.ledger import AGREE, Ledger
+from pipeline.output.parts import part_metadata
 from pipeline.storage import Storage
-from pipeline.verify import is_correct, parse, qwen_answer
 
 DRAWS = 10_000
 ANSWERED = ("finished", "rescued", "unparsed")
@@ -59,7 +59,7 @@ def score(output: str, reference: str, as_qwen: bool) -> Scores:
             f"the samples of {output} were drawn until some agreed ({AGREE}), so that their mean "
             "says nothing; evaluate a run without"
         )
-    for part in sorted(Ledger(store).contents().parts()):
+    for part in sorted(Ledger(store).listing().parts()):
         names = part_metadata(store, part)["columns"]
         text = names["raw"] if as_qwen else names["answer"]
         wanted = [reference, text, names["state"], names["sample"], names["think_tokens"],

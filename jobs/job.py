@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from pipeline.cli import add_overrides, report, warn
-from pipeline.config import RunConfig, parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import OutputError
-from pipeline.ledger import Ledger
-from pipeline.limits import Limits
-from pipeline.merge import part_metadata
+from pipeline.monitor.limits import Limits
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import part_metadata
 from pipeline.storage import Storage
 
 TRACES = "traces"
@@ -82,7 +83,8 @@ def generate(
     ``warned``: what is probably not meant has been said already. ``limits``: those of several runs
     together; None: of this one.
     """
-    from pipeline import flow, progress
+    from pipeline.execution import run as flow
+    from pipeline.monitor import terminal as progress
 
     if not warned:
         warn(config)
@@ -102,7 +104,7 @@ def tables(
     ``skip``: parts that are left out.
     """
     store = Storage(output)
-    for name in sorted(Ledger(store).contents().parts()):
+    for name in sorted(Ledger(store).listing().parts()):
         if name in skip:
             continue
         columns: dict[str, str] = part_metadata(store, name)["columns"]

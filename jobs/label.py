@@ -23,13 +23,14 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.job import Job, generate, job_parser, tables
+from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
 from pipeline.cli import exit_with
-from pipeline.config import RunConfig, load_as
+from pipeline.config.load import load_as
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import Section, unknown_key
 from pipeline.errors import ConfigError, InputError
-from pipeline.json_form import JsonForm, canonical, form_of, without_nulls
+from pipeline.input.shards import find_shards
 from pipeline.schema import conform
-from pipeline.sections import Section, unknown_key
-from pipeline.source import find_shards
 from pipeline.storage import Storage
 
 TAG = "text"

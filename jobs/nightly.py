@@ -18,13 +18,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.job import job_parser
-from pipeline import flow, progress
 from pipeline.cli import exit_with, warn
-from pipeline.config import RunConfig, load_config
+from pipeline.config.load import load_config
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
-from pipeline.journal import BOOKKEEPING
-from pipeline.limits import Limits, fleet_of
-from pipeline.report import Summary, summarize
+from pipeline.execution import run as flow
+from pipeline.execution.prepare import prepare
+from pipeline.monitor import terminal as progress
+from pipeline.monitor.limits import Limits, pool_of
+from pipeline.output.layout import BOOKKEEPING
+from pipeline.output.summary import Summary, summarize
 from pipeline.storage import Storage
 
 # infra/slurm's script has the driver told so long before the end of its job; that is for jobs that
@@ -64,10 +67,10 @@ def run(config: RunConfig, limits: Limits) -> tuple[dict[str, Any], QwqBatchErro
 
 def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
     """What this run did, and how far the whole output is."""
-    job, now = flow.prepare(config), limits.totals
+    job, now = prepare(config), limits.totals
     rows, left = sum(part.rows for part in job.parts), job.plan.rows_todo
     summary: Summary = summarize(job.ledger.store, job.parts, config.policy.n, config.policy.agree)
-    cost = fleet_of(config).cost(limits.seconds)
+    cost = pool_of(config).cost(limits.seconds)
     return {
         "seconds": round(limits.seconds),
         "cost": None if cost is None else round(cost, 2),

@@ -24,9 +24,10 @@ import yaml
 from jobs.job import Job, generate, job_parser, tables
 from jobs.openai_lines import ROWS, SAMPLING, Answers, Request, parse_request
 from pipeline.cli import exit_with
-from pipeline.config import RunConfig, load_as
+from pipeline.config.load import load_as
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.ledger import Ledger
+from pipeline.output.ledger import Ledger
 from pipeline.storage import FileInfo, Storage, check_reachable
 
 REQUESTS, RESULTS, ERRORS = "requests", "results.jsonl", "errors.jsonl"
@@ -185,8 +186,8 @@ def own_settings(job: Job) -> dict[str, Any]:
 def make_ready(job: Job) -> RunConfig:
     """Check the requests and write them as prompt shards; the run of these."""
     job.check_output()
-    from pipeline.flow import refuse_output_in_input
-    from pipeline.source import find_files
+    from pipeline.execution.prepare import refuse_output_in_input
+    from pipeline.input.shards import find_files
 
     for url in (job.input.path, job.output.path):
         check_reachable(url)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.reasoning import State
+from pipeline.reasoning.think_format import State
 
 # Of a body: what one run has one value of, as its section `sampling` calls it.
 SAMPLING = (

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
+from pipeline.input.shards import FOOTER_THREADS, find_shards, read_rows
 from pipeline.plan import Part, Range, split_parts
-from pipeline.source import FOOTER_THREADS, find_shards, read_rows
 from pipeline.storage import Storage
 
 MADE_OF, SEEDS = b"qwq-batch.seeds", "seeds"

@@ -19,16 +19,18 @@ from jobs.card import card, dataset_info, in_bytes
 from jobs.chats import Exported, export
 from jobs.job import Job, generate, job_parser
 from jobs.seeds import PromptShards
-from pipeline import flow, passes
 from pipeline.cli import exit_with
-from pipeline.config import RunConfig, load_as
+from pipeline.config.load import load_as
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import Section
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
-from pipeline.ledger import SAMPLES, Ledger
-from pipeline.limits import Limits
-from pipeline.manifest import RETRY_MAY_CHANGE
-from pipeline.sections import Section
+from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
+from pipeline.monitor.limits import Limits
+from pipeline.output import passes
+from pipeline.output.ledger import SAMPLES, Ledger
+from pipeline.output.manifest import RETRY_MAY_CHANGE
+from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage, check_reachable
-from pipeline.templates import columns_of
 
 PROMPTS, SAMPLES_FOLDER, EXPORT = "prompts", "samples", "export"
 # So much more than the rate so far asks for, lest a round of a few rows follow.
@@ -122,7 +124,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     Raises `IncompleteRunError` if nothing, or less than the target, is accepted.
     """
     run, shards = config.run, _prompt_shards(config, retry)
-    prepared = flow.prepare(run, RETRY_MAY_CHANGE if retry else ())
+    prepared = prepare(run, RETRY_MAY_CHANGE if retry else ())
     samples = Samples(prepared, config.below(SAMPLES_FOLDER), config.synthesize.rules)
     wanted, warned, limits = _first_round(config, shards), False, Limits(run)
     while True:
@@ -150,7 +152,7 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
     for url in (seeds, config.output.path):
         check_reachable(url)
     config.check_output()
-    flow.refuse_output_in_input(config, Storage(config.output.path))
+    refuse_output_in_input(config, Storage(config.output.path))
     _refuse_foreign_files(config)
     if not config.makes_prompts:
         return None
@@ -201,7 +203,7 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: Tally) ->
     return min(left, math.ceil(MARGIN * (target - tally.accepted) / rate))
 
 
-def _export(config: Synthesis, prepared: flow.Job, samples: Samples) -> Exported:
+def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Exported:
     """Write the export and its card; the card is the last, and goes with the last conversation."""
     section, store = config.synthesize, Storage(config.below(EXPORT))
     exported = export(samples, prepared, store, section.export == "all")
@@ -211,10 +213,10 @@ def _export(config: Synthesis, prepared: flow.Job, samples: Samples) -> Exported
     manifest = prepared.ledger.manifest()
     assert manifest is not None
     settings = {**manifest["settings"], SAMPLES: passes.samples_there(prepared.ledger)}
-    known = prepared.ledger.passes(prepared.ledger.contents())
+    known = prepared.ledger.passes(prepared.ledger.listing())
     text = card(
         samples.tally, exported, settings, manifest["versions"],
-        [work for work in known if work.is_retry], section.model_dump(),
+        [run_pass for run_pass in known if run_pass.is_retry], section.model_dump(),
     )  # fmt: skip
     store.put("dataset_info.json", dataset_info().encode())
     store.put("README.md", text.encode())

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.config import RunConfig, load_config
+from pipeline.config.load import load_config
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import (
     EngineError,
     IncompleteRunError,
@@ -27,7 +28,7 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.report import Summary
+    from pipeline.output.summary import Summary
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set``, as `pipeline.config.load_config` takes it, as ``overrides``."""
+    """Add ``--set``, as `pipeline.config.load.load_config` takes it, as ``overrides``."""
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override a setting, such as sampling.n=4; may be repeated",
@@ -153,14 +154,16 @@ def warn(config: RunConfig) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline import flow, progress
+    from pipeline.execution import run as flow
+    from pipeline.monitor import terminal as progress
 
     config, started = _load(args), time.monotonic()
     return report(flow.run(config, progress.watch), config, time.monotonic() - started)
 
 
 def _retry(args: argparse.Namespace) -> int:
-    from pipeline import flow, progress
+    from pipeline.execution import run as flow
+    from pipeline.monitor import terminal as progress
 
     config, started = _load(args), time.monotonic()
     summary = flow.retry(config, args.state, args.foreign, progress.watch)
@@ -187,19 +190,20 @@ def report(summary: "Summary", config: RunConfig, seconds: float) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from pipeline import flow, preview
+    from pipeline.execution.prepare import prepare
+    from pipeline.insight import preview
 
-    job = flow.prepare(_load(args))
+    prepared = prepare(_load(args))
     if args.prompts is not None:
-        for prompt in preview.prompts(job, args.prompts):
+        for prompt in preview.prompts(prepared, args.prompts):
             print(json.dumps(prompt, ensure_ascii=False))
         return 0
-    _print(preview.plan_lines(job))
+    _print(preview.plan_lines(prepared))
     return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from pipeline.doctor import examine
+    from pipeline.insight.doctor import examine
 
     worst = 0
     for finding in examine(load_config(args.config, args.overrides)):
@@ -209,35 +213,38 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from pipeline import flow, progress
-    from pipeline.estimate import estimate
-    from pipeline.pilot import spread, traces_of
-    from pipeline.record import all_figures
+    from pipeline.execution import run as flow
+    from pipeline.execution.pilot import stratified_rows
+    from pipeline.execution.prepare import prepare
+    from pipeline.insight.estimate import estimate
+    from pipeline.insight.pilot_traces import traces_of
+    from pipeline.monitor import terminal as progress
+    from pipeline.monitor.history import all_figures
 
     config = _load(args)
     try:
         flow.pilot(config, args.rows, progress.watch)
     except LimitReachedError as error:
         print(f"the pilot is not whole: {error}", file=sys.stderr)
-    job = flow.prepare(config)
-    sample = list(traces_of(job, spread(job.parts, args.rows)))
+    prepared = prepare(config)
+    sample = list(traces_of(prepared, stratified_rows(prepared.parts, args.rows)))
     if not sample:
         raise InputError(f"there is no row of {config.input.path} to project from")
-    plan, runs = job.plan, all_figures(job.ledger.store)
+    plan, runs = prepared.plan, all_figures(prepared.ledger.store)
     found = estimate(config, sample, runs, plan.rows, plan.rows_todo)
     _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
-    from pipeline import preview
+    from pipeline.insight import preview
 
     _print(preview.trace_lines(args.output, args.rows, args.state))
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pipeline.status import status
+    from pipeline.insight.status import status
 
     found = status(args.output)
     _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
@@ -245,7 +252,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from pipeline.page import page
+    from pipeline.insight.html_report import page
     from pipeline.storage import Storage
 
     data = page(args.output).encode()

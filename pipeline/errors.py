@@ -38,7 +38,7 @@ class EngineError(QwqBatchError):
     """Engines or Ray failed for good: after all retries, or in a way that retries can't mend."""
 
 
-class HeldError(QwqBatchError):
+class LeaseHeldError(QwqBatchError):
     """Another driver works on this output, or has taken it over."""
 
 

@@ -240,3 +240,36 @@ def bundles(todo: Sequence[Range], rows: int, last: int = 0) -> Iterator[list[Ra
 
 def _stem(name: str) -> str:
     return name.removesuffix(PARQUET)
+
+
+@dataclass(frozen=True)
+class PartRef:
+    """A part as its rows carry it through Ray Data: its name and its rows in the shard."""
+
+    name: str
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, part: Part) -> "PartRef":
+        """The ref of ``part``."""
+        return cls(part.name, part.start, part.stop)
+
+    @classmethod
+    def parse(cls, text: str) -> "PartRef":
+        """The inverse of ``str``."""
+        name, start, stop = text.rsplit(":", 2)
+        return cls(name, int(start), int(stop))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.start}:{self.stop}"
+
+    @property
+    def rows(self) -> int:
+        """How many input rows it holds."""
+        return self.stop - self.start
+
+    @property
+    def shard(self) -> str:
+        """The shard's name: without the part's number, so that seeds follow the shard."""
+        return self.name.removesuffix(PARQUET).rpartition(".")[0]

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pipeline.config import RunConfig, parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
 from tests.s3 import S3Server, serve
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -7,14 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import parse_config
-from pipeline.figures import EngineFigures, Figures, Fleet
-from pipeline.journal import Extent
-from pipeline.ledger import Ledger
-from pipeline.manifest import run_settings
-from pipeline.plan import Pass, Shard
-from pipeline.record import Recorder
-from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, PromptColumns, output_schema
+from pipeline.config.load import parse_config
+from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
+from pipeline.monitor.history import Recorder
+from pipeline.output.ledger import Ledger
+from pipeline.output.manifest import run_settings
+from pipeline.plan import PartRef, Pass, Shard
+from pipeline.prompts.columns import PromptColumns
+from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage
 
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,34 +47,34 @@ def write_output(folder: Path, traces: Sequence[dict[str, Any]], durable: int | 
     metadata = {"columns": {n: n for n in TRACE_COLUMNS}, "settings": settings, "versions": {}}
     there = list(traces)[: len(traces) if durable is None else durable]
     for start in range(0, len(traces), 10):
-        extent = Extent(f"s.{start // 10:05}.parquet", start, min(start + 10, len(traces)))
+        ref = PartRef(f"s.{start // 10:05}.parquet", start, min(start + 10, len(traces)))
         rows = there[start : start + 10]
         if rows:
-            ledger.write_block(_block(rows, extent))
-            ledger.commit(extent, Pass(0, 0, 1), SCHEMA, metadata)
+            ledger.write_block(_block(rows, ref))
+            ledger.commit(ref, Pass(0, 0, 1), SCHEMA, metadata)
     return config.output.path
 
 
-def _block(traces: Sequence[dict[str, Any]], extent: Extent) -> pa.Table:
-    rows = range(extent.start, extent.start + len(traces))
+def _block(traces: Sequence[dict[str, Any]], ref: PartRef) -> pa.Table:
+    rows = range(ref.start, ref.start + len(traces))
     made = [
         {"id": row, "prompt": f"prompt {row}", **PLAIN, **trace}
         for row, trace in zip(rows, traces, strict=True)
     ]
     table = pa.Table.from_pylist(made, SCHEMA)
-    origins = [(str(extent), row, [0], row, row + 1) for row in rows]
+    origins = [(str(ref), row, [0], row, row + 1) for row in rows]
     for field, column in zip(ORIGIN_FIELDS, zip(*origins, strict=True), strict=True):
         table = table.append_column(field, pa.array(column, field.type))
     return table
 
 
-def write_record(url: str, fleet: Fleet, seconds: int = 60, rows: int = 1000) -> None:
+def write_record(url: str, engine_pool: EnginePool, seconds: int = 60, rows: int = 1000) -> None:
     """Figures of a run whose engines make 100 tokens/s each, full but for the last quarter."""
     recorder = Recorder(Storage(url))
     for at in range(0, seconds + 1, 2):
-        busy = fleet.slots if at < 0.75 * seconds else fleet.slots // 8
-        engines = [EngineFigures(f"e{i}", busy, 0, 0.5, 100.0) for i in range(fleet.replicas)]
-        spent = at * 100 * fleet.replicas
+        busy = engine_pool.slots if at < 0.75 * seconds else engine_pool.slots // 8
+        engines = [EngineFigures(f"e{i}", busy, 0, 0.5, 100.0) for i in range(engine_pool.replicas)]
+        spent = at * 100 * engine_pool.replicas
         figures = Figures(
             at=(BEGUN + timedelta(seconds=at)).isoformat(),
             seconds=float(at),
@@ -83,6 +83,6 @@ def write_record(url: str, fleet: Fleet, seconds: int = 60, rows: int = 1000) ->
             ready_seconds=4.0,
             tokens={"prompt": 0, "output": spent, "spent": spent},
             engines=engines,
-            fleet=fleet,
+            engine_pool=engine_pool,
         )
         recorder.add(figures, at >= seconds)

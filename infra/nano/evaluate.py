@@ -32,9 +32,9 @@ from infra.nano.tasks import (
     unseen_question,
     unseen_tasks,
 )
-from pipeline import flow
-from pipeline.config import parse_config
-from pipeline.verify import boxed, choice
+from pipeline.answers.formats import boxed, choice
+from pipeline.config.load import parse_config
+from pipeline.execution import run as flow
 
 PRESETS = {"qwq-nano": "qwq-32b", "qwq-nano-preview": "qwq-32b-preview"}
 BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest share that is enough

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.label import LabelSection
-from pipeline.config import SUFFIXES
-from pipeline.prompts import row_messages
-from pipeline.schema import PromptColumns
+from pipeline.config.run_config import SUFFIXES
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.render import row_messages
 
 TEAMS: dict[str, str] = {
     "billing": "payments, invoices, refunds",

@@ -21,15 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.nano.tasks import Task, choose, count_task, countdown_prompt, loop_task, unseen_question
-from pipeline import flow
-from pipeline.cluster import cluster
-from pipeline.config import parse_config
+from pipeline.config.load import parse_config
 from pipeline.engines import Request
 from pipeline.engines.vllm import VllmEngine
-from pipeline.model import load_tokenizer
-from pipeline.policy import ClosedBy, Progress
-from pipeline.reasoning import THINK_TAGS
-from pipeline.trace import TraceMaker
+from pipeline.execution import run as flow
+from pipeline.execution.cluster import cluster
+from pipeline.prompts.tokenizer import load_tokenizer
+from pipeline.reasoning.policy import ClosedBy, TraceProgress
+from pipeline.reasoning.think_format import THINK_TAGS
+from pipeline.reasoning.trace import TraceMaker
 
 ROWS = 24
 SECOND_PASS_TOKENS = 4096
@@ -130,7 +130,7 @@ async def second_pass() -> tuple[int, int]:
         [{"role": "user", "content": "Go round in circles about time."}],
         add_generation_prompt=True, return_dict=False,
     )  # fmt: skip
-    so_far = Progress()
+    so_far = TraceProgress()
 
     def keep(new: Sequence[int]) -> bool:
         so_far.report(new)

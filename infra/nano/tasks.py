@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from infra.nano import messages
 from infra.nano.words import HELD_OUT_WORDS
 from jobs.label import LabelSection
-from pipeline.templates import between
+from pipeline.prompts.template import between
 
 MATH_SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
 CHOICE_SUFFIX = (

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from infra.nano.checkpoint import build_config, build_tokenizer, think_tags, write_checkpoint
 from infra.nano.tasks import Task, countdown_task, early_answer, loop_task, training_task
-from pipeline.policy import closing_text
-from pipeline.reasoning import HEADINGS, THINK_TAGS
+from pipeline.reasoning.policy import closing_text
+from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS
 
 WINDOW_TOKENS = 320
 LONG_TOKENS = 1536

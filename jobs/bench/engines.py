@@ -27,8 +27,8 @@ import yaml
 
 from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
-from pipeline.journal import contents_of
-from pipeline.model import resolve_model
+from pipeline.output.layout import sort_listing
+from pipeline.prompts.tokenizer import resolve_model
 from pipeline.storage import Storage
 
 ROWS_A_SHARD = 1024
@@ -244,7 +244,7 @@ class LedgerRows:
         """How many there are now."""
         if not self._folder.exists():
             return 0
-        found = contents_of(Storage(str(self._folder)).files())
+        found = sort_listing(Storage(str(self._folder)).files())
         done = found.parts()
         fragments = (
             stop - start

@@ -29,9 +29,9 @@ import yaml
 from jobs.bench.tables import keep, markdown
 from jobs.bench.tails import MEDIAN, SEQUENCE_SECONDS, SHORTER, SIGMA, SLOTS, STEP_SECONDS
 from pipeline.errors import EngineError
-from pipeline.estimate import of_all
-from pipeline.figures import clock
-from pipeline.record import all_figures
+from pipeline.insight.estimate import of_all
+from pipeline.monitor.figures import clock
+from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
 
 PILOT_ROWS, PILOTS = 200, 200

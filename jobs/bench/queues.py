@@ -25,8 +25,8 @@ from jobs.bench.tails import (
     SLOTS,
     STEP_SECONDS,
 )
-from pipeline.flow import waves
-from pipeline.order import WAVES
+from pipeline.execution.run import oversubscription
+from pipeline.input.longest_first import LONGEST_FIRST_WAVES
 
 
 @dataclass
@@ -60,31 +60,31 @@ class Engine:
 
 @dataclass(frozen=True)
 class Way:
-    """How rows come to engines: ``waves`` of slots in flight, in blocks that hold their places."""
+    """How rows come to engines: ``oversubscription`` of slots in flight, in blocks that hold their places."""
 
     block_rows: int
-    waves: float
+    oversubscription: float
     steals: bool = False
     ordered: bool = False
 
 
 def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, way: Way) -> float:
     """The share of the bound (see `jobs.bench.tails`) that ``way`` reaches."""
-    fleet = [Engine() for _ in range(engines)]
+    engine_pool = [Engine() for _ in range(engines)]
     rows = list(range(len(lengths)))
     if way.ordered:
-        last = WAVES * SLOTS * engines
+        last = LONGEST_FIRST_WAVES * SLOTS * engines
         rows[-last:] = sorted(rows[-last:], key=lambda row: -guesses[row])
     size = way.block_rows
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)][::-1]
     of = {row: (number, len(block)) for number, block in enumerate(blocks) for row in block}
     left = {number: len(block) for number, block in enumerate(blocks)}
     owner: dict[int, Engine] = {}
-    most = max(2, math.ceil(way.waves * SLOTS / size))
+    most = max(2, math.ceil(way.oversubscription * SLOTS / size))
 
     def give_blocks() -> None:
         while blocks:
-            engine = min(fleet, key=lambda engine: engine.blocks)
+            engine = min(engine_pool, key=lambda engine: engine.blocks)
             if engine.blocks == most:
                 return
             block = blocks.pop()
@@ -96,7 +96,7 @@ def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, w
         while len(engine.running) < SLOTS:
             source = engine
             if not engine.queue and way.steals and not blocks:
-                source = max(fleet, key=lambda other: len(other.queue))
+                source = max(engine_pool, key=lambda other: len(other.queue))
             if not source.queue:
                 return
             engine.advance(now)
@@ -105,9 +105,9 @@ def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, w
 
     now = 0.0
     give_blocks()
-    for engine in fleet:
+    for engine in engine_pool:
         fill(engine, now)
-    while (engine := min(fleet, key=lambda engine: engine.next_end)).running:
+    while (engine := min(engine_pool, key=lambda engine: engine.next_end)).running:
         now = engine.next_end
         engine.advance(now)
         number = of[heapq.heappop(engine.running)[1]][0]
@@ -115,7 +115,7 @@ def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, w
         if not left[number]:
             owner[number].blocks -= 1
             give_blocks()
-        for other in fleet:
+        for other in engine_pool:
             fill(other, now)
     work = sum(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS * SLOTS) / SLOTS / engines
     return max(work, max(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS)) / now
@@ -134,9 +134,9 @@ def draw(rows: int, seed: int) -> tuple[list[int], list[float]]:
 
 
 WAYS: dict[str, Way] = {
-    **{f"blocks of {n}": Way(n, waves(n)) for n in (1, 2, 4, 16, 64)},
-    "blocks of 1, queued rows stolen": Way(1, waves(1), steals=True),
-    "blocks of 1, lengths guessed": Way(1, waves(1), ordered=True),
+    **{f"blocks of {n}": Way(n, oversubscription(n)) for n in (1, 2, 4, 16, 64)},
+    "blocks of 1, queued rows stolen": Way(1, oversubscription(1), steals=True),
+    "blocks of 1, lengths guessed": Way(1, oversubscription(1), ordered=True),
     "blocks of 16, rows in flight = slots": Way(16, 1),
     "blocks of 16, four times that": Way(16, 4),
 }

@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 import s3fs
 
 from jobs.bench.tables import keep, markdown
-from pipeline import passes
-from pipeline.config import RunConfig, parse_config
-from pipeline.flow import prepare
-from pipeline.journal import SHARDS as KNOWN
-from pipeline.manifest import software_versions
-from pipeline.source import PromptSource
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.execution.prepare import prepare
+from pipeline.execution.source import PromptSource
+from pipeline.output import passes
+from pipeline.output.layout import SHARDS as KNOWN
+from pipeline.output.manifest import software_versions
 from pipeline.storage import Storage
 
 ROWS_A_SHARD, SHARDS = 1000, (10, 100, 1000, 10_000)
@@ -70,9 +71,9 @@ def measured(at: str) -> dict[str, Any]:
     job = prepare(run)
     job.ledger.open_run(job.settings, software_versions())
     job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
-    [work] = passes.to_run(job.ledger, run.policy.n)
-    plan = passes.plan(job.ledger, job.parts, work)
-    source = PromptSource(plan.todo, work.samples, run.input.path, job.prompts)
+    [run_pass] = passes.to_run(job.ledger, run.policy.n)
+    plan = passes.plan(job.ledger, job.parts, run_pass)
+    source = PromptSource(plan.todo, run_pass.samples, run.input.path, job.prompts)
     tasks = source.get_read_tasks(source.read_tasks)
     return {
         "rows": plan.rows, "rows_todo": plan.rows_todo, "read_tasks": len(tasks),

@@ -24,8 +24,10 @@ import yaml
 
 from jobs.bench.engines import Bench, Setting
 from jobs.bench.tables import keep, markdown, spread
-from pipeline import flow
-from pipeline.config import RunConfig, load_config
+from pipeline.config.load import load_config
+from pipeline.config.run_config import RunConfig
+from pipeline.execution import run as flow
+from pipeline.execution.prepare import PreparedRun, prepare
 
 ROWS, MAX_TOKENS, SLOTS = 8, 64, 64
 POLL_SECONDS = 0.05
@@ -52,21 +54,20 @@ def measure(path: str) -> dict[str, float]:
 
     mark("imported")
     config = load_config(path)
-    prepare = flow.prepare
 
-    def prepared(config: RunConfig, may_change: Sequence[str] = ()) -> flow.Job:
+    def prepared(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
         job = prepare(config, may_change)
         mark("prepared")
         return job
 
     @contextmanager
-    def watch(board: Any, rows: int, lane: str) -> Iterator[None]:  # noqa: ARG001
+    def watch(coordinator: Any, rows: int, tier: str) -> Iterator[None]:  # noqa: ARG001
         mark("planned")
         over = threading.Event()
 
         def look() -> None:
             while not over.wait(POLL_SECONDS):
-                snapshot = ray.get(board.snapshot.remote())
+                snapshot = ray.get(coordinator.snapshot.remote())
                 if snapshot.engines:
                     mark("first_engine")
                 if snapshot.engines >= config.engine.replicas:
@@ -84,7 +85,7 @@ def measure(path: str) -> dict[str, float]:
             looking.join()
         mark("written")
 
-    flow.prepare = prepared
+    flow.prepare = prepared  # type: ignore[attr-defined]
     flow.run(config, watch)
     return marks
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest import software_versions
+from pipeline.output.manifest import software_versions
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:

@@ -5,10 +5,10 @@ Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
 
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.engines.protocol import Engine, Load, Report, Request
+from pipeline.config.run_config import RunConfig
+from pipeline.engines.protocol import Engine, EngineLoad, Report, Request
 
-__all__ = ["Engine", "Load", "Report", "Request", "build_engine", "engine_slots"]
+__all__ = ["Engine", "EngineLoad", "Report", "Request", "build_engine", "engine_slots"]
 DEFAULT_SLOTS = 64
 
 

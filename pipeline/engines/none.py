@@ -1,6 +1,6 @@
 """No engine: for rows of which it is known beforehand that none can run them."""
 
-from pipeline.engines.protocol import Load, Report, Request
+from pipeline.engines.protocol import EngineLoad, Report, Request
 from pipeline.errors import RequestRejectedError
 
 
@@ -8,7 +8,7 @@ class NoEngine:
     """Refuses every request; its context is the longest that a real engine would have."""
 
     def __init__(self, context_tokens: int) -> None:
-        self.context_tokens, self.slots, self.load = context_tokens, 1, Load()
+        self.context_tokens, self.slots, self.load = context_tokens, 1, EngineLoad()
 
     async def generate(self, request: Request, report: Report) -> str:
         """Not at all: a row whose prompt could not be rendered before, and now can."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.sampling import SamplingPolicy
+from pipeline.reasoning.sampling import SamplingPolicy
 
 # How often an engine tells of the tokens of a running request.
 TOKENS_A_REPORT = 64
@@ -33,7 +33,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineLoad:
     """What an engine does at one moment: sequences that run and that wait for a slot.
 
     ``kv_usage``: the share of its KV cache that is in use; None where it has none.
@@ -48,7 +48,7 @@ class Engine(Protocol):
     """An engine that runs many requests at once."""
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """What it does now; asked in the event loop's thread."""
         ...
 

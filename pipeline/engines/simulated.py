@@ -19,11 +19,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.protocol import TOKENS_A_REPORT, Load, Report, Request
+from pipeline.config.sections import SimulatedConfig
+from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, Report, Request
 from pipeline.errors import EngineDeadError
-from pipeline.policy import EARLY_STOP
-from pipeline.reasoning import ThinkFormat
-from pipeline.sections import SimulatedConfig
+from pipeline.reasoning.policy import EARLY_STOP
+from pipeline.reasoning.think_format import ThinkFormat
 
 CONTEXT_TOKENS = 40_960
 LOOP = "Wait, let me think about this once more.\n"
@@ -151,9 +151,9 @@ class SimulatedEngine:
         return self._slots
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """The requests that have a slot, and the others."""
-        return Load(self._begun, self._asked - self._begun)
+        return EngineLoad(self._begun, self._asked - self._begun)
 
     async def generate(self, request: Request, report: Report) -> str:
         """Wait as long as the trace takes, telling of its tokens meanwhile."""

@@ -15,12 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.engines.protocol import TOKENS_A_REPORT, Load, Report, Request
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import BACKEND
+from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, Report, Request
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
-from pipeline.model import resolve_model
-from pipeline.sampling import SamplingPolicy, continued_seed
-from pipeline.sections import BACKEND
+from pipeline.prompts.tokenizer import resolve_model
+from pipeline.reasoning.sampling import SamplingPolicy, continued_seed
 
 # With white space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -132,13 +132,13 @@ class VllmEngine:
         return [Listener, ray_wrappers.RayPrometheusStatLogger]
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """What vLLM's scheduler said at its last step; where it says nothing, by our own count."""
         stats = self._stats
         if stats is None:
             running = min(self._requests, self._slots)
-            return Load(running, self._requests - running)
-        return Load(stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage)
+            return EngineLoad(running, self._requests - running)
+        return EngineLoad(stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage)
 
     @property
     def context_tokens(self) -> int:
@@ -277,7 +277,7 @@ def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
         "stream_interval": TOKENS_A_REPORT,
     }
     if config.engine.ranks > 1:
-        # Its own processes on this node: no placement group is needed. See `pipeline.placement`.
+        # Its own processes on this node: no placement group is needed. See `pipeline.execution.placement`.
         ours[BACKEND] = "mp"
     if config.model.lora is not None:
         ours["enable_lora"] = True

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
-from pipeline.figures import Fleet
-from pipeline.page import page as report
+from pipeline.insight.html_report import page as report
+from pipeline.monitor.figures import EnginePool
 from tests.outputs import write_output, write_record
-from tests.unit.test_page import HOSTILE
+from tests.unit.insight.test_html_report import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt-get install chromium)")
@@ -39,7 +39,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     traces.append({"state": "looped", "think": "x" * 3000, "answer": None})
     traces.append({"answer": "so \\( x^2 \\) is\n\n$$\\boxed{\\frac{1}{2}}$$", "prompt": "half"})
     url = write_output(folder, traces)
-    write_record(url, Fleet(4, 2, 32, 3.0))
+    write_record(url, EnginePool(4, 2, 32, 3.0))
     path = folder / "report.html"
     path.write_text(report(url))
     return path

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.record import all_figures
+from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
 from tests.conftest import write_shards
 from tests.e2e.command import ROOT, free_port, qwq_batch
@@ -131,7 +131,7 @@ def test_log_has_lines_of_json(tmp_path: Path) -> None:
     done = qwq_batch("run", str(config_of(tmp_path, rows=40)))
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert lines[-1]["fleet"] == {"replicas": 2, "gpus": 1, "slots": 8, "gpu_hour": None}
+    assert lines[-1]["engine_pool"] == {"replicas": 2, "gpus": 1, "slots": 8, "gpu_hour": None}
     assert lines[-1]["rows"] == lines[-1]["rows_to_do"] == 40
     assert lines[-1]["eta_seconds"] == 0
     assert "\x1b" not in done.stderr + done.stdout

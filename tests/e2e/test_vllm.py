@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.policy import EARLY_STOP
+from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, write_shards
 from tests.e2e.command import NOISE, ROOT, qwq_batch
@@ -210,16 +210,16 @@ def test_long_prompts_run_with_yarn(tmp_path: Path) -> None:
     assert "engine.vllm has max_model_len, which engine.context=auto sets" in refused.stderr
     options += ["--set", "engine.vllm={enforce_eager: true, max_num_seqs: 8}"]
     planned = qwq_batch("plan", *options)
-    assert [line for line in planned.stdout.splitlines() if line.startswith("lane")] == [
-        "lane      1,024 tokens: 2 rows",
-        "lane      2,048 tokens, YaRN 2: 0 rows",
-        "lane      4,096 tokens, YaRN 4: 1 rows",
-        "lane      no engine: 1 rows",
+    assert [line for line in planned.stdout.splitlines() if line.startswith("tier")] == [
+        "tier      1,024 tokens: 2 rows",
+        "tier      2,048 tokens, YaRN 2: 0 rows",
+        "tier      4,096 tokens, YaRN 4: 1 rows",
+        "tier      no engine: 1 rows",
     ]
     done = qwq_batch("run", *options)
     assert done.returncode == 0, done.stderr
     assert not NOISE.search(done.stderr), done.stderr
-    assert '"lane": "4,096 tokens, YaRN 4"' in done.stderr
+    assert '"tier": "4,096 tokens, YaRN 4"' in done.stderr
     traces = pq.read_table(tmp_path / "out").to_pylist()
     assert [trace["id"] for trace in traces] == list(range(4))
     assert [trace["yarn_factor"] for trace in traces] == [None, 4.0, None, None]

@@ -29,7 +29,7 @@ EXPIRE_SECONDS = 8
 HASTY_LEASE = (
     sys.executable,
     "-c",
-    "import pipeline.lease as lease; "
+    "import pipeline.output.lease as lease; "
     f"lease.RENEW_SECONDS, lease.EXPIRE_SECONDS = 1, {EXPIRE_SECONDS}; "
     "from pipeline.cli import main; main()",
 )

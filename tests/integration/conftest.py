@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.cluster import cluster
-from pipeline.config import parse_config
+from pipeline.config.load import parse_config
+from pipeline.execution.cluster import cluster
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow
-from pipeline.journal import BOOKKEEPING
+from pipeline.execution import run as flow
+from pipeline.output.layout import BOOKKEEPING
 from pipeline.schema import TRACE_FIELDS
 from tests.conftest import MakeConfig, write_shards
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow
-from pipeline.config import RunConfig
-from pipeline.copies import Copies
-from pipeline.reasoning import State
+from pipeline.config.run_config import RunConfig
+from pipeline.execution import run as flow
+from pipeline.execution.copies import Copies
+from pipeline.reasoning.think_format import State
 from tests.conftest import MakeConfig
 
 OWN = ("id", "prompt", "reference", "correct", "duplicate_of")
@@ -97,9 +97,9 @@ def test_equal_rows_are_generated_once_through_kill_new_shard_top_up_and_retry(
 ) -> None:
     log, seen = Log(tmp_path / "log"), list[int]()
 
-    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
+    def watch(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
         seen.append(rows)
-        return flow.unwatched(board, rows, lane)
+        return flow.no_observer(coordinator, rows, tier)
 
     # Duplicates within parts, across parts and across shards; 11 prompts, and rows without any.
     write(tmp_path / "in", "b", [*(f"question {i % 9}" for i in range(20)), None, None])

@@ -11,14 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow, preview
 from pipeline.errors import EngineError, InputError, ModelError, OutputError
-from pipeline.ledger import Ledger
-from pipeline.merge import part_metadata
+from pipeline.execution import run as flow
+from pipeline.execution.prepare import prepare
+from pipeline.execution.shutdown import Shutdown
+from pipeline.execution.sink import TraceSink
+from pipeline.insight import preview
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import part_metadata
 from pipeline.plan import Pass
-from pipeline.reasoning import State
-from pipeline.sink import TraceSink
-from pipeline.stop import Stop
+from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards
 
@@ -110,7 +112,7 @@ def test_messages_with_tools_and_earlier_turns(tmp_path: Path, make_config: Make
     (tmp_path / "in").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "a.parquet")
     config = make_config(engine={"simulated": FAST}, output={"rename": {"answer": "reply"}})
-    shown = list(preview.prompts(flow.prepare(config), 9))
+    shown = list(preview.prompts(prepare(config), 9))
     assert ["# Tools" in (prompt["prompt"] or "") for prompt in shown] == [True, True, False, False]
     summary = flow.run(config)
     assert summary.states == {"finished": 2, "failed": 2}
@@ -133,7 +135,7 @@ def test_finished_run_is_not_done_again_and_a_lost_part_alone_is(
     assert (again, traces(tmp_path / "out")) == before
     assert time.monotonic() - started < 10, "a finished run must start no engine"
     (tmp_path / "out/shard-00001.00000.parquet").unlink()
-    assert flow.prepare(config).plan.rows_todo == 40
+    assert prepare(config).plan.rows_todo == 40
     assert (flow.run(config), traces(tmp_path / "out")) == before  # its seeds are the same
     assert kept.stat().st_mtime_ns == written
 
@@ -143,7 +145,7 @@ def test_new_shard_alone_is_done(tmp_path: Path, make_config: MakeConfig) -> Non
     config = make_config(engine={"simulated": FAST})
     flow.run(config)
     write_shards(tmp_path / "in", [20, 20])
-    assert flow.prepare(config).plan.rows_todo == 20
+    assert prepare(config).plan.rows_todo == 20
     assert flow.run(config).traces == 40
 
 
@@ -192,14 +194,14 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
 ) -> None:
     """One of 20 blocks holds the longest trace, of some 8 s; the others must not wait for it."""
     write_shards(tmp_path / "in", [320])
-    spread = {"tokens_median": 60, "tokens_sigma": 1.6, "seconds_per_token": 0.002}
-    config = make_config(engine={"simulated": spread})
-    job = flow.prepare(config)
+    stratified_rows = {"tokens_median": 60, "tokens_sigma": 1.6, "seconds_per_token": 0.002}
+    config = make_config(engine={"simulated": stratified_rows})
+    job = prepare(config)
     job.ledger.open_run(job.settings, {})
     seen: list[int] = []
 
     class Watcher:
-        def __init__(self, board: Any, rows: int, lane: str) -> None:
+        def __init__(self, coordinator: Any, rows: int, tier: str) -> None:
             import threading
 
             self.stop = threading.Event()
@@ -208,7 +210,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
         def look(self) -> None:
             ledger = Ledger(Storage(config.output.path))
             while not self.stop.wait(0.1):
-                seen.append(sum(len(f) for f in ledger.contents().covered(0).values()))
+                seen.append(sum(len(f) for f in ledger.listing().covered(0).values()))
 
         def __enter__(self) -> None:
             self.thread.start()
@@ -217,7 +219,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
             self.stop.set()
             self.thread.join()
 
-    flow.execute(job, Pass(0, 0, 1), job.lanes[0], job.plan, Watcher, Stop())
+    flow.execute_tier(job, Pass(0, 0, 1), job.tiers[0], job.plan, Watcher, Shutdown())
     assert len(seen) > 2
     assert any(15 <= count < 20 for count in seen), "the other blocks waited for the longest trace"
 
@@ -267,5 +269,5 @@ def test_one_file_or_a_glob_is_an_input(
     tmp_path: Path, make_config: MakeConfig, pattern: str
 ) -> None:
     write_shards(tmp_path / "in", [3, 4])
-    job = flow.prepare(make_config(input={"path": str(tmp_path / pattern)}))
+    job = prepare(make_config(input={"path": str(tmp_path / pattern)}))
     assert job.plan.rows == 4

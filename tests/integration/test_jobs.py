@@ -10,8 +10,9 @@ import pytest
 
 from jobs import label, nightly
 from jobs.label import LabelJob
-from pipeline.config import RunConfig, parse_as, parse_config
-from pipeline.limits import Limits
+from pipeline.config.load import parse_as, parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.monitor.limits import Limits
 from pipeline.storage import Storage
 from tests.conftest import write_shards
 
@@ -69,7 +70,7 @@ def _night(config: RunConfig, tokens: int | None) -> dict[str, Any]:
 def test_nights_go_on_where_the_last_one_reached_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.limits.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.monitor.limits.POLL_SECONDS", 0.05)
     total = write_shards(tmp_path / "in", [40, 40])
     log = tmp_path / "log"
     engine = {**ENGINE, "simulated": {**ENGINE["simulated"], "log": str(log)}, "vllm": {"max_num_seqs": 4}}  # type: ignore[dict-item]  # fmt: skip

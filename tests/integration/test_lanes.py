@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow, preview
-from pipeline.config import RunConfig
+import pipeline
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import EngineError
-from pipeline.record import all_figures
+from pipeline.execution import run as flow
+from pipeline.execution.prepare import prepare
+from pipeline.insight import preview
+from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig
 
@@ -27,7 +30,7 @@ FACTORS = {SHORT: None, DOUBLE: 2.0, LONG: 4.0, TOO_LONG: None, 0: None}
 @pytest.fixture
 def make(tmp_path: Path, make_config: MakeConfig) -> Callable[..., RunConfig]:
     """A run with contexts of 400, 800 and 1,600 tokens; rows of all lengths in one shard."""
-    shutil.copytree(Path(flow.__file__).parent / "models/qwq-nano", tmp_path / "model")
+    shutil.copytree(Path(pipeline.__file__).parent / "models/qwq-nano", tmp_path / "model")
     file = tmp_path / "model/config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 400}))
     (tmp_path / "in").mkdir()
@@ -70,15 +73,15 @@ def test_each_row_runs_where_it_fits_and_comes_out_in_order(
 ) -> None:
     config, seen = make(n=2), []
 
-    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
-        seen.append((lane, rows))
+    def watch(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
+        seen.append((tier, rows))
         return nullcontext()
 
-    assert [line for line in preview.plan_lines(flow.prepare(config)) if "lane" in line] == [
-        "lane      400 tokens: 35 rows",
-        "lane      800 tokens, YaRN 2: 7 rows",
-        "lane      1,600 tokens, YaRN 4: 14 rows",
-        "lane      no engine: 14 rows",
+    assert [line for line in preview.plan_lines(prepare(config)) if "tier" in line] == [
+        "tier      400 tokens: 35 rows",
+        "tier      800 tokens, YaRN 2: 7 rows",
+        "tier      1,600 tokens, YaRN 4: 14 rows",
+        "tier      no engine: 14 rows",
     ]
     summary = flow.run(config, watch)
     assert summary.is_complete
@@ -86,9 +89,10 @@ def test_each_row_runs_where_it_fits_and_comes_out_in_order(
         ("400 tokens", 35), ("800 tokens, YaRN 2", 7), ("1,600 tokens, YaRN 4", 14), ("no engine", 14),
     ]  # fmt: skip
     kept = {
-        run[-1].lane: run[-1].fleet.replicas for run in all_figures(Storage(config.output.path))
+        run[-1].tier: run[-1].engine_pool.replicas
+        for run in all_figures(Storage(config.output.path))
     }
-    assert kept == {**dict.fromkeys((lane for lane, _ in seen), 1), "no engine": 0}
+    assert kept == {**dict.fromkeys((tier for tier, _ in seen), 1), "no engine": 0}
     rows = traces(config)
     assert [(r["id"], r["sample"]) for r in rows] == [(i, s) for i in range(70) for s in (0, 1)]
     for row in rows:
@@ -107,19 +111,19 @@ def test_each_row_runs_where_it_fits_and_comes_out_in_order(
 def test_run_that_ended_after_the_short_lane_goes_on_with_the_long_rows(
     tmp_path: Path, make: Callable[..., RunConfig]
 ) -> None:
-    config, lanes = make(), []
+    config, tiers = make(), []
 
-    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
-        lanes.append(lane)
-        if "YaRN" in lane:
+    def watch(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
+        tiers.append(tier)
+        if "YaRN" in tier:
             (tmp_path / "die").mkdir()  # from now on every engine dies
         return nullcontext()
 
     with pytest.raises(EngineError, match=r"engines died 5 times without finishing a row"):
         flow.run(config, watch)
-    assert lanes == ["400 tokens", "800 tokens, YaRN 2"]
+    assert tiers == ["400 tokens", "800 tokens, YaRN 2"]
     assert generated(tmp_path) == of_length(SHORT)
-    assert flow.prepare(config).plan.rows_todo == 35
+    assert prepare(config).plan.rows_todo == 35
     (tmp_path / "die").rmdir()
     (tmp_path / "log").unlink()
     summary = flow.run(config)
@@ -131,7 +135,7 @@ def test_run_that_ended_after_the_short_lane_goes_on_with_the_long_rows(
 def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
     tmp_path: Path, make: Callable[..., RunConfig]
 ) -> None:
-    """First without lanes, where long rows fail; a retry may bring the lanes in."""
+    """First without tiers, where long rows fail; a retry may bring the tiers in."""
     auto = make()
     native = auto.model_copy(
         update={
@@ -142,17 +146,17 @@ def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
     )
     assert flow.run(native).states["failed"] == 35
     before = traces(native)
-    lanes: list[str] = []
+    tiers: list[str] = []
 
-    def watch(board: Any, rows: int, lane: str) -> AbstractContextManager[None]:
-        lanes.append(lane)
+    def watch(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
+        tiers.append(tier)
         return nullcontext()
 
     assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
-    assert lanes == ["800 tokens, YaRN 2", "1,600 tokens, YaRN 4", "no engine"]
+    assert tiers == ["800 tokens, YaRN 2", "1,600 tokens, YaRN 4", "no engine"]
     for old, new in zip(before, traces(auto), strict=True):
         assert (old == new) == (old["state"] != "failed")
         assert new["yarn_factor"] == FACTORS[LENGTHS[new["id"]]]
-    lanes.clear()
+    tiers.clear()
     assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
-    assert lanes == ["no engine"]
+    assert tiers == ["no engine"]

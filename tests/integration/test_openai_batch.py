@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from jobs.openai_batch import main
-from tests.unit.test_openai_batch import FORM, json_format, line
+from tests.unit.jobs.test_openai_batch import FORM, json_format, line
 
 ENGINE = {
     "kind": "simulated",

@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow
-from pipeline.config import RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import OutputError
-from pipeline.ledger import Ledger
-from pipeline.merge import part_metadata
+from pipeline.execution import run as flow
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import part_metadata
 from pipeline.plan import Pass
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards
@@ -128,7 +128,7 @@ def test_retry_under_way_goes_on_and_another_is_refused(
     longer = make_config(engine=ENGINE, sampling={"max_tokens": 4000}, **ENDS)
     assert flow.retry(longer, ["truncated"]).states == {"finished": 30}
     assert {row["attempt"] for row in traces(longer)} == {0, 1}
-    assert ledger.contents().closed == {1}
+    assert ledger.listing().closed == {1}
 
 
 @pytest.mark.parametrize(

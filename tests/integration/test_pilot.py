@@ -6,16 +6,18 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from pipeline import flow
-from pipeline.config import RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import OutputError
-from pipeline.estimate import estimate
-from pipeline.findings import count
-from pipeline.ledger import Ledger
-from pipeline.page import page
-from pipeline.pilot import spread, traces_of
-from pipeline.record import all_figures
-from pipeline.status import status
+from pipeline.execution import run as flow
+from pipeline.execution.pilot import stratified_rows
+from pipeline.execution.prepare import prepare
+from pipeline.insight.estimate import estimate
+from pipeline.insight.html_report import page
+from pipeline.insight.pilot_traces import traces_of
+from pipeline.insight.status import status
+from pipeline.insight.trace_statistics import count
+from pipeline.monitor.history import all_figures
+from pipeline.output.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import MakeConfig, write_shards
 
@@ -48,7 +50,7 @@ def generated(tmp_path: Path) -> int:
 
 def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Path) -> None:
     job = flow.pilot(config, 12)
-    chosen = spread(job.parts, 12)
+    chosen = stratified_rows(job.parts, 12)
     sample = list(traces_of(job, chosen))
     assert [len(row) for row in sample] == [2] * 12
     assert job.plan.rows_todo == 88
@@ -59,7 +61,7 @@ def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Pat
     summary = flow.run(config)
     assert summary.is_complete
     # Each of the engine's traces differs from all others: those of the pilot are still there.
-    again = list(traces_of(flow.prepare(config), chosen))
+    again = list(traces_of(prepare(config), chosen))
     assert [[trace["think_tokens"] for trace in row] for row in again] == kept
     assert len(rows_of(config)) == 200
 
@@ -67,7 +69,7 @@ def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Pat
 def test_pilot_of_a_run_that_is_under_way_takes_what_is_there(config: RunConfig) -> None:
     flow.run(config)
     job = flow.pilot(config, 50)
-    assert len(list(traces_of(job, spread(job.parts, 50)))) == 50
+    assert len(list(traces_of(job, stratified_rows(job.parts, 50)))) == 50
 
 
 def test_pilot_of_more_samples_than_there_are_is_refused(config: RunConfig) -> None:
@@ -93,11 +95,14 @@ def test_pilot_with_duplicates(tmp_path: Path, make_config: MakeConfig) -> None:
 
 def test_estimate_of_a_real_pilot_holds_the_truth(config: RunConfig) -> None:
     job = flow.pilot(config, 40)
-    sample, runs = list(traces_of(job, spread(job.parts, 40))), all_figures(job.ledger.store)
+    sample, runs = (
+        list(traces_of(job, stratified_rows(job.parts, 40))),
+        all_figures(job.ledger.store),
+    )
     said = estimate(config, sample, runs, job.plan.rows, job.plan.rows_todo)
     flow.run(config)
     store = job.ledger.store
-    tokens = count(store, sorted(Ledger(store).contents().parts())).tokens
+    tokens = count(store, sorted(Ledger(store).listing().parts())).tokens
     spent = tokens["think_tokens"] + tokens["answer_tokens"] + tokens["wasted_tokens"]
     # Twice the range: one draw of twenty would miss it, and this must not fail one day of twenty.
     mid, low, high = vars(said.whole.output_tokens).values()
@@ -116,7 +121,7 @@ def test_status_and_report_of_a_run(config: RunConfig) -> None:
     runs = list(all_figures(Storage(config.output.path)))
     assert [run[-1].rows for run in runs] == [12, 88]
     assert sum(runs[-1][-1].think_lengths.values()) == 176
-    assert runs[-1][-1].fleet.slots == 8
+    assert runs[-1][-1].engine_pool.slots == 8
     assert max(f.running for run in runs for f in run) <= 8
     text = page(config.output.path)
     assert "<b>100</b><span>rows durable, of 100" in text

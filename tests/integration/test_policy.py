@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow
-from pipeline.config import RunConfig
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.policy import EARLY_STOP
+from pipeline.execution import run as flow
+from pipeline.reasoning.policy import EARLY_STOP
 from tests.conftest import MakeConfig, write_shards
 
 ENGINE: dict[str, Any] = {

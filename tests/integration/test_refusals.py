@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow
 from pipeline.errors import OutputError
+from pipeline.execution import run as flow
+from pipeline.execution.prepare import prepare
 from tests.conftest import PROMPTS, MakeConfig, write_shards
 
 ENGINE: dict[str, Any] = {"simulated": {"tokens_median": 20, "seconds_per_token": 0}}
@@ -35,9 +36,9 @@ def test_each_setting_that_changes_rows_is_refused(tmp_path: Path, make_config: 
         if isinstance(value, dict) and key != "rename":
             name += f".{next(iter(value))}"
         with pytest.raises(OutputError, match=rf"{name}: there .*, now "):
-            flow.prepare(make_config(**changed))
+            prepare(make_config(**changed))
     with pytest.raises(OutputError, match=r"input.path: there .*/in', now .*/in/\*.parquet'"):
-        flow.prepare(make_config(engine=ENGINE, input={"path": str(tmp_path / "in/*.parquet")}))
+        prepare(make_config(engine=ENGINE, input={"path": str(tmp_path / "in/*.parquet")}))
     assert flow.run(make_config(engine=ENGINE)) == before
 
 

@@ -15,9 +15,9 @@ import yaml
 
 from jobs.accept import Samples
 from jobs.synthesize import Synthesis, synthesize
-from pipeline.config import parse_as
+from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, IncompleteRunError, InputError, OutputError
-from pipeline.model import load_tokenizer
+from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.storage import Storage
 from tests.s3 import S3Server
 

@@ -1,62 +1,106 @@
-"""Rules that matter: what may import what, and files that one can read at one sitting."""
+"""Rules that matter: imports go one way, and every file can be read at one sitting."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
-PURE = [
-    "config",
-    "errors",
-    "figures",
-    "json_form",
-    "lanes",
-    "loops",
-    "plan",
-    "policy",
-    "prompts",
-    "reasoning",
-    "suspects",
-    "verify",
-    "sampling",
-    "schema",
-    "sections",
-    "sizes",
-    "templates",
-    "scripts",
-    "engines.protocol",
-]
+MAX_LINES = 400
+# The packages from left to right: each imports only from those before it. Packages that stand
+# together do not import each other.
+ORDER = (
+    ("errors", "answers", "models"),
+    ("storage", "schema", "plan", "reasoning"),
+    ("prompts", "input"),
+    ("config",),
+    ("output", "engines"),
+    ("monitor",),
+    ("execution",),
+    ("insight",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+# Plain data and rules: loading them loads no heavy package.
+LIGHT = ("answers", "config", "errors", "input", "plan", "prompts", "reasoning", "schema")
+HEAVY = ("ray", "vllm", "torch", "transformers", "s3fs")
 
 
-def imports(path: Path) -> set[str]:
-    """The top-level packages that a file imports, anywhere in it."""
-    found = set()
+def room_of(module: str) -> str:
+    """The package below `pipeline` (or the module directly in it) that ``module`` is in."""
+    return module.split(".")[1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module == "pipeline":
+                yield from (f"pipeline.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def importers(package: str) -> set[str]:
+    """The files that import ``package``, relative to `pipeline`."""
+    return {
+        str(path.relative_to(ROOT / "pipeline"))
+        for path in SOURCES
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+
+
+def test_every_package_has_a_place_in_the_order() -> None:
+    rooms = {path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py") for path in SOURCES}
+    assert rooms - {"__init__", "__main__", "api"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    here = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    if here not in LEVEL:  # the public API and `python -m pipeline` see everything
+        return
+    upward = [
+        name
+        for name in imports(path)
+        if name.startswith("pipeline.")
+        and room_of(name) != here
+        and LEVEL[room_of(name)] >= LEVEL[here]
+    ]
+    assert upward == []
 
 
 def test_vllm_is_imported_in_one_file() -> None:
-    importers = [path.name for path in SOURCES if "vllm" in imports(path)]
-    assert importers == ["vllm.py"]
+    assert importers("vllm") == {"engines/vllm.py"}
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_module_loads_neither_ray_nor_vllm_nor_torch(module: str) -> None:
+def test_ray_is_imported_where_it_runs_only() -> None:
+    allowed = {"monitor", "execution"}
+    assert {name for name in importers("ray") if name.split("/")[0] not in allowed} == {
+        "engines/vllm.py"
+    }
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_light_package_loads_nothing_heavy(room: str) -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in SOURCES
+        if path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py") == room
+    ]
     code = (
-        f"import sys, pipeline.{module}\n"
-        "print(sorted({'ray', 'vllm', 'torch', 'transformers', 's3fs'} & set(sys.modules)))"
-    )
+        f"import sys, {', '.join(modules)}\nprint(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    ).replace(".__init__", "")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_no_file_is_longer_than_one_sitting() -> None:
-    assert [p.name for p in SOURCES if len(p.read_text().splitlines()) > 400] == []
+    lengths = {path.name: len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}

@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.schema import PromptColumns, conform, output_schema, prompt_columns, unify
+from pipeline.prompts.columns import PromptColumns, prompt_columns
+from pipeline.schema import conform, output_schema, unify
 
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 

@@ -1,0 +1,1 @@
+"""Answers that programs read: one file per format, and their registry."""

@@ -1,0 +1,111 @@
+"""The configuration of a run: frozen, checked when built, unknown keys refused.
+
+    config = load_config("configs/demo.yaml", ["sampling.n=4"])
+
+Its sections are in `pipeline.config.sections`. No I/O but reading the one YAML file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import (
+    unknown_key,
+)
+from pipeline.errors import ConfigError
+
+Config = TypeVar("Config", bound="RunConfig")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run that a YAML file describes, see `load_as`."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply ``key=value`` overrides (dotted keys, YAML values).
+
+    ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with
+    one line for each thing that is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the config {path}: {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping with input, output and model")
+    for override in overrides:
+        _apply(data, override)
+    return parse_as(kind, data, str(path))
+
+
+def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """The run that ``data`` describes, see `parse_as`."""
+    return parse_as(RunConfig, data, source)
+
+
+def parse_as(kind: type[Config], data: Mapping[str, Any], source: str) -> Config:
+    """Build a ``kind``, or raise `ConfigError` naming every wrong key and value."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {_explain(dict(e), kind)}" for e in error.errors()]
+        raise ConfigError("\n".join([f"{source} is not a valid run:", *lines])) from None
+
+
+def fingerprint_of(settings: Mapping[str, Any]) -> str:
+    """A short hash of a mapping of plain values, independent of key order."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes key=value with a dotted key, got {override!r}")
+    *parents, leaf = key.strip().split(".")
+    target = data
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+    try:
+        target[leaf] = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        target[leaf] = value
+
+
+def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(kind, error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{path}: is required"
+    if error["type"] == "credentials":  # which are not repeated
+        return f"{path}: {error['msg']}"
+    if error["type"] == "string_type":
+        return f"{path}: must be text (in YAML, put quotes around it if it begins with a brace)"
+    message: str = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping):  # all of a section would be no help
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message} (got {error['input']!r})"
+
+
+def _accepted(kind: type[RunConfig], section: tuple[str | int, ...]) -> list[str]:
+    model: Any = kind
+    for name in section:
+        annotation = model.model_fields[name].annotation
+        model = next(iter(get_args(annotation)), annotation)  # a section, or one or None
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""The run on Ray: preparation, engine actors, source, sink and cluster."""

@@ -1,0 +1,73 @@
+"""How many tokens each prompt has, counted by Ray tasks before any engine starts."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import RowError
+from pipeline.execution.cluster import results
+from pipeline.execution.context_tiers import UNRENDERED, ContextTier, assign, divide
+from pipeline.input.shards import read_bundle
+from pipeline.plan import Range, bundles
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.render import PromptRenderer, TableRow, render_row
+from pipeline.prompts.tokenizer import load_tokenizer
+from pipeline.reasoning.think_format import ThinkFormat
+from pipeline.schema import with_origin
+
+ROWS_A_TASK = 4096
+
+
+def by_tier(
+    config: RunConfig,
+    columns: PromptColumns,
+    prompts: pa.Schema,
+    tiers: tuple[ContextTier, ...],
+    todo: Sequence[Range],
+) -> list[tuple[ContextTier, tuple[Range, ...]]]:
+    """The tiers that have rows of ``todo``, with these; nothing is counted if there is one tier."""
+    if len(tiers) == 1:
+        return [(tiers[0], tuple(todo))] if todo else []
+    shares: list[list[Range]] = [[] for _ in tiers]
+    grouped = list(bundles(todo, ROWS_A_TASK))
+    common = ray.put((config, columns, prompts))
+    counts = [_count.remote(common, bundle) for bundle in grouped]
+    for bundle, tokens in zip(grouped, results(counts), strict=True):
+        for tier, piece in divide(bundle, assign(tiers, tokens, config.policy.max_tokens)):
+            shares[tier].append(piece)
+    return [(tier, tuple(share)) for tier, share in zip(tiers, shares, strict=True) if share]
+
+
+def count_tokens(
+    config: RunConfig, columns: PromptColumns, prompts: pa.Schema, bundle: Sequence[Range]
+) -> Any:
+    """An array with the prompt tokens of each row to do, in order; `UNRENDERED` where none come."""
+    renderer = _renderer(config.model.path, config.model.revision, config.think_format)
+    system, suffix = config.prompt.system, config.suffix_text
+
+    def tokens(row: TableRow) -> int:
+        try:
+            prompt = render_row(renderer, row, columns, system, suffix)
+        except RowError:
+            return UNRENDERED
+        return len(prompt.token_ids)
+
+    tables = read_bundle(config.input.path, bundle, (), with_origin(prompts))
+    rows = (TableRow(table, i) for table in tables for i in range(table.num_rows))
+    return np.fromiter(map(tokens, rows), np.int64)
+
+
+@ray.remote
+def _count(common: tuple[RunConfig, PromptColumns, pa.Schema], bundle: list[Range]) -> Any:
+    return count_tokens(*common, bundle)
+
+
+@lru_cache(maxsize=1)
+def _renderer(path: str, revision: str | None, think_format: ThinkFormat) -> PromptRenderer:
+    """Kept by the worker process for its next task."""
+    return PromptRenderer(load_tokenizer(path, revision), think_format=think_format)

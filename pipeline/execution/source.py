@@ -1,0 +1,87 @@
+"""The Ray Data source: the rows of a plan, one read task for each bundle of ranges."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from pipeline.input.longest_first import Lengths, longest_first
+from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
+from pipeline.plan import Range, bundles
+from pipeline.schema import with_origin
+
+
+class PromptSource(Datasource):
+    """The rows of ``todo`` in order, each with its part, row number and the samples wanted.
+
+    ``samples``: those of a row whose range does not pick. With ``lengths``, the ``last`` rows go
+    longest first.
+    """
+
+    def __init__(
+        self,
+        todo: tuple[Range, ...],
+        samples: tuple[int, ...],
+        input_url: str,
+        schema: pa.Schema,
+        lengths: Lengths | None = None,
+        last: int = 0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        last = 0 if lengths is None else min(last, ROWS_A_READ_TASK)
+        self._bundles, self._samples = list(bundles(todo, ROWS_A_READ_TASK, last)), samples
+        self._input_url, self._schema, self._lengths = input_url, schema, lengths
+
+    @property
+    def read_tasks(self) -> int:
+        """How many read tasks there are; `read_datasource` should make as many."""
+        return len(self._bundles)
+
+    def get_name(self) -> str:
+        """The name in Ray Data's own logs."""
+        return "Prompts"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task for each bundle of ranges."""
+        schema = with_origin(self._schema)
+        return [
+            ReadTask(
+                partial(
+                    _read,
+                    self._input_url,
+                    bundle,
+                    self._samples,
+                    schema,
+                    self._lengths if bundle is self._bundles[-1] else None,
+                ),
+                BlockMetadata(
+                    num_rows=sum(piece.rows for piece in bundle),
+                    size_bytes=None,
+                    input_files=None,
+                    exec_stats=None,
+                ),
+                schema=schema,
+            )
+            for bundle in self._bundles
+        ]
+
+
+def _read(
+    input_url: str,
+    bundle: Sequence[Range],
+    samples: tuple[int, ...],
+    schema: pa.Schema,
+    lengths: Lengths | None,
+) -> Iterator[pa.Table]:
+    tables = read_bundle(input_url, bundle, samples, schema)
+    return tables if lengths is None else longest_first(tables, lengths)

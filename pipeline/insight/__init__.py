@@ -1,0 +1,1 @@
+"""What people ask about a run before, during and after it."""

@@ -1,0 +1,56 @@
+"""Charts of a report as SVG without text: they stretch with the page, labels are the page's."""
+
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from pipeline.monitor.figures import bin_floor
+
+HEIGHT = 100.0
+# Of a cell's colour, by how full an engine is.
+SHADES = 5
+
+
+def histogram(bins: Mapping[int, int], first: int, last: int) -> Markup:
+    """Traces by `pipeline.monitor.figures.length_bin`, from bin ``first`` to ``last``."""
+    most = max(bins.values(), default=0) or 1
+    bars = Markup()
+    for number in range(first, last + 1):
+        count = bins.get(number, 0)
+        if not count:
+            continue
+        height = max(1.0, count / most * HEIGHT)
+        low, high = bin_floor(number), bin_floor(number + 1)
+        bars += Markup(
+            '<rect x="{:.2f}" y="{:.2f}" width="0.9" height="{:.2f}"><title>{}</title></rect>'
+        ).format(
+            number - first + 0.05, HEIGHT - height, height,
+            f"{count:,} traces of {low:,.0f} to {high:,.0f} tokens",
+        )  # fmt: skip
+    return _svg("histogram", last - first + 1, HEIGHT, bars)
+
+
+def line(points: Sequence[tuple[float, float]], width: float, top: float) -> Markup:
+    """A line with its area through ``points`` (x up to ``width``, y up to ``top``)."""
+    if not points:
+        return _svg("line", width or 1, HEIGHT, Markup())
+    path = " ".join(f"{x:.2f},{HEIGHT - y / (top or 1) * HEIGHT:.2f}" for x, y in points)
+    area = f"{points[0][0]:.2f},{HEIGHT} {path} {points[-1][0]:.2f},{HEIGHT}"
+    inside = Markup('<polygon points="{}"/><polyline points="{}"/>').format(area, path)
+    return _svg("line", width or 1, HEIGHT, inside)
+
+
+def strip(cells: Sequence[tuple[float, float, float, str]], width: float) -> Markup:
+    """One engine over time: cells from x to x, each with a share (0 to 1) and what it says."""
+    inside = Markup().join(
+        Markup('<rect class="s{}" x="{:.2f}" width="{:.2f}" height="1"><title>{}</title></rect>')
+        .format(min(SHADES, round(share * SHADES)), start, max(0.0, stop - start), told)
+        for start, stop, share, told in cells
+    )  # fmt: skip
+    return _svg("strip", width or 1, 1, inside)
+
+
+def _svg(kind: str, width: float, height: float, inside: Markup) -> Markup:
+    return Markup(
+        '<svg class="{}" viewBox="0 0 {:.2f} {:.0f}" preserveAspectRatio="none" role="img">{}</svg>'
+    ).format(kind, width, height, inside)

@@ -1,0 +1,139 @@
+"""What `plan` and `show` print: rendered prompts before a run, traces after it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError, RowError
+from pipeline.execution.context_tiers import assign
+from pipeline.execution.prepare import PreparedRun
+from pipeline.execution.prompt_lengths import count_tokens
+from pipeline.execution.run import concurrency
+from pipeline.input.shards import read_rows
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import part_metadata
+from pipeline.plan import PARQUET, Plan, Range, bundles
+from pipeline.prompts.render import PromptRenderer, TableRow, render_row
+from pipeline.prompts.tokenizer import load_tokenizer
+from pipeline.storage import Storage
+
+SHOWN_CHARACTERS = 1500
+COUNTED_ROWS = 4096
+TOKEN_KINDS = ("prompt", "think", "answer")
+
+
+def prompts(prepared: PreparedRun, count: int) -> Iterator[dict[str, Any]]:
+    """The first ``count`` prompts of the input as the engine will get them.
+
+    Each has ``prompt`` and ``prompt_tokens``; a row that can't be rendered has null for both and
+    an ``error``.
+    """
+    config = prepared.config
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    renderer = PromptRenderer(tokenizer, think_format=config.think_format)
+    for row in _first_rows(prepared, count):
+        try:
+            prompt = render_row(
+                renderer, row, prepared.columns, config.prompt.system, config.suffix_text
+            )
+        except RowError as error:
+            yield {"prompt": None, "prompt_tokens": None, "error": str(error)}
+            continue
+        yield {"prompt": prompt.text, "prompt_tokens": len(prompt.token_ids)}
+
+
+def plan_lines(prepared: PreparedRun) -> Iterator[str]:
+    """The plan as a person reads it: input, output, engines, sampling, the first prompt."""
+    config, plan = prepared.config, prepared.plan
+    shards = {part.shard.name for part in plan.parts}
+    yield f"input     {config.input.path}: {len(shards):,} shards, {plan.rows:,} rows"
+    yield (
+        f"output    {config.output.path}: {len(plan.parts):,} parts, {plan.parts_done:,} done; "
+        f"{plan.rows_todo:,} rows to do"
+    )
+    yield f"columns   {', '.join(prepared.traces.names)}"
+    engine = config.engine
+    block_rows, blocks = concurrency(config, config.policy.first_draw, plan.rows_todo)
+    yield (
+        f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
+        f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
+        f"each, in blocks of {block_rows}"
+    )
+    if engine.vllm:
+        yield f"vllm      {json.dumps(engine.vllm)}"
+    yield from _tier_lines(prepared, plan)
+    policy = {key: value for key, value in vars(config.policy).items() if value is not None}
+    yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
+    for prompt in prompts(prepared, 1):
+        yield f"prompt 1  {prompt['prompt_tokens']} tokens"
+        yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]
+
+
+def _tier_lines(prepared: PreparedRun, plan: Plan) -> Iterator[str]:
+    """How many of the rows to do go to which tier; of many, the first are looked at."""
+    first = next(bundles(plan.todo, COUNTED_ROWS), [])
+    if len(prepared.tiers) == 1 or not first:
+        return
+    tokens = count_tokens(prepared.config, prepared.columns, prepared.prompts, first)
+    numbers = assign(prepared.tiers, tokens, prepared.config.policy.max_tokens).tolist()
+    of = f" of the first {len(numbers):,} to do" if len(numbers) < plan.rows_todo else ""
+    for number, tier in enumerate(prepared.tiers):
+        yield f"tier      {tier.name}: {numbers.count(number):,} rows{of}"
+
+
+def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
+    """The first ``count`` traces of an output (in ``state``, if given), readable."""
+    store = Storage(output)
+    ledger = Ledger(store)
+    if ledger.manifest() is None:
+        raise OutputError(f"{output} is not the output of a run (it has no manifest)")
+    parts = sorted(name for name in ledger.listing().parts() if name.endswith(PARQUET))
+    left = count
+    for name in parts:
+        names = part_metadata(store, name)["columns"]
+        filters = None if state is None else [(names["state"], "==", state)]
+        with store.open(name) as file:
+            rows = pq.read_table(file, filters=filters).slice(0, left).to_pylist()
+        for row in rows:
+            yield from _trace_lines(name, row, names)
+        left -= len(rows)
+        if left <= 0:
+            return
+    if left == count:
+        yield "no such traces" if parts else "no part is finished yet"
+
+
+def _first_rows(prepared: PreparedRun, count: int) -> Iterator[TableRow]:
+    for part in prepared.parts:
+        piece = Range(part, part.start, min(part.stop, part.start + count))
+        for table in read_rows(prepared.config.input.path, piece, prepared.prompts):
+            count -= table.num_rows
+            yield from (TableRow(table, i) for i in range(table.num_rows))
+        if count <= 0:
+            return
+
+
+def _trace_lines(part: str, row: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
+    ours = {name: row.get(column) for name, column in names.items()}
+    theirs = {key: value for key, value in row.items() if key not in names.values()}
+    tokens = ", ".join(f"{ours[f'{kind}_tokens'] or 0} {kind}" for kind in TOKEN_KINDS)
+    yield f"== {part}, sample {ours['sample']}: {ours['state']}; tokens: {tokens}"
+    for key, value in theirs.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        yield f"{key}: {_short(text)}"
+    for key in ("think", "answer", "error"):
+        if ours[key] is not None:
+            yield f"-- {key}"
+            yield _short(str(ours[key]))
+    yield ""
+
+
+def _short(text: str) -> str:
+    """``text``, its middle left out where it is long; control characters shown, not sent."""
+    if len(text) > SHOWN_CHARACTERS:
+        half = SHOWN_CHARACTERS // 2
+        left_out = len(text) - 2 * half
+        text = f"{text[:half]}\n… {left_out:,} characters left out …\n{text[-half:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,126 @@
+"""Where a run stands, from its output location alone; asked from anywhere."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pipeline.errors import OutputError
+from pipeline.monitor.figures import Figures, clock
+from pipeline.monitor.history import LINE_SECONDS, last_figures
+from pipeline.output.lease import Holder, holder
+from pipeline.output.ledger import SAMPLES, Ledger
+from pipeline.output.passes import plan_run
+from pipeline.output.summary import Summary, summarize
+from pipeline.plan import Pass, Shard, split_parts
+from pipeline.storage import Storage
+
+# Figures older than this are of a run that has ended, in whatever way.
+FRESH_SECONDS = 4 * LINE_SECONDS
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run as its output shows it.
+
+    ``rows_durable``: in finished parts and in finished blocks. ``summary``: of the finished parts.
+    ``figures``: the last half minute's, None if there are none; ``age_seconds``: how old they are.
+    """
+
+    url: str
+    settings: dict[str, Any]
+    holder: Holder | None
+    rows: int
+    rows_durable: int
+    parts: int
+    parts_done: int
+    open_passes: tuple[Pass, ...]
+    summary: Summary
+    figures: Figures | None
+    age_seconds: float | None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a driver seems to be at work."""
+        return self.holder is not None and self.holder.is_at_work
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "output": self.url,
+            "model": self.settings.get("model.path"),
+            "running": self.is_running,
+            "rows": self.rows,
+            "rows_durable": self.rows_durable,
+            "parts": self.parts,
+            "parts_done": self.parts_done,
+            "open_passes": [run_pass.number for run_pass in self.open_passes],
+            "states": dict(self.summary.states),
+            "figures": None if self.figures is None else self.figures.to_json(),
+            "figures_age_seconds": self.age_seconds,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        yield f"{'output':<10} {self.url}"
+        yield f"{'model':<10} {self.settings.get('model.path')}"
+        yield f"{'driver':<10} {self._driver()}"
+        share = self.rows_durable / max(1, self.rows)
+        yield (
+            f"{'rows':<10} {self.rows_durable:>9,} of {self.rows:,} are durable ({share:.1%}), "
+            f"{self.parts_done:,} of {self.parts:,} parts finished"
+        )
+        for run_pass in self.open_passes:
+            chosen = ", ".join(
+                [*run_pass.states, *(["foreign scripts"] if run_pass.foreign else [])]
+            )
+            what = f"a retry of {chosen}" if run_pass.is_retry else "more samples"
+            yield f"{'pass':<10} {run_pass.number:>9} is not over: {what}"
+        yield from self.summary.lines()
+        if self.figures is not None and self.is_running:
+            yield from self.figures.lines()
+
+    def _driver(self) -> str:
+        if self.holder is None:
+            return "none has been here"
+        who = f"process {self.holder.pid} on {self.holder.host}, since {self.holder.since}"
+        if self.holder.released:
+            return f"none is at work; the last, {who}, has ended"
+        if not self.holder.is_at_work:
+            return f"none is at work; the last, {who}, gave its last sign {self._ago()} ago"
+        return f"at work: {who}"
+
+    def _ago(self) -> str:
+        assert self.holder is not None
+        return clock(self.holder.silent_seconds)
+
+
+def status(url: str) -> Status:
+    """Look at an output; raises `OutputError` if it is none."""
+    store = Storage(url)
+    ledger = Ledger(store)
+    manifest = ledger.manifest()
+    if manifest is None:
+        raise OutputError(f"{url} is not the output of a run (it has no manifest)")
+    settings = manifest["settings"]
+    known = ledger.known_shards().identities
+    shards = [Shard(n, n, i["rows"], i["size"], i["tag"]) for n, i in sorted(known.items())]
+    parts = split_parts(shards, settings["output.rows_per_part"])
+    plan, listing = plan_run(ledger, parts), ledger.listing()
+    done = listing.parts()
+    last = last_figures(store)
+    age = None if last is None else time.time() - datetime.fromisoformat(last.at).timestamp()
+    return Status(
+        store.url,
+        settings,
+        holder(store),
+        plan.rows,
+        plan.rows - plan.rows_todo,
+        len(parts),
+        plan.parts_done,
+        tuple(p for p in ledger.passes(listing) if p.number not in listing.closed),
+        summarize(store, [p for p in parts if p.name in done], settings[SAMPLES]),
+        last if age is not None and age < FRESH_SECONDS else None,
+        age,
+    )

@@ -1,0 +1,1 @@
+"""What a running job does: figures, limits, and which rows kill engines."""

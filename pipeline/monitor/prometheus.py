@@ -1,0 +1,69 @@
+"""The coordinator's figures for Prometheus, by way of Ray's own endpoint on each node.
+
+Ray puts ``ray_`` before each name. Its head's node has them all: the coordinator is on the driver's.
+"""
+
+from ray.util.metrics import Counter, Gauge
+
+from pipeline.monitor.figures import EngineFigures, Totals
+
+PREFIX = "qwq_batch_"
+# A run in the labels: one cluster may have several.
+RUN = "output"
+
+
+class Metrics:
+    """Counters and gauges of one run (in one tier); ``output``: where it writes."""
+
+    def __init__(self, output: str, rows: int, replicas: int) -> None:
+        self._run = {RUN: output}
+        self._rows = self._counter("rows", "rows done")
+        self._traces = self._counter("traces", "traces that have ended, by state", "state")
+        self._tokens = self._counter("tokens", "tokens: prompt, output, spent", "kind")
+        self._engines = self._gauge("engines", "engines that are ready and not silent")
+        self._loads = {
+            name: self._gauge(name, about, "engine")
+            for name, about in (
+                ("running", "sequences that an engine generates"),
+                ("waiting", "sequences that wait at an engine"),
+                ("kv_usage", "share of an engine's KV cache in use"),
+                ("tokens_per_second", "that an engine generates"),
+            )
+        }
+        self._rows_to_do = self._gauge("rows_to_do", "rows that the run has to do")
+        self._wanted = self._gauge("engines_wanted", "engines that the run asks for")
+        self._rows_left = self._gauge("rows_left", "rows that are still to do")
+        self._asked_for = rows, replicas
+
+    def done(self, totals: Totals) -> None:
+        """Add what an engine has done."""
+        self._add(self._rows, totals.rows)
+        for state, count in totals.states.items():
+            self._add(self._traces, count, state=state)
+        for kind in ("prompt", "output", "spent"):
+            self._add(self._tokens, getattr(totals, f"{kind}_tokens"), kind=kind)
+
+    def load(self, engine: EngineFigures) -> None:
+        """Set what an engine does now."""
+        for name, gauge in self._loads.items():
+            gauge.set(getattr(engine, name) or 0, {**self._run, "engine": engine.name})
+
+    def sizes(self, engines: int, rows_done: int) -> None:
+        """Set how much there is of all; a gauge that is not set for a while is forgotten by Ray."""
+        rows, replicas = self._asked_for
+        self._engines.set(engines, self._run)
+        self._wanted.set(replicas, self._run)
+        self._rows_to_do.set(rows, self._run)
+        self._rows_left.set(rows - rows_done, self._run)
+
+    def _add(self, counter: Counter, count: float, **labels: str) -> None:
+        if count > 0:
+            counter.inc(count, {**self._run, **labels})
+
+    @staticmethod
+    def _gauge(name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, about, (RUN, *labels))
+
+    @staticmethod
+    def _counter(name: str, about: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, about, (RUN, *labels))

@@ -1,0 +1,59 @@
+"""How a run goes, for people: live figures on a terminal, in a log a line of JSON at times."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.monitor.figures import Figures
+from pipeline.monitor.history import LINE_SECONDS, Show, following
+
+LOOK_SECONDS = 0.5
+
+
+@contextmanager
+def watch(coordinator: Any, rows: int, tier: str) -> Iterator[None]:
+    """Show the coordinator's figures while the body runs; ``rows`` are to be done in ``tier``."""
+    console = Console(stderr=True)
+    with _live(console) if console.is_terminal else _lines() as show:  # noqa: SIM117 (show)
+        with following(coordinator, rows, tier, show, lambda _: LOOK_SECONDS):
+            yield
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[Show]:
+    with Live(console=console, refresh_per_second=2) as live:
+        yield lambda figures, _last: live.update(panel(figures))
+
+
+@contextmanager
+def _lines() -> Iterator[Show]:
+    printed = float("-inf")
+
+    def show(figures: Figures, last: bool) -> None:
+        nonlocal printed
+        if last or figures.seconds - printed >= LINE_SECONDS:
+            printed = figures.seconds
+            print(json.dumps(figures.to_json()), file=sys.stderr)
+
+    yield show
+
+
+def panel(figures: Figures) -> Group:
+    """The figures as a terminal shows them."""
+    what = f"rows ({figures.tier})" if figures.tier else "rows"
+    head = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=max(1, figures.rows_to_do), completed=figures.rows, width=40)
+    head.add_row(f"{what:<10}", bar, f"{figures.rows:,}/{figures.rows_to_do:,}")
+    if figures.ready_seconds is None:
+        return Group(head, Text("starting engines"))
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(figures.states.items()))
+    lines = [*figures.lines(), f"{'states':<10} {states or '-'}"]
+    return Group(head, Text("\n".join(lines)))

@@ -1,0 +1,1 @@
+"""The output location: parts, ledger, lease, checkpoints; no Ray."""

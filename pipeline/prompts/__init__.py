@@ -1,0 +1,1 @@
+"""From a row of columns to the token ids that an engine gets."""

@@ -1,0 +1,247 @@
+"""The reasoning policy: what is done next with a trace, given what it has so far; no I/O.
+
+A first pass thinks and, if all goes well, answers. Where the thinking goes in circles it is begun
+again under another seed; where it goes in circles still, or uses up its budget, it is closed with
+Qwen's own early-stop phrase, and a second pass answers from there. The engine's prefix cache makes
+the second pass cheap: all its prompt but the phrase has just been computed.
+"""
+
+import threading
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from pipeline.reasoning.sampling import SamplingPolicy, derive_again
+from pipeline.reasoning.think_format import ThinkFormat
+
+# From Qwen's documentation of QwQ and Qwen3, "thinking budget".
+EARLY_STOP = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking "
+    "directly now."
+)
+
+
+def closing_text(think_format: ThinkFormat) -> str:
+    """What closes thinking early in a format: the phrase, then what the model itself writes."""
+    return f"\n\n{EARLY_STOP}{think_format.closing}"
+
+
+class ClosedBy(StrEnum):
+    """Why a trace's thinking was closed for it."""
+
+    BUDGET = "budget"
+    LOOP = "loop"
+
+
+@dataclass(frozen=True)
+class ThinkingPolicy:
+    """Budgets in tokens, and what is done about loops.
+
+    ``budget_tokens``: after so many, thinking is closed (None: whatever ``max_tokens`` and the
+    context leave). ``answer_tokens``: for the answer after that. ``loop_retries``: how often a
+    trace that goes in circles begins again, with ``loop_presence_penalty``.
+    """
+
+    budget_tokens: int | None
+    answer_tokens: int
+    rescue: bool
+    detect_loops: bool
+    loop_retries: int
+    loop_presence_penalty: float
+
+
+@dataclass
+class TraceProgress:
+    """What one trace has so far; all that a later engine needs to go on.
+
+    ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
+    phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
+    an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
+    circles and were given up. ``closed_by`` stays None where the model closed its thinking itself
+    and only the answer is a pass of its own. ``finish_reason`` ends it.
+    """
+
+    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    finish_reason: str | None = None
+    carried: int = 0
+    closed_at: int | None = None
+    closing_tokens: int = 0
+    closed_by: str | None = None
+    tries: int = 0
+    wasted_tokens: int = 0
+
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    def report(self, new: Sequence[int]) -> None:
+        """Add what the engine has generated since the last report."""
+        self.token_ids.extend(new)
+
+    def begin_again(self) -> None:
+        """Give the present try up."""
+        self.wasted_tokens += len(self.token_ids)
+        self.tries, self.carried, self.token_ids = self.tries + 1, 0, array("i")
+
+    def close(self, closing: Sequence[int], by: ClosedBy | None) -> None:
+        """Close the thinking with the tokens ``closing``, or lead over to the answer with them."""
+        self.closed_at, self.closing_tokens = len(self.token_ids), len(closing)
+        self.closed_by = by
+        self.token_ids.extend(closing)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it but ``carried``, at one moment: plain values, and an array of token ids."""
+        with self.lock:
+            # How it ended is looked at first: when that is set, all its tokens are there.
+            return {name: getattr(self, name) for name in SAVED} | {"token_ids": self.token_ids[:]}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> "TraceProgress":
+        """The inverse of `snapshot`; of any sequence of token ids."""
+        plain = {name: saved[name] for name in SAVED}
+        return cls(token_ids=array("i", saved["token_ids"]), **plain)
+
+    @property
+    def generated(self) -> int:
+        """How many tokens of the present try the model has generated."""
+        return len(self.token_ids) - self.closing_tokens
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to save."""
+        return bool(self.token_ids) or self.tries > 0
+
+    @property
+    def _rank(self) -> tuple[bool, int, bool, int]:
+        closed = self.closed_at is not None
+        return self.finish_reason is not None, self.tries, closed, len(self.token_ids)
+
+    def is_ahead_of(self, other: "TraceProgress") -> bool:
+        """Whether this has come further than ``other`` of the same trace."""
+        return self._rank > other._rank
+
+
+SAVED = ("finish_reason", "closed_at", "closing_tokens", "closed_by", "tries", "wasted_tokens")
+
+
+@dataclass(frozen=True)
+class AnswerPass:
+    """How an answer is generated apart from its thinking, under a grammar.
+
+    ``schema``: the JSON Schema, as JSON text. ``stop_id``: the token that closes the thinking; None
+    where that is more than one, and the model ends its turn in its own words first. ``opening``:
+    the token ids that stand between thinking that has closed itself and the answer. ``controls``:
+    the ids of tokens that are no text, such as the end of turn. ``after_thinking``: False for a
+    model that does not think.
+    """
+
+    schema: str
+    stop_id: int | None
+    opening: Sequence[int]
+    controls: Sequence[int] = ()
+    after_thinking: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to ask an engine for next.
+
+    ``policy.max_tokens`` bounds the whole output, closing phrase included. ``stop_id``: a token
+    that ends the step; ``schema``: what it generates is JSON that fits it.
+    """
+
+    policy: SamplingPolicy
+    seed: int
+    watch_loops: bool
+    stop_id: int | None = None
+    schema: str | None = None
+
+
+@dataclass(frozen=True)
+class TracePolicy:
+    """The policy of a run, with what it needs to know of the model.
+
+    ``closing``: the token ids that close the thinking. ``is_closed``: whether token ids hold the
+    end of the thinking. ``context_tokens``: for prompt and output together. ``answer``: None where
+    the model goes on from thinking to answer by itself.
+    """
+
+    sampling: SamplingPolicy
+    thinking: ThinkingPolicy
+    context_tokens: int
+    closing: Sequence[int]
+    is_closed: Callable[[Sequence[int]], bool]
+    answer: AnswerPass | None = None
+
+    def max_output_tokens(self, prompt_tokens: int) -> int:
+        """How many tokens of output the context has room for."""
+        return self.context_tokens - prompt_tokens
+
+    def next_step(self, progress: TraceProgress, seed: int, max_output_tokens: int) -> Step:
+        """The step that ``progress``, which has not ended, is at."""
+        if self.answer is not None and not self.answer.after_thinking and not progress.has_begun:
+            progress.close((), None)
+        sampling = self.sampling
+        if progress.tries:
+            seed = derive_again(seed, progress.tries)
+            penalty = max(sampling.presence_penalty, self.thinking.loop_presence_penalty)
+            sampling = replace(sampling, presence_penalty=penalty)
+        if progress.closed_at is not None:
+            begins = progress.closed_at + progress.closing_tokens
+            limit = begins + self.thinking.answer_tokens
+            if progress.closed_by is None:  # what is left of all tokens, if that is more
+                limit = max(limit, sampling.max_tokens) if begins else sampling.max_tokens
+            sampling = replace(sampling, max_tokens=min(limit, max_output_tokens))
+            if self.answer is None:
+                return Step(sampling, seed, watch_loops=False)
+            del progress.token_ids[begins:]  # a grammar can't go on from the middle
+            return Step(sampling, seed, watch_loops=False, schema=self.answer.schema)
+        limit = min(sampling.max_tokens, max_output_tokens)
+        if self.answer is not None or not self.is_closed(progress.token_ids):
+            limit = min(limit, self._thinking_limit(max_output_tokens))
+        stop_id = None if self.answer is None else self.answer.stop_id
+        if limit != sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=limit)
+        return Step(sampling, seed, self.thinking.detect_loops, stop_id)
+
+    def end_step(self, progress: TraceProgress, finish_reason: str, max_output_tokens: int) -> None:
+        """Take note of how a step ended: set ``finish_reason``, or change what comes next."""
+        looped = finish_reason == "repetition"
+        with progress.lock:
+            if self._has_thought(progress, finish_reason):
+                self._start_answer(progress)
+            elif progress.closed_at is not None or finish_reason == "stop":
+                progress.finish_reason = finish_reason
+            elif looped and progress.tries < self.thinking.loop_retries:
+                progress.begin_again()
+            elif self.answer is None and self.is_closed(progress.token_ids):
+                if looped or len(progress.token_ids) >= min(
+                    self.sampling.max_tokens, max_output_tokens
+                ):
+                    progress.finish_reason = finish_reason
+                # Else the budget ran out after the thinking was over, and the answer goes on.
+            elif self.thinking.rescue:
+                progress.close(self.closing, ClosedBy.LOOP if looped else ClosedBy.BUDGET)
+            else:
+                progress.finish_reason = finish_reason
+
+    def _has_thought(self, progress: TraceProgress, finish_reason: str) -> bool:
+        """Whether the model has closed its thinking itself, and the answer is still to come."""
+        if self.answer is None or progress.closed_at is not None or finish_reason != "stop":
+            return False
+        return self.answer.stop_id is None or self.is_closed(progress.token_ids)
+
+    def _start_answer(self, progress: TraceProgress) -> None:
+        """From thinking that is over to the answer; a turn that has ended has not."""
+        assert self.answer is not None
+        while progress.token_ids and progress.token_ids[-1] in self.answer.controls:
+            progress.token_ids.pop()
+        progress.close(self.answer.opening, None)
+
+    def _thinking_limit(self, max_output_tokens: int) -> int:
+        """The most tokens of thinking, with room for an answer after it where one may be needed."""
+        budget = self.thinking.budget_tokens or self.sampling.max_tokens
+        if not self.thinking.rescue and self.answer is None:
+            return min(budget, max_output_tokens)
+        left = max_output_tokens - len(self.closing) - self.thinking.answer_tokens
+        return min(budget, left if left >= 1 else max_output_tokens)

@@ -1,0 +1,219 @@
+"""A trace: one sample of one row, made from the token ids that an engine generated."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from pipeline.answers.formats import AnswerFormat, parse
+from pipeline.answers.json_schema import JsonForm
+from pipeline.reasoning.languages import foreign_share
+from pipeline.reasoning.policy import AnswerPass, TraceProgress, closing_text
+from pipeline.reasoning.think_format import (
+    Split,
+    State,
+    ThinkFormat,
+    count_think_tokens,
+    rescued_state,
+    split,
+    state_of,
+)
+
+# Of a prompt's end, enough to hold an opening tag.
+TAIL_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One sample of one row: our output columns, see `pipeline.schema.TRACE_FIELDS`."""
+
+    state: str
+    sample: int = 0
+    seed: int = 0
+    attempt: int = 0
+    think: str | None = None
+    answer: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    think_tokens: int = 0
+    answer_tokens: int = 0
+    parsed: str | None = None
+    correct: bool | None = None
+    vote: str | None = None
+    agreement: float | None = None
+    think_foreign: float | None = None
+    answer_foreign: float | None = None
+    closed_by: str | None = None
+    loop_retries: int = 0
+    wasted_tokens: int = 0
+    carried_tokens: int = 0
+    duplicate_of: str | None = None
+    yarn_factor: float | None = None
+    error: str | None = None
+    raw: str | None = None
+
+
+class Pieces(NamedTuple):
+    """What a trace's tokens say, but for its parsed answer."""
+
+    state: str
+    think: str | None
+    answer: str | None
+    think_tokens: int
+    answer_tokens: int
+    text: str | None = None
+
+
+class TraceMaker:
+    """Makes traces of token ids, with a model's tokenizer and its way to close the thinking."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        think_format: ThinkFormat,
+        answer_format: AnswerFormat = "text",
+        form: JsonForm | None = None,
+        raw_text: bool = True,
+        yarn_factor: float | None = None,
+    ) -> None:
+        self._yarn_factor = yarn_factor
+        self._tokenizer, self._think_format, self._raw_text = tokenizer, think_format, raw_text
+        self._answer_format, self._form = answer_format, form
+        self._close_id = tokenizer.backend_tokenizer.token_to_id(think_format.close or "")
+        # Control tokens are no text, except where the format's own tags hold them.
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        self._unseen = {
+            number
+            for number, token in added.items()
+            if token.special and not any(token.content in tag for tag in think_format.tags)
+        }
+        self.closing: list[int] = tokenizer.encode(
+            closing_text(think_format), add_special_tokens=False
+        )
+
+    @property
+    def answer_pass(self) -> AnswerPass | None:
+        """How JSON answers are generated; None for all others."""
+        if self._form is None:
+            return None
+        opening = self._think_format.closing
+        if self._close_id is not None:  # the model has written the tag itself
+            opening = opening.partition(self._think_format.close or "")[2]
+        return AnswerPass(
+            self._form.text,
+            self._close_id,
+            self._tokenizer.encode(opening, add_special_tokens=False),
+            tuple(self._unseen),
+            after_thinking=self._think_format.close is not None,
+        )
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text without control tokens, such as the end of turn."""
+        if self._unseen.isdisjoint(token_ids):
+            return self._decode(list(token_ids))
+        return self._decode([number for number in token_ids if number not in self._unseen])
+
+    def is_closed(self, token_ids: Sequence[int]) -> bool:
+        """Whether the thinking is over."""
+        if self._think_format.close is None:
+            return True
+        if not token_ids:
+            return False
+        return self._think_format.find_close(self.text(token_ids)) is not None
+
+    def trace(
+        self,
+        progress: TraceProgress,
+        prompt: Sequence[int],
+        *,
+        sample: int,
+        seed: int,
+        attempt: int,
+    ) -> Trace:
+        """The trace of a sample that has ended. ``prompt``: its token ids."""
+        assert progress.finish_reason is not None
+        made = (
+            self._whole(progress, prompt) if progress.closed_at is None else self._in_two(progress)
+        )
+        state, parsed = made.state, None
+        if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
+            parsed = parse(made.answer, self._answer_format, self._form)
+            state = State.UNPARSED if parsed is None else state
+        raw = None
+        if self._raw_text:
+            raw = self.text(progress.token_ids) if made.text is None else made.text
+        return Trace(
+            state,
+            sample,
+            seed,
+            attempt,
+            think=made.think,
+            answer=made.answer,
+            think_tokens=made.think_tokens,
+            answer_tokens=made.answer_tokens,
+            parsed=parsed,
+            finish_reason=progress.finish_reason,
+            prompt_tokens=len(prompt),
+            think_foreign=foreign_share(made.think, partial(self.text, prompt)),
+            answer_foreign=foreign_share(made.answer, partial(self.text, prompt)),
+            closed_by=progress.closed_by,
+            loop_retries=progress.tries,
+            wasted_tokens=progress.wasted_tokens,
+            carried_tokens=progress.carried,
+            yarn_factor=self._yarn_factor,
+            raw=raw,
+        )
+
+    def _whole(self, progress: TraceProgress, prompt: Sequence[int]) -> Pieces:
+        """A trace that the model brought to its end, or to no end."""
+        token_ids, finish_reason = progress.token_ids.tolist(), progress.finish_reason or ""
+        close_at = token_ids.index(self._close_id) if self._close_id in token_ids else None
+        # In two pieces, so that the tokens up to the tag need not be decoded again to be counted.
+        head = self.text(token_ids[: 0 if close_at is None else close_at + 1])
+        text = head + self.text(token_ids[0 if close_at is None else close_at + 1 :])
+        opened = False
+        if self._think_format.open is not None and self._think_format.find_close(text) is None:
+            opened = self._is_opened(prompt)  # what the splitter wants to know only then
+        parts = split(text, self._think_format, finish_reason == "stop", opened)
+        if close_at is not None and parts.think_end == len(head):
+            think_tokens = close_at + 1
+        else:
+            length_of = self._length_of(token_ids)
+            think_tokens = count_think_tokens(
+                len(token_ids), parts.think_end, len(text), close_at, length_of
+            )
+        return Pieces(
+            state_of(parts, finish_reason),
+            parts.think,
+            parts.answer,
+            think_tokens,
+            len(token_ids) - think_tokens,
+            text,
+        )
+
+    def _in_two(self, progress: TraceProgress) -> Pieces:
+        """A trace whose answer was a pass of its own; what led over to it is in neither part."""
+        token_ids, at = progress.token_ids.tolist(), progress.closed_at or 0
+        answer_ids = token_ids[at + progress.closing_tokens :]
+        text = self.text(token_ids[:at])
+        # Cut off, the thinking has no end that a splitter would find.
+        think = split(text, self._think_format, ended=False).think if at else None
+        answer = self._think_format.unwrap(self.text(answer_ids)) if answer_ids else None
+        reason = progress.finish_reason or ""
+        if progress.closed_by is None:
+            state = state_of(Split(think, answer, at), reason)
+        else:
+            state = rescued_state(answer, reason == "stop", progress.closed_by == "loop")
+        return Pieces(state, think, answer, at, len(answer_ids))
+
+    def _is_opened(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt has opened the thinking."""
+        tag = self._think_format.open
+        return tag is not None and self._decode(list(prompt[-TAIL_TOKENS:])).rstrip().endswith(tag)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.backend_tokenizer.decode(token_ids, skip_special_tokens=False)
+        return text
+
+    def _length_of(self, token_ids: list[int]) -> Callable[[int], int]:
+        return lambda k: len(self.text(token_ids[:k]))

@@ -1,0 +1,216 @@
+"""The configuration: what is refused, in which words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.job import Job
+from jobs.label import LabelJob
+from jobs.synthesize import Synthesis
+from pipeline.answers.json_schema import JsonForm
+from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import FormatConfig
+from pipeline.engines.vllm import check_engine_args, engine_arg_names
+from pipeline.errors import ConfigError
+from pipeline.output.manifest import run_settings
+from pipeline.prompts.columns import PromptColumns
+from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS, ThinkFormat
+
+JOBS: dict[str, type[RunConfig]] = {
+    "label": LabelJob, "openai-batch": Job, "synthesize": Synthesis,
+}  # fmt: skip
+MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_config_is_valid(path: Path) -> None:
+    config = load_as(JOBS.get(path.stem, RunConfig), path)
+    check_engine_args((config.run if isinstance(config, Job) else config).engine.vllm)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.temprature=0.6", "unknown key temprature; did you mean temperature?"),
+        ("sampling.temperature=0", "sampling.temperature: 0 is greedy decoding"),
+        ("sampling.top_k=1", "sampling.top_k: 1 is greedy decoding"),
+        ("sampling.n=0", "sampling.n: Input should be greater than or equal to 1 (got 0)"),
+        ("sampling.n=many", "sampling.n: Input should be a valid integer"),
+        (
+            "model.preset=qwq",
+            "model.preset: Input should be 'qwq-32b', 'qwq-32b-preview' or 'qwen2'",
+        ),
+        ("model.format=think_tags", "model.format: Input should be a valid dictionary"),
+        ("model.format.clsoe=x", "model.format.clsoe: unknown key clsoe; did you mean close?"),
+        ("model.format.open=<think>", "model.format: close, which ends the thinking, is missing"),
+        ("model.format.close=''", "model.format.close: String should have at least 1 character"),
+        ("model.format.close_pattern='('", "model.format.close_pattern: is no regular expression"),
+        ("model.format={close: x, close_pattern: y}", "close_pattern does not match close"),
+        (
+            "model.format={close: x, close_pattern: x*}",
+            "close_pattern matches where there is nothing",
+        ),
+        ("output.rename.anser=x", "unknown key anser; did you mean answer?"),
+        ("output.rename.answer=think", "two columns would be called think"),
+        ("engine.replicas=0", "engine.replicas: Input should be greater than or equal to 1"),
+        ("engine={device: cpu, pipeline_parallel: 2}", "pipeline_parallel: vLLM can't on CPUs"),
+        (
+            "engine={device: cpu, vllm: {distributed_executor_backend: ray}}",
+            "vllm.distributed_executor_backend: vLLM has no Ray backend on CPUs",
+        ),
+        ("colour=red", "unknown key colour"),
+        ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
+        ("nonsense", "--set takes key=value"),
+        ("model=", "model: "),
+        ("answer.format=json", "answer: format json needs json_schema: a JSON Schema, a file"),
+        ("answer.json_schema={}", "answer: json_schema needs format: json, not text"),
+        ("answer={format: json, json_schema: {type: 7}}", "json_schema is not a JSON Schema: 7"),
+        ("answer={format: json, json_schema: none.json}", "json_schema none.json can't be read"),
+        ("answer={format: json, json_schema: 'os:no'}", "json_schema os:no: module 'os' has no"),
+        ("answer={format: json, json_schema: 'no_such:A'}", "on PYTHONPATH, on every node"),
+        ("answer={format: json, json_schema: {enum: [2024-01-01]}}", "json_schema is not JSON"),
+        ("answer={format: json, json_schema: {$ref: 'http://x/y'}}", "$ref http://x/y is not in"),
+        ("answer={format: json, json_schema: {$ref: '#/$defs/a'}}", "$ref #/$defs/a is not in"),
+        ("answer={format: json, json_schema: 'os:path'}", "os:path: it is not a pydantic model"),
+        ("prompt.template='{text!r}'", "prompt.template: {} must hold a column's name"),
+        ("prompt.template={text}", "prompt.template: must be text (in YAML, put quotes around it"),
+        ("prompt.template=Hello", "prompt.template: names no column"),
+        ("prompt.template='{'", "prompt.template: "),
+        ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
+        ("sampling.agree=2", "sampling.agree needs an answer.format"),
+        ("sampling.agree=0", "sampling.agree: Input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_setting_is_one_clear_message(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [override])
+    assert message in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, "sampling": {"n": 0, "topk": 1}, "engine": {"tp": 2}})
+    assert all(key in str(caught.value) for key in ("sampling.n", "sampling.topk", "engine.tp"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input: [", "is not valid YAML"),
+        ("- a", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("output: {path: out}", "input: is required"),
+        ("input: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"can't read the config nowhere.yaml: .*No such file"):
+        load_config("nowhere.yaml")
+
+
+def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    overrides = ["sampling.n=4", "engine.vllm.enforce_eager=true", "prompt.suffix=math"]
+    config = load_config(file, overrides)
+    assert config.policy.n == 4
+    assert config.engine.vllm == {"enforce_eager": True}
+    assert config.suffix_text is not None
+    assert r"\boxed{}" in config.suffix_text
+
+
+def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"label": {"enum": ["a", "😀"]}}}
+    file = tmp_path / "label.json"
+    file.write_text(json.dumps(schema))
+    for source in (schema, str(file)):
+        answer = {"format": "json", "json_schema": source}
+        config = parse_config({**MINIMAL, "answer": answer, "prompt": {"suffix": "json"}})
+        assert config.answer.json_form == JsonForm(schema)
+        assert config.suffix_text is not None
+        assert config.suffix_text.endswith(
+            ': {"type":"object","properties":{"label":{"enum":["a","😀"]}}}'
+        )
+        assert list(config.warnings) == []
+    model = "tests.unit.answers.test_formats:Sum"
+    config = parse_config({**MINIMAL, "answer": {"format": "json", "json_schema": model}})
+    assert config.answer.json_form is not None
+    assert config.answer.json_form.schema["required"] == ["value"]
+    assert list(config.warnings) == [
+        "answer.format is json, and no prompt.suffix asks for it; unless your prompts do, set "
+        "prompt.suffix=json"
+    ]
+
+
+def test_more_can_not_agree_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"sampling.agree is 3, more than sampling.n, 2"):
+        parse_config({**MINIMAL, "answer": {"format": "boxed"}, "sampling": {"n": 2, "agree": 3}})
+
+
+def test_config_can_not_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(MINIMAL).sampling.n = 2  # type: ignore[misc]
+
+
+def test_preset_values_stand_unless_overridden() -> None:
+    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).policy
+    assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
+
+
+def test_format_takes_the_place_of_the_presets() -> None:
+    def run(**model: Any) -> RunConfig:
+        return parse_config({**MINIMAL, "model": {"path": "qwq-nano", **model}})
+
+    assert run().think_format == THINK_TAGS
+    assert run(preset="qwen2").think_format == ThinkFormat()
+    assert run(preset="qwq-32b-preview").think_format == HEADINGS
+    own = run(preset="qwq-32b-preview", format={"close": "</t>"})
+    assert own.think_format == ThinkFormat(close="</t>")
+    columns = PromptColumns(prompt="prompt")
+    assert run_settings(own, columns, "")["model.format.close"] == "</t>"
+    assert run_settings(run(), columns, "")["model.format.close"] == "</think>"
+
+
+@pytest.mark.parametrize("think_format", [THINK_TAGS, HEADINGS])
+def test_presets_formats_could_be_configured(think_format: ThinkFormat) -> None:
+    assert FormatConfig(**vars(think_format)).model_dump() == vars(think_format)
+
+
+def test_fingerprint_does_not_depend_on_order() -> None:
+    assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
+    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+
+
+def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
+    names = engine_arg_names()
+    assert names is not None
+    assert {"max_num_seqs", "quantization", "speculative_config", "enable_lora", "load_format",
+            "max_model_len", "enable_log_requests"} <= names  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("max_num_seq", "vLLM has no such engine argument; did you mean max_num_seqs"),
+        ("tensor_parallel_size", "set engine.tensor_parallel instead"),
+        ("pipeline_parallel_size", "set engine.pipeline_parallel instead"),
+        ("model", "set model.path instead"),
+        ("max_num_seqs", "must be a whole number"),
+    ],
+)
+def test_vllm_argument_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.vllm.{name}:? {message}"):
+        check_engine_args({name: "many"})

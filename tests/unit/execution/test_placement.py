@@ -1,0 +1,110 @@
+"""Which engines run over several nodes, and what vLLM and Ray are asked for then."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import BACKEND
+from pipeline.engines.vllm import _arguments
+from pipeline.errors import ConfigError
+from pipeline.execution.cluster import _require_resources
+from pipeline.execution.context_tiers import make_context_tiers
+from pipeline.execution.placement import EnginePlacements, engines_with_room, with_backend
+from pipeline.prompts.tokenizer import load_model_config
+
+FORCED = {"vllm": {BACKEND: "ray"}}
+BOUND = {"vllm": {BACKEND: "mp"}}
+CPU = {"device": "cpu"}
+
+
+def config_of(**engine: Any) -> RunConfig:
+    return parse_config(
+        {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"},
+         "engine": engine}
+    )  # fmt: skip
+
+
+def nodes_of(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
+    """A cluster of nodes with so many GPUs each, and as many CPUs; and one that has been lost."""
+    nodes = [{"Alive": True, "Resources": {"GPU": n, "CPU": n} if n else {}} for n in sizes]
+    lost = {"Alive": False, "Resources": {"GPU": 64, "CPU": 64}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, lost])
+
+
+@pytest.mark.parametrize(
+    ("engine", "sizes", "over_nodes"),
+    [
+        ({"tensor_parallel": 4}, [4, 4], False),
+        ({"tensor_parallel": 8}, [4, 4], True),
+        ({"tensor_parallel": 4, "pipeline_parallel": 2}, [4, 4], True),
+        ({"tensor_parallel": 4, "pipeline_parallel": 2}, [8, 4], False),
+        ({"tensor_parallel": 8, **BOUND}, [4, 4], False),
+        ({"tensor_parallel": 4, **FORCED}, [4, 4], True),
+        ({"tensor_parallel": 8}, [0, 0], False),  # nodes that are to come may be large enough
+        ({"tensor_parallel": 8, **FORCED}, [], True),
+        ({"tensor_parallel": 8, **CPU}, [4, 4], False),
+    ],
+)
+def test_engine_takes_several_nodes_where_none_has_enough_gpus_or_where_told(
+    monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], sizes: list[int], over_nodes: bool
+) -> None:
+    nodes_of(monkeypatch, *sizes)
+    config = with_backend(config_of(**engine))
+    assert config.engine.over_nodes == over_nodes
+    arguments = _arguments(config, 8)
+    assert arguments[BACKEND] == ("ray" if over_nodes else "mp")
+    assert arguments["tensor_parallel_size"] == engine["tensor_parallel"]
+    assert arguments["pipeline_parallel_size"] == engine.get("pipeline_parallel", 1)
+    asked = EnginePlacements(config.engine).options
+    if over_nodes:
+        assert callable(asked.pop("ray_remote_args_fn"))
+        assert asked == {"num_cpus": 0, "num_gpus": 0}
+    else:
+        kind = "num_cpus" if engine.get("device") == "cpu" else "num_gpus"
+        assert asked == {kind: config.engine.ranks}
+
+
+def test_one_rank_is_left_to_vllm() -> None:
+    assert BACKEND not in _arguments(config_of(), 8)
+
+
+@pytest.mark.parametrize(
+    ("engine", "sizes", "room"),
+    [
+        ({"tensor_parallel": 4}, [8, 4, 3], 3),
+        ({"tensor_parallel": 8, **BOUND}, [7, 7], 0),
+        ({"tensor_parallel": 8}, [7, 7], 1),
+        ({"tensor_parallel": 8}, [], 0),
+        ({"tensor_parallel": 2, **CPU}, [3, 3], 2),
+    ],
+)
+def test_room_is_counted_as_engines_are_placed(
+    engine: dict[str, Any], sizes: list[int], room: int
+) -> None:
+    assert engines_with_room(config_of(**engine).engine, sizes) == room
+
+
+def test_too_little_room_is_refused_on_this_machine_and_waited_for_in_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes_of(monkeypatch, 3, 3)
+    engine = config_of(tensor_parallel=2, replicas=3).engine
+    with pytest.raises(ConfigError, match=r"of 2 GPUs each .*, and this machine has 6"):
+        _require_resources(engine, "local")
+    _require_resources(engine, "10.0.0.1:6379")
+    [warned] = caplog.messages
+    assert "the nodes have 3, 3: there is room for 2 at present" in warned
+    assert f"engine.vllm.{BACKEND}=ray lets an engine take GPUs of several nodes" in warned
+    _require_resources(config_of(tensor_parallel=2, replicas=3, **FORCED).engine, "10.0.0.1:6379")
+    assert caplog.messages == [warned]
+
+
+def test_rows_without_an_engine_take_no_gpu_whatever_the_engines_take() -> None:
+    config = config_of(tensor_parallel=8, pipeline_parallel=2, context="auto", **FORCED)
+    none = (
+        make_context_tiers(config, load_model_config("qwq-nano", None))[-1].applied(config).engine
+    )
+    assert EnginePlacements(none).options == {"num_cpus": 1}

@@ -1,0 +1,68 @@
+"""How a driver ends early: the reason is told, whatever else fails because of it."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import LeaseHeldError, StoppedError
+from pipeline.execution.shutdown import SIGNALS, Shutdown
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_signal_while_no_engine_runs_ends_at_once(kind: signal.Signals) -> None:
+    before = [signal.getsignal(kind) for kind in SIGNALS]
+    with pytest.raises(StoppedError, match=f"ended by {kind.name}; what is finished") as caught:
+        with Shutdown().listening():
+            os.kill(os.getpid(), kind)
+            time.sleep(60)
+    assert caught.value.signal == kind
+    assert [signal.getsignal(kind) for kind in SIGNALS] == before
+
+
+def test_reason_is_told_rather_than_what_follows_from_it() -> None:
+    with pytest.raises(LeaseHeldError, match="taken over"):
+        with Shutdown().listening() as stop:
+            stop.request(LeaseHeldError("taken over"))
+            raise RuntimeError("Ray is gone")
+
+
+def test_reason_that_comes_while_nothing_can_be_broken_off_is_told_at_the_end() -> None:
+    with pytest.raises(LeaseHeldError):
+        with Shutdown().listening() as stop:
+            thread = threading.Thread(target=stop.request, args=[LeaseHeldError("taken over")])
+            thread.start()
+            thread.join()
+            with pytest.raises(LeaseHeldError):
+                stop.check()
+
+
+def test_reason_that_was_there_before_the_engines_lets_none_run() -> None:
+    with pytest.raises(LeaseHeldError):
+        with Shutdown().listening() as stop:
+            stop.request(LeaseHeldError("taken over"))
+            with stop.engines_of(None):
+                pytest.fail("engines ran")
+
+
+def test_without_a_reason_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="other"):
+        with Shutdown().listening():
+            raise RuntimeError("other")
+
+
+def test_other_threads_have_no_signals_to_take() -> None:
+    before = [signal.getsignal(kind) for kind in SIGNALS]
+    seen: list[bool] = []
+
+    def work() -> None:
+        with Shutdown().listening() as stop:
+            stop.take_signals()
+            seen.append([signal.getsignal(kind) for kind in SIGNALS] == before)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True]

@@ -1,0 +1,206 @@
+"""What the doctor finds, each thing by itself; on the whole as the command tells it."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.run_config import RunConfig
+from pipeline.insight import doctor
+from pipeline.insight.doctor import Finding, examine
+from pipeline.output.lease import hold
+from pipeline.storage import Storage
+from tests.conftest import MakeConfig, write_shards
+
+GIB = 2**30
+QWQ = {
+    "model_type": "qwen2", "hidden_size": 5120, "intermediate_size": 27_648,
+    "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
+    "vocab_size": 152_064, "max_position_embeddings": 40_960, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_config: MakeConfig) -> RunConfig:
+    write_shards(tmp_path / "in", [3, 4])
+    return make_config()
+
+
+def found(config: RunConfig, level: str) -> list[Finding]:
+    return [finding for finding in examine(config) if finding.level == level]
+
+
+def one(config: RunConfig, level: str = "error") -> Finding:
+    [finding] = found(config, level)
+    return finding
+
+
+def test_nothing_is_wrong_with_a_good_config_and_nothing_stays_behind(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    assert found(config, "error") == found(config, "warning") == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_that_is_wrong_is_told_at_once(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(model={"path": "/nowhere"}, input={"path": str(tmp_path / "none")})
+    told = "\n".join(str(finding) for finding in found(config, "error"))
+    assert told.count("/nowhere is not a model folder") == 1
+    assert "no Parquet files there" in told
+
+
+def test_old_packages_are_named_with_what_to_do(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"transformers": "4.30.0", "ray": None}
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: there.get(name, real(name)))
+    told = {finding.what: finding.advice for finding in found(config, "error")}
+    assert told["ray is not installed"] == "pip install 'qwq-batch[cpu]'"
+    [old] = [what for what in told if what.startswith("transformers 4.30.0")]
+    assert "KeyError: 'qwen2'" in old
+
+
+def test_model_of_a_kind_that_transformers_does_not_know(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "load_model_config", lambda *_: {**QWQ, "model_type": "qwen9"})
+    assert "KeyError: 'qwen9'" in one(config).what
+
+
+def on_gpus(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, gpus: list[int], **engine: Any
+) -> list[Finding]:
+    monkeypatch.setattr(doctor, "load_model_config", lambda *_: QWQ)
+    monkeypatch.setattr(doctor, "gpu_memory", lambda: [gpu * GIB for gpu in gpus])
+    config = make_config(engine={"kind": "vllm", "device": "gpu", **engine})
+    return list(doctor._memory(config))
+
+
+def test_model_that_does_not_fit_is_told_with_the_parallelism_it_needs(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    [finding] = on_gpus(monkeypatch, make_config, [140])
+    assert finding.level == "ok"
+    assert "6 traces of full length (40,960), for 64 slots" in finding.what
+    [finding] = on_gpus(monkeypatch, make_config, [80])
+    assert finding.level == "error"  # by half a GiB
+    assert finding.advice == "set engine.tensor_parallel=2 or a lower engine.vllm.max_model_len"
+    [finding] = on_gpus(monkeypatch, make_config, [80], vllm={"max_model_len": 32_768})
+    assert finding.level == "ok"
+    [finding] = on_gpus(monkeypatch, make_config, [24] * 8)
+    assert finding.level == "error"
+    assert finding.advice == "set engine.tensor_parallel=4 or a lower engine.vllm.max_model_len"
+    [finding] = on_gpus(monkeypatch, make_config, [24] * 8, tensor_parallel=4)
+    assert finding.level == "ok"
+
+
+def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    first, *_ = on_gpus(monkeypatch, make_config, [80] * 2, replicas=2, tensor_parallel=2)
+    assert first.what == "2 engines of 2 GPUs need 4, and there are 2"
+    [none] = on_gpus(monkeypatch, make_config, [])
+    assert none.level == "error"
+    assert "engine.device=cpu" in (none.advice or "")
+
+
+def test_gpus_are_counted_as_nvidia_smi_tells_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 143771\necho 143771\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert doctor.gpu_memory() == [143_771 * 2**20] * 2
+
+
+def test_store_without_conditional_writes(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(self: Storage, name: str, data: bytes) -> bool:
+        self.put(name, data)
+        return True
+
+    monkeypatch.setattr(Storage, "create", create)
+    assert "conditional writes" in (one(config).advice or "")
+
+
+@pytest.mark.parametrize("seconds", [-120, 3600])
+def test_clock_that_is_off(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    def modified(_self: Any, _path: str) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=seconds)
+
+    monkeypatch.setattr(type(Storage("/").fs), "modified", modified)
+    assert "s apart" in one(config, "warning").what
+
+
+def test_output_that_may_not_be_written(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any) -> bool:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Storage, "_create", denied)
+    assert "access denied" in one(config).what
+
+
+def test_another_driver_at_work(config: RunConfig) -> None:
+    with hold(Storage(config.output.path), lambda _: None):
+        assert "another driver is at work" in one(config).what
+
+
+def test_code_of_the_model_is_spoken_of(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "load_model_config", lambda *_: {**QWQ, "auto_map": {}})
+    assert "does not run unless you allow it" in one(config, "warning").what
+    vllm = config.engine.model_copy(update={"vllm": {"trust_remote_code": True}})
+    allowed = config.model_copy(update={"engine": vllm})
+    assert "trust_remote_code" in one(allowed, "warning").what
+
+
+def test_preset_of_another_model(make_config: MakeConfig, tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", [1])
+    config = make_config(model={"path": "qwq-nano-preview", "preset": "qwq-32b"})
+    told = [finding.what for finding in found(config, "warning")]
+    assert any("does not open the thinking" in what for what in told), told
+    said = make_config(model={"format": {"open": "<reason>", "close": "</reason>"}})
+    assert found(said, "warning") == []
+
+
+def test_folder_of_something_else_is_left_as_it_is(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert "is not empty and not the output of a run" in one(config).what
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_gpus_of_a_cluster_are_not_looked_for_here(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    [finding] = on_gpus(monkeypatch, make_config, [])
+    assert finding.level == "warning"
+
+
+def test_quantization_that_is_not_known_here_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    [finding] = on_gpus(monkeypatch, make_config, [48], vllm={"quantization": "bitsandbytes"})
+    assert finding.level == "warning"
+    [finding] = on_gpus(monkeypatch, make_config, [48], vllm={"quantization": "awq"})
+    assert finding.level == "ok"
+
+
+def test_command_ends_with_2_if_anything_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"input: {{path: {tmp_path}/in}}\noutput: {{path: {tmp_path}/out}}\n"
+        "model: {path: qwq-nano}\nengine: {kind: simulated, device: cpu}\n"
+    )
+    command = [sys.executable, "-m", "pipeline", "doctor", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error     input.path" in done.stdout
+    write_shards(tmp_path / "in", [1])
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -1,0 +1,191 @@
+"""The report: its figures, and that nothing in a trace can run or leave the page."""
+
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import OutputError
+from pipeline.insight import trace_statistics as findings
+from pipeline.insight.html_report import page
+from pipeline.insight.markup import ELEMENTS, rendered
+from pipeline.insight.trace_statistics import examples, reason
+from pipeline.monitor.figures import EnginePool
+from pipeline.output.ledger import Ledger
+from pipeline.storage import Storage
+from tests.outputs import write_output, write_record
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    '"><svg onload=alert(1)>',
+    "</pre></details></section><iframe src=javascript:alert(1)>",
+    "[x](javascript:alert(1)) ![x](http://example.org/a.png) <http://example.org>",
+    "$\\text{<script>alert(1)</script>}$ \\(\\href{javascript:alert(1)}{x}\\)",
+    "$$\\class{a\" onmouseover=\"alert(1)}{x} \\style{background:url(http://example.org)}{y}$$",
+    "{{ 7 * 7 }} {% raw %}",
+    "&lt;script&gt;alert(1)&lt;/script&gt; &#60;b onclick=alert(1)&#62;",
+    "```<script>\nalert(1)\n```",
+    "\u202egnp.exe \u2066\x00\x1b[31m",
+]  # fmt: skip
+ALLOWED = ELEMENTS | set(
+    "html head meta title style body header h1 h2 h3 p div b span section i table tr th td "
+    "details summary pre code select option input svg rect polygon polyline script "
+    "strong em ul ol li blockquote hr br thead tbody h4 h5 h6 title".split()
+)
+
+
+class Seen(HTMLParser):
+    """Every element, the scripts, and what could load or run something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.scripts, self.risky = set[str](), 0, list[tuple[str, str | None]]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.scripts += tag == "script"
+        self.risky += [
+            (name, value)
+            for name, value in attrs
+            if name.startswith("on") or name in ("src", "href", "srcdoc", "action", "data")
+        ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_rendered_text_has_known_elements_only(text: str) -> None:
+    seen = Seen(str(rendered(text)))
+    assert seen.tags <= ALLOWED - {"script", "style", "svg", "input", "select"}
+    assert seen.risky == []
+
+
+def test_page_of_hostile_traces_has_one_script_its_own(tmp_path: Path) -> None:
+    whole = "\n\n".join(HOSTILE)
+    traces = [
+        {"prompt": text, "think": text, "answer": text, "error": None} for text in HOSTILE
+    ] + [{"prompt": whole, "think": whole, "answer": whole, "state": "failed", "error": whole}]
+    url = write_output(tmp_path / "<script>alert(1)</script>", traces)
+    seen = Seen(page(url))
+    assert seen.scripts == 1
+    assert seen.risky == []
+    assert seen.tags <= ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"\( x^2 \)", "<msup><mi>x</mi><mn>2</mn></msup>"),
+        (r"$$\boxed{\frac{1}{2}}$$", '<menclose notation="box">'),
+        (r"\[ a < b \]", "<mo>&lt;</mo>"),
+        ("$\\frac{$", '<code class="formula">\\frac{</code>'),
+        ("it costs $5 and $6", "it costs $5 and $6"),
+        ("**Final**\n\n| a | b |\n|---|---|\n| 1 | 2 |", "<td>2</td>"),
+        ("$" + "{" * 5000 + "$", '<code class="formula">{{{{'),
+    ],
+)  # fmt: skip
+def test_answers_are_rendered_with_formulas(text: str, found: str) -> None:
+    assert found in rendered(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$\\newcommand{\\d}[1]{{#1#1}}" + "\\d{" * 40 + "x" + "}" * 40 + "$",
+        "$\\def\\d#1{#1#1}" + "\\d{" * 40 + "x" + "}" * 40 + "$",
+        "$$a\n\n" * 4000,
+        "\\(" * 10_000,
+        "\\[\n\n" * 4000,
+        "**a" * 8000,
+        "[" * 20_000,
+        "> " * 10_000,
+        "| a " * 6000 + "\n" + "|---" * 6000 + "|\n" + "| b " * 6000,
+        "$" + "{" * 900 + "x" + "}" * 900 + "$",
+    ],
+)
+def test_no_text_takes_the_parser_long(text: str) -> None:
+    started = time.process_time()
+    assert rendered(text[:24_000])
+    assert (
+        time.process_time() - started < 20
+    )  # doubling or quadratic, they took minutes to for ever
+
+
+def test_figures_of_the_page(tmp_path: Path) -> None:
+    traces: list[dict[str, object]]
+    traces = [{"think_tokens": 100 * (i + 1), "correct": i % 2 == 0} for i in range(16)]
+    traces += [{"state": "rescued", "closed_by": "budget", "think_tokens": 4000}] * 4
+    traces += [{"state": "truncated", "closed_by": "loop", "loop_retries": 1, "wasted_tokens": 77}]
+    traces += [{"state": "failed", "error": f"prompt_too_long: {n} tokens"} for n in (900, 1200)]
+    url = write_output(tmp_path, traces)
+    write_record(url, EnginePool(2, 4, 64, 3.0))
+    text = page(url)
+    for told in (
+        "<b>23</b><span>rows durable, of 23</span>",
+        "87.0%</b><span>finished or rescued",
+        "0.13</b><span>GPU-hours",  # 60 s of 2 engines of 4 GPUs
+        "0.40</b><span>cost",
+        '<td class="n">50.0% of 16</td>',
+        "thinking closed: the budget was used up</td><td class=\"n\">4</td><td>4 rescued",
+        "begun again, because it went in circles</td><td class=\"n\">1</td><td>1 truncated",
+        "77 tokens",
+        "prompt_too_long: N tokens</td><td class=\"n\">2</td>",
+        "engines had 75% of their slots in use; the last 0:00:16 with less than half",
+    ):  # fmt: skip
+        assert told in text
+
+
+def test_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    text = page(write_output(tmp_path, [{}] * 20, durable=7))
+    assert "7</b><span>rows durable, of 20" in text
+    assert "2 of 2 parts are not finished" in text
+
+
+def test_page_of_no_output(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is not the output of a run"):
+        page(str(tmp_path))
+
+
+def test_long_texts_are_cut_in_the_middle(tmp_path: Path) -> None:
+    text = page(write_output(tmp_path, [{"think": "x" * 1_000_000, "answer": "y"}]))
+    assert "976,000 characters left out" in text
+    assert len(text) < 200_000
+
+
+def test_examples_are_of_every_state_and_the_same_each_time(tmp_path: Path) -> None:
+    plain: dict[str, object] = {}
+    traces = [plain] * 400 + [{"state": "looped"}] * 3 + [plain] * 97
+    store = Storage(write_output(tmp_path, traces))
+    parts = sorted(Ledger(store).listing().parts())
+    first, again = (list(examples(store, parts)) for _ in range(2))
+    assert first == again
+    states = [trace["state"] for _, trace in first]
+    assert (states.count("looped"), states.count("finished")) == (3, 40)
+
+
+def test_wrong_answers_are_told_and_a_column_called_raw_is_the_input_s(tmp_path: Path) -> None:
+    text = page(write_output(tmp_path, [{"correct": False}, {"correct": True}]))
+    assert "correct False" in text
+    assert "raw output" not in text
+
+
+def test_part_of_a_version_without_a_column(tmp_path: Path) -> None:
+    url = write_output(tmp_path, [{"wasted_tokens": 7}] * 3)
+    path = tmp_path / "out" / "s.00000.parquet"
+    table = pq.read_table(path).drop_columns(["wasted_tokens", "duplicate_of"])
+    pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
+    assert "<b>3</b><span>traces" in page(url)
+
+
+def test_rows_are_found_in_their_row_groups(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": list(range(10))}), tmp_path / "a", row_group_size=3)
+    wanted = [0, 2, 3, 8, 9]
+    assert [row["id"] for row in findings._rows(pq.ParquetFile(tmp_path / "a"), wanted)] == wanted
+
+
+def test_reasons_are_without_what_differs() -> None:
+    assert reason("prompt_too_long: 1,234 of 99\nmore") == "prompt_too_long: N of N"

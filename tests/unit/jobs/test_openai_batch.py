@@ -1,0 +1,328 @@
+"""Batch files: what is taken, what is refused and in which words, and results as the API's."""
+
+import io
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from openai.types.chat import ChatCompletion
+
+from jobs.job import Job
+from jobs.openai_batch import SOURCES, make_ready
+from jobs.openai_lines import ROWS, Answers, parse_request
+from pipeline.config.load import parse_as
+from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.render import TableRow, row_messages, row_tools
+
+ASK = [{"role": "user", "content": "hi"}]
+COLUMNS = PromptColumns(messages="messages", tools="tools")
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+FORM = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+def line(custom_id: str = "a", messages: Any = ASK, url: str = "", **body: Any) -> str:
+    body = {"model": "m", "messages": messages, **body}
+    url = url or "/v1/chat/completions"
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
+
+
+def json_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+
+
+def job(folder: Path, *lines: str, **sections: dict[str, Any]) -> Job:
+    (folder / "in.jsonl").write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")
+    base = {
+        "input": {"path": str(folder / "in.jsonl")},
+        "output": {"path": str(folder / "out")},
+        "model": {"path": "qwq-nano"},
+    }
+    return parse_as(Job, {**base, **sections}, "test")
+
+
+def test_a_request_becomes_a_row_that_the_pipeline_renders(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "brief"}]},
+        {"role": "user", "content": "w?", "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "reasoning": "hm"},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+    ]  # fmt: skip
+    make_ready(
+        job(
+            tmp_path,
+            line("a", messages, tools=[TOOL], tool_choice="auto", user="u", stream=False),
+            line("b", tools=[TOOL], tool_choice="none"),
+        )
+    )
+    table = pq.read_table(tmp_path / "out/requests/in.jsonl.00000.parquet")
+    assert table.schema == ROWS
+    assert table["custom_id"].to_pylist() == ["a", "b"]
+    first, second = TableRow(table, 0), TableRow(table, 1)
+    assert row_messages(first, COLUMNS, None, None) == [
+        {"role": "system", "content": "be\nbrief"},
+        {"role": "user", "content": "w?", "name": "Ann"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {**call, "function": {"name": "f", "arguments": {"x": 1}}}]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+    ]  # fmt: skip
+    assert row_tools(first, COLUMNS) == [TOOL]
+    assert row_messages(second, COLUMNS, None, None) == ASK
+    assert row_tools(second, COLUMNS) is None
+
+
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "valid dictionary"),
+        ("{}", "custom_id is missing; method is missing; url is missing; body is missing"),
+        (line(url="/v1/embeddings"), "url: Input should be '/v1/chat/completions'"),
+        (line(custom_id=""), "custom_id: "),
+        (line(messages=[]), "body.messages: "),
+        (line(messages=IMAGE), "body.messages.0.content: only parts of type text"),
+        (line(messages=[{"role": "user"}]), "body.messages.0: content is missing"),
+        (line(messages=[{"role": "function", "content": "x"}]), "body.messages.0.role: "),
+        (line(messages=[{**ASK[0], "audio": {"id": "x"}}]), "messages.0.audio is not known"),
+        (line(messages=[{"role": "user", "content": "\ud800"}]), "has half of a surrogate pair"),
+        (line(temperature="hot"), r"body.temperature: Input should be a valid number \(got 'hot'"),
+        (line(n=True), "body.n: "),
+        (line(max_tokens=1, max_completion_tokens=2), "max_tokens and max_completion_tokens differ"),
+        (line(stop=["x"], logit_bias={"1": 2}), "no counterpart here for stop, logit_bias;"),
+        (line(logprobs=True, top_logprobs=3), "for logprobs, top_logprobs;"),
+        (line(frequency_penalty=0.1, stream=True), "for frequency_penalty, stream;"),
+        (line(temprature=1), "no counterpart here for temprature;"),
+        (line(tool_choice="required"), "body.tool_choice: Input should be 'auto' or 'none'"),
+        (line(tools=[{"type": "custom"}]), "only tools of type function"),
+        (line(response_format={"type": "json_schema"}), "go together"),
+        ('{"a": NaN}', "NaN is no number"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_run_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_request(text.encode())
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    parse_request(
+        line(
+            stop=[], logit_bias={}, logprobs=False, top_logprobs=0, frequency_penalty=0.0,
+            stream=False, tool_choice=None, temperature=None, metadata={"a": "b"}, store=True,
+            service_tier="auto", stream_options={"include_usage": True}, user="me",
+            response_format={"type": "text"},
+        ).encode()
+    )  # fmt: skip
+
+
+def test_all_bad_lines_are_told_together_and_nothing_is_written(tmp_path: Path) -> None:
+    lines = [line("a"), "nonsense", "", line("b", stop="x"), line("a")]
+    with pytest.raises(InputError) as caught:
+        make_ready(job(tmp_path, *lines))
+    assert str(caught.value).splitlines() == [
+        "3 lines of the batch can't be run, so nothing was started:",
+        "  in.jsonl:2: is not JSON: Expecting value: line 1 column 1 (char 0)",
+        "  in.jsonl:4: body: no counterpart here for stop; remove it",
+        "  in.jsonl:5: custom_id 'a' is that of in.jsonl:1 too",
+    ]
+    with pytest.raises(InputError, match=r"30 lines (?s:.*)in.jsonl:20: .*\n  and 10 more$"):
+        make_ready(job(tmp_path, *["x"] * 30))
+    with pytest.raises(InputError, match=r"no requests in in.jsonl"):
+        make_ready(job(tmp_path, ""))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
+    body: dict[str, Any] = {"temperature": 0.7, "max_completion_tokens": 99, "seed": 5, "n": 2}
+    form: dict[str, Any] = {"response_format": json_format(FORM)}
+    run = make_ready(job(tmp_path, line("a", **body, **form), line("b", **body, **form)))
+    policy = run.policy
+    assert (policy.temperature, policy.max_tokens, policy.seed, policy.n) == (0.7, 99, 5, 2)
+    assert (policy.top_p, policy.top_k) == (0.95, 40)
+    assert (run.answer.format, run.answer.json_schema) == ("json", FORM)
+
+
+def test_saying_nothing_is_the_same_as_saying_what_the_run_has(tmp_path: Path) -> None:
+    lines = [line("a"), line("b", n=1, temperature=0.6), line("c", presence_penalty=0)]
+    assert make_ready(job(tmp_path, *lines)).policy == job(tmp_path).policy
+
+
+def test_what_the_config_says_wins(tmp_path: Path) -> None:
+    lines = [line("a", temperature=0, n=2, response_format=json_format(FORM)), line("b", n=3)]
+    sections: dict[str, dict[str, Any]] = {
+        "sampling": {"temperature": 0.8, "n": 4},
+        "answer": {"format": "text"},
+    }
+    run = make_ready(job(tmp_path, *lines, **sections))
+    assert (run.policy.temperature, run.policy.n, run.answer.format) == (0.8, 4, "text")
+
+
+def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> None:
+    lines = [line("a"), line("b", temperature=0.7), line("c", temperature=0.7, seed=1)]
+    with pytest.raises(ConfigError) as caught:
+        make_ready(job(tmp_path, *lines))
+    assert str(caught.value).splitlines()[:3] == [
+        "the requests differ in what a run has one value of:",
+        "  temperature: 0.6 at in.jsonl:1 (which says none), 0.7 at in.jsonl:2",
+        "  seed: 0 at in.jsonl:1 (which says none), 1 at in.jsonl:3",
+    ]
+    assert "split the file" in str(caught.value)
+    assert "--set sampling.NAME=VALUE" in str(caught.value)
+    lines = [line("a", response_format=json_format(FORM)), line("b")]
+    with pytest.raises(ConfigError, match=r"json_schema: a JSON schema at in.jsonl:1, none at"):
+        make_ready(job(tmp_path, *lines))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"temperature": 0}, r"sampling.temperature: 0 is greedy (?s:.*)--set sampling.temperature=0.6$"),
+        ({"presence_penalty": -1}, r"(?s:.*)--set sampling.presence_penalty=0.0$"),
+        ({"response_format": json_format({"type": 3})}, r"not a JSON Schema(?s:.*)--set answer.format=text$"),
+    ],
+)  # fmt: skip
+def test_a_policy_that_the_pipeline_refuses_says_how_to_override(
+    tmp_path: Path, body: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_ready(job(tmp_path, line(**body)))
+
+
+def test_shards_are_written_once_files_may_be_added_and_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.openai_batch.ROWS_A_SHARD", 2)
+    folder = {"input": {"path": str(tmp_path / "in")}}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/b.jsonl").write_text("\n\n".join(line(str(i)) for i in range(5)))
+    make_ready(job(tmp_path, **folder))
+    shards = sorted((tmp_path / "out/requests").glob("*.parquet"))
+    assert [path.name for path in shards] == [f"b.jsonl.{i:05}.parquet" for i in range(3)]
+    assert [pq.read_table(path)["custom_id"].to_pylist() for path in shards] == [
+        ["0", "1"], ["2", "3"], ["4"]
+    ]  # fmt: skip
+    times = [path.stat().st_mtime_ns for path in shards]
+    shards[1].unlink()  # as after a crash
+    (tmp_path / "in/c.jsonl").write_text(line("new"))
+    make_ready(job(tmp_path, **folder))
+    assert [shards[i].stat().st_mtime_ns for i in (0, 2)] == [times[0], times[2]]
+    assert pq.read_table(shards[1])["custom_id"].to_pylist() == ["2", "3"]
+    assert (tmp_path / "out/requests/c.jsonl.00000.parquet").exists()
+    assert (tmp_path / "out/requests" / SOURCES).exists()
+    (tmp_path / "in/b.jsonl").write_text(line("0", n=1))
+    with pytest.raises(OutputError, match=r"^b.jsonl is not what it was when the job at "):
+        make_ready(job(tmp_path, **folder))
+
+
+def test_an_output_among_the_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"lies in input.path"):
+        make_ready(job(tmp_path, line(), input={"path": str(tmp_path)}))
+
+
+ANSWERS = Answers("run", "Qwen/QwQ-32B", 1_700_000_000)
+TRACE = {
+    "tools": None, "think": "hm", "answer": "4", "state": "finished", "finish_reason": "stop",
+    "prompt_tokens": 7, "think_tokens": 3, "answer_tokens": 2, "sample": 0, "error": None,
+}  # fmt: skip
+FAILED = {
+    **TRACE, "think": None, "answer": None, "state": "failed", "finish_reason": None,
+    "prompt_tokens": None, "think_tokens": 0, "answer_tokens": 0,
+}  # fmt: skip
+
+
+def completion(*traces: dict[str, Any]) -> ChatCompletion:
+    result = ANSWERS.line("a", traces)
+    assert json.loads(json.dumps(result)) == result
+    assert result["response"]["status_code"] == 200
+    return ChatCompletion.model_validate(result["response"]["body"])
+
+
+def test_an_answer_is_a_chat_completion() -> None:
+    cut = {**TRACE, "state": "truncated", "finish_reason": "length", "answer": None, "sample": 1}
+    found = completion(TRACE, cut)
+    assert found.model == "Qwen/QwQ-32B"
+    assert [c.finish_reason for c in found.choices] == ["stop", "length"]
+    assert [c.index for c in found.choices] == [0, 1]
+    assert [c.message.content for c in found.choices] == ["4", None]
+    assert [c.message.model_extra for c in found.choices] == [{"reasoning": "hm"}] * 2
+    assert [c.model_extra for c in found.choices] == [{"state": "finished"}, {"state": "truncated"}]
+    assert found.usage is not None
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (7, 10)
+    assert found.usage.total_tokens == 17
+    assert found.usage.completion_tokens_details is not None
+    assert found.usage.completion_tokens_details.reasoning_tokens == 6
+    result = ANSWERS.line("a", [TRACE])
+    assert set(result) == {"id", "custom_id", "response", "error"}
+    assert result["id"].startswith("batch_req_")
+    assert result["error"] is None
+    assert ANSWERS.line("a", [TRACE]) == result
+    assert ANSWERS.line("b", [TRACE])["id"] != result["id"]
+
+
+def test_the_thinking_is_where_vllms_server_puts_it() -> None:
+    found = find_spec("vllm")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    text = (
+        Path(found.submodule_search_locations[0]) / "entrypoints/openai/chat_completion/protocol.py"
+    ).read_text()
+    message = text.partition("class ChatMessage(")[2].partition("\nclass ")[0]
+    assert "\n    reasoning: str | None" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        ("prompt_too_long: the prompt has 9 tokens", 400, "context_length_exceeded"),
+        ("invalid_prompt: messages is empty", 400, "invalid_prompt"),
+        ("engine_killed: it died", 500, "engine_killed"),
+    ],
+)
+def test_a_failed_request_is_the_apis_error(error: str, status: int, code: str) -> None:
+    result = ANSWERS.line("a", [{**FAILED, "error": error}])
+    assert result["response"]["status_code"] == status
+    found = result["response"]["body"]["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    assert (found["code"], found["message"]) == (code, error.partition(": ")[2])
+
+
+def test_failed_samples_are_not_among_the_choices() -> None:
+    found = completion({**FAILED, "error": "engine_killed: x"}, {**TRACE, "sample": 1})
+    assert [choice.index for choice in found.choices] == [1]
+
+
+def test_tool_calls_are_the_apis() -> None:
+    one, two = ({"name": name, "arguments": {"x": "ü"}} for name in "fg")
+    text = f"So:\n<tool_call>\n{json.dumps(one)}\n</tool_call>\n<tool_call>\n{json.dumps(two)}\n</tool_call>"
+    offered = {**TRACE, "tools": json.dumps([TOOL]), "answer": text}
+    choice = completion(offered).choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "So:")
+    calls = choice.message.tool_calls or []
+    assert [call.type for call in calls] == ["function", "function"]
+    assert [call.to_dict()["function"] for call in calls] == [
+        {"name": "f", "arguments": '{"x": "ü"}'}, {"name": "g", "arguments": '{"x": "ü"}'}
+    ]  # fmt: skip
+    assert len({call.id for call in calls}) == 2
+    for unread in (text.replace('"f"', "f"), "<tool_call>{}</tool_call>", "no call"):
+        choice = completion({**offered, "answer": unread}).choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("stop", unread)
+    assert completion({**TRACE, "answer": text}).choices[0].message.content == text
+
+
+def test_lines_of_any_length_are_read_one_by_one(tmp_path: Path) -> None:
+    long = line("long", [{"role": "user", "content": "x" * 3_000_000}])
+    make_ready(job(tmp_path, line("a"), long, line("b")))
+    table = pq.read_table(tmp_path / "out/requests/in.jsonl.00000.parquet")
+    assert table["custom_id"].to_pylist() == ["a", "long", "b"]
+
+
+def test_byte_order_marks_are_no_error() -> None:
+    buffer = io.BytesIO()
+    buffer.write(line().encode("utf-8-sig"))
+    assert parse_request(buffer.getvalue()).custom_id == "a"

@@ -1,0 +1,308 @@
+"""jobs.synthesize without an engine: seeds to prompts, what is accepted, chats and their card."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.accept import Duplicates, Rules, Tally, rejection
+from jobs.card import UNKNOWN, card, dataset_info
+from jobs.chats import Exported, conversation, export_schema, spoken
+from jobs.seeds import PromptShards, expanded
+from jobs.synthesize import Synthesis
+from pipeline.config.load import parse_as, parse_config
+from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.plan import Pass
+from pipeline.prompts.columns import PromptColumns
+from pipeline.schema import TRACE_COLUMNS
+
+VALUES: dict[str, list[str | int | float]] = {"style": ["brief", "full"], "of": [1, 2, 3]}
+NAMES = {name: name for name in TRACE_COLUMNS}
+
+
+def seeds(folder: Path, sizes: list[int], row_group_size: int = 5) -> str:
+    folder.mkdir(exist_ok=True)
+    for shard, size in enumerate(sizes):
+        rows = [{"seed": f"{shard}-{i}"} for i in range(size)]
+        table = pa.Table.from_pylist(rows, pa.schema([("seed", pa.string())]))
+        pq.write_table(table, folder / f"s{shard}.parquet", row_group_size=row_group_size)
+    return str(folder)
+
+
+def shards(folder: Path, rows: int, values: dict[str, Any] | None = None) -> PromptShards:
+    return PromptShards(
+        str(folder / "in"), str(folder / "prompts"), VALUES if values is None else values, rows
+    )
+
+
+# Seeds
+
+
+def test_each_seed_comes_with_each_combination() -> None:
+    table = expanded(pa.table({"seed": ["a", "b"]}), VALUES)
+    assert table.to_pylist() == [
+        {"seed": seed, "style": style, "of": of}
+        for seed in "ab" for style in ("brief", "full") for of in (1, 2, 3)
+    ]  # fmt: skip
+    assert table.schema.types == [pa.string(), pa.string(), pa.int64()]
+
+
+@given(st.lists(st.integers(0, 13), min_size=1, max_size=3), st.integers(1, 30))
+def test_shards_hold_all_prompts_in_order(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], rows: int
+) -> None:
+    if not sum(sizes):
+        return
+    folder = tmp_path_factory.mktemp("shards")
+    seeds(folder / "in", sizes)
+    whole = shards(folder, rows)
+    assert whole.rows == 6 * sum(sizes)
+    first = whole.write(rows)
+    assert first == whole.rows_written
+    assert first + whole.write(whole.rows) == whole.rows == whole.rows_written
+    found = pq.read_table(folder / "prompts", schema=None).to_pylist()
+    of_all = pa.concat_tables(
+        expanded(pq.read_table(folder / f"in/s{i}.parquet"), VALUES) for i in range(len(sizes))
+    )
+    assert found == of_all.to_pylist()
+    for file in (folder / "prompts").iterdir():
+        assert pq.read_metadata(file).num_rows <= max(6, rows)
+
+
+def test_shards_are_the_same_again_and_stay_as_they_are(tmp_path: Path) -> None:
+    seeds(tmp_path / "in", [7, 3])
+    shards(tmp_path, 12).write(100)
+    files = sorted((tmp_path / "prompts").iterdir())
+    assert [file.name for file in files] == [
+        *(f"s0.{i:05}.parquet" for i in range(4)), "s1.00000.parquet", "s1.00001.parquet",
+    ]  # fmt: skip
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    files[2].unlink()
+    again = shards(tmp_path, 12)
+    assert again.rows - again.rows_written == 12
+    assert again.write(1) == 12
+    after = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    assert [data for data, _ in before] == [data for data, _ in after]
+    assert [time for _, time in before][:2] == [time for _, time in after][:2]
+
+
+def test_other_seeds_or_values_are_refused_and_copied_ones_are_not(tmp_path: Path) -> None:
+    seeds(tmp_path / "in", [7])
+    shards(tmp_path, 12).write(24)
+    seeds(tmp_path / "in", [7])  # written again: another time of change
+    assert shards(tmp_path, 12).rows_written == 24
+    seeds(tmp_path / "in", [7, 2])
+    assert shards(tmp_path, 12).rows == 54
+    for values, rows, message in (
+        ({"style": ["brief"]}, 12, r"synthesize.expand: there \[\['style', .* now \[\['style'"),
+        (None, 6, r"output.rows_per_part: there 12, now 6"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            shards(tmp_path, rows, values)
+    pq.write_table(pa.table({"seed": list("abcdefg")}), tmp_path / "in/s0.parquet")
+    with pytest.raises(OutputError, match=r"s0.parquet has other rows"):
+        shards(tmp_path, 12)
+    (tmp_path / "in/s0.parquet").unlink()
+    with pytest.raises(OutputError, match=r"has s0.00000.parquet, which no seeds"):
+        shards(tmp_path, 12)
+
+
+def test_seeds_that_can_not_be_expanded_are_refused(tmp_path: Path) -> None:
+    seeds(tmp_path / "in", [3])
+    with pytest.raises(InputError, match=r"expand has seed, and the input has a column"):
+        shards(tmp_path, 12, {"seed": ["x"]})
+    seeds(tmp_path / "in", [0])
+    with pytest.raises(InputError, match=r"have no rows"):
+        shards(tmp_path, 12)
+
+
+# What is accepted
+
+GOOD: dict[str, Any] = {
+    "state": "finished", "correct": None, "agreement": 0.5, "parsed": "1/2", "vote": "0.5",
+    "prompt_tokens": 10, "think_tokens": 20, "answer_tokens": 30,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trace", "rules", "reason"),
+    [
+        ({}, Rules(), None),
+        ({"state": "rescued"}, Rules(), "state"),
+        ({"state": "rescued"}, Rules(rescued=True), None),
+        ({"state": "unparsed", "correct": False}, Rules(rescued=True), "state"),
+        ({"correct": True}, Rules(), None),
+        ({"correct": False}, Rules(), "wrong"),
+        ({}, Rules(min_agreement=0.5), None),  # 1/2 is 0.5
+        ({}, Rules(min_agreement=0.6), "disagrees"),
+        (
+            {"agreement": 0.6000000238418579},
+            Rules(min_agreement=0.6),
+            None,
+        ),  # as float32 has it
+        ({"vote": "3"}, Rules(min_agreement=0.5), "disagrees"),
+        (
+            {"correct": True, "vote": "3"},
+            Rules(min_agreement=1),
+            None,
+        ),  # the reference decides
+        ({}, Rules(max_tokens=60), None),
+        ({}, Rules(max_tokens=59), "too_long"),
+    ],
+)
+def test_first_reason_that_holds_is_told(
+    trace: dict[str, Any], rules: Rules, reason: str | None
+) -> None:
+    assert rejection({**GOOD, **trace}, rules, "boxed") == reason
+
+
+def test_duplicates_have_the_same_prompt_and_nearly_the_same_text() -> None:
+    text = " ".join(f"step {i} gives {i * i};" for i in range(60))
+    found = Duplicates(0.8)
+    assert found.of("a:0:0", "What  is it?", text) is None
+    assert found.of("a:0:1", "What is it?", text.replace("step 7 ", "then 7 ")) == "a:0:0"
+    assert found.of("a:0:2", "What is it?", text[: len(text) // 2]) is None
+    assert found.of("a:1:0", "What is that?", text) is None
+    assert found.of("a:1:1", "What is that?", text) == "a:1:0"
+    assert found.of("a:2:0", "p", "") is None
+    assert found.of("a:2:1", "p", "") == "a:2:0"
+    assert found.of("a:3:0", "p", "我们来一步一步地算这个题目") is None
+    assert found.of("a:3:1", "p", "我们来一步一步地算这个题目") == "a:3:0"
+    assert found.of("a:3:2", "p", "完全不同的另外一句话在这里") is None
+
+
+# Chats
+
+
+def prepared(columns: PromptColumns, rows: list[dict[str, Any]], **prompt: Any) -> Any:
+    config = parse_config(
+        {"input": {"path": "-"}, "output": {"path": "-"}, "model": {"path": "-"}, "prompt": prompt}
+    )
+    return SimpleNamespace(
+        config=config, columns=columns, prompts=pa.Table.from_pylist(rows).schema
+    )
+
+
+TRACE = {"think": "Hm.", "answer": "Yes.", "sample_id": "a:0:0"}
+
+
+def test_turns_are_what_the_model_was_given_and_its_own() -> None:
+    run = prepared(
+        PromptColumns(template="Is {x}?"), [{"x": 1}], system="Be good.", suffix="Think."
+    )
+    chat = conversation({"x": 1, **TRACE}, NAMES, run, thinking=True)
+    assert chat == {
+        "messages": [
+            {"role": "system", "content": "Be good."},
+            {"role": "user", "content": "Is 1?\nThink."},
+            {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes."},
+        ],
+        "id": "a:0:0",
+    }
+    bare = conversation({"x": 1, **TRACE}, NAMES, run, thinking=False)
+    assert bare["messages"][-1] == {"role": "assistant", "content": "Yes."}
+    assert spoken(None, "Yes.", thinking=True) == "Yes."
+    assert pa.Table.from_pylist([chat], export_schema(run)).to_pylist() == [chat]
+
+
+def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
+    calls = [{"function": {"name": "f", "arguments": {"a": [1]}}}]
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [
+                {"role": "user", "content": "q", "tool_calls": None},
+                {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "r", "tool_calls": None},
+            ],
+            "tools": '[{"type": "function", "function": {"name": "f"}}]',
+        }
+    ]
+    run = prepared(PromptColumns(messages="messages", tools="tools"), rows)
+    row = pa.Table.from_pylist(rows).to_pylist()[0]
+    chat = conversation({**row, **TRACE}, NAMES, run, thinking=False)
+    [table] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    user, called, result, last = table["messages"]
+    assert (user["content"], result["content"], last["content"]) == ("q", "r", "Yes.")
+    assert called["content"] is None
+    assert called["tool_calls"] == [
+        {"id": None, "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+    ]
+    assert json.loads(table["tools"])[0]["function"]["name"] == "f"
+
+
+# The card
+
+
+def test_card_says_what_is_in_it_and_what_made_it() -> None:
+    tally = Tally(
+        10, 20, 5, Counter(wrong=9, duplicate=6), Counter(finished=20), 100, 50, 7
+    )  # fmt: skip
+    settings = {
+        "model.path": "Qwen/QwQ-32B", "model.revision": "abc", "model.chat_template": "12ab",
+        "sampling.n": 2, "sampling.agree": None,
+    }  # fmt: skip
+    rules: dict[str, Any] = {
+        "license": None, "source": None, "export": "accepted", "rescued": False,
+        "min_agreement": None, "max_tokens": 4096, "near_duplicate": 0.8,
+    }  # fmt: skip
+    retry = Pass(1, 0, 2, ("truncated",), (("sampling.max_tokens", 99),))
+    exported = Exported(5, {"thinking": 1500, "answers-jsonl": 2_500_000})
+    text = card(tally, exported, settings, {"ray": "2.60"}, [retry], rules)
+    _, front, body = text.split("---\n", 2)
+    head = yaml.safe_load(front)
+    assert head["license"] == "unknown"
+    assert head["size_categories"] == ["n<1K"]
+    assert [entry["config_name"] for entry in head["configs"]] == ["thinking", "answers"]
+    for said in (
+        "5 conversations, written by Qwen/QwQ-32B (revision abc)", f"License: {UNKNOWN}",
+        "20 samples of 10 prompts were drawn, and 5 accepted", "| 9 | `wrong`", "1.5 kB", "2.5 MB",
+        "100 thinking, 50 answers, 7 given up", "`max_tokens` 4096", '`chat_template` "12ab"',
+        "- sampling: `n` 2\n", "retry 1 of what had ended truncated: `sampling.max_tokens` 99",
+        "ray 2.60",
+    ):  # fmt: skip
+        assert said in body
+    assert yaml.safe_load(card(
+        tally, Exported(10**6), settings, {}, [], {**rules, "license": "mit: mine"}
+    ).split("---\n")[1])["license"] == "mit: mine"  # fmt: skip
+    entry = json.loads(dataset_info())["synthetic_thinking"]
+    assert entry["file_name"] == "thinking-jsonl"
+    assert entry["columns"] == {"messages": "messages"}
+
+
+# The config
+
+
+def config(synthesize: dict[str, Any], **sections: Any) -> Synthesis:
+    base = {"input": {"path": "-"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
+    return parse_as(Synthesis, {**base, **sections, "synthesize": synthesize}, "config")
+
+
+@pytest.mark.parametrize(
+    ("synthesize", "template", "message"),
+    [
+        ({"expand": {"x": []}}, "{x}", "x has no values"),
+        ({"expand": {"x": ["a", "a"]}}, "{x}", "a value twice"),
+        ({"expand": {"x": ["a", 1]}}, "{x}", "all of a kind"),
+        ({"expand": {"x": [True, False]}}, "{x}", "put quotes around yes"),
+        ({"expand": {"x": [None]}}, "{x}", "must have text"),
+        ({"expand": {"x": "a"}}, "{x}", "synthesize.expand.x"),
+        ({"expand": {"x": ["a"]}}, "{y}", "expand has x, which prompt.template does not name"),
+        ({"expand": {"x": ["a"]}}, None, "expand has x, which prompt.template does not name"),
+        ({"min_agreement": 0.5}, None, "needs an answer.format"),
+        ({"near_duplicates": 0.5}, None, "did you mean near_duplicate?"),
+        ({"accepted": 0}, None, "synthesize.accepted"),
+    ],
+)
+def test_config_that_can_not_be_meant_is_refused(
+    synthesize: dict[str, Any], template: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        config(synthesize, prompt={"template": template})

@@ -1,0 +1,93 @@
+"""Suspects: the row that kills engines is found, no other is blamed; turns never mix."""
+
+import asyncio
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.monitor.crash_isolation import (
+    SUSPECTS_AT_ONCE,
+    CrashIsolationGate,
+    Suspects,
+    Suspicion,
+)
+
+
+@given(st.integers(1, 300), st.data())
+def test_killer_is_found_in_three_deaths_and_nobody_else(rows: int, data: st.DataObject) -> None:
+    killer = data.draw(st.integers(0, rows - 1))
+    suspects = Suspects()
+    deaths = 0
+    while suspects.of([killer]) != [Suspicion.POISON]:
+        [level] = suspects.of([killer])
+        alike = [row for row, found in enumerate(suspects.of(range(rows))) if found == level]
+        beside = {Suspicion.NONE: rows, Suspicion.ONE_OF_MANY: SUSPECTS_AT_ONCE}.get(level, 1)
+        others = [row for row in alike if row != killer][: beside - 1]
+        suspects.blame([*others, killer])
+        deaths += 1
+        assert deaths <= 3
+    found = suspects.of(range(rows))
+    assert [row for row in range(rows) if found[row] == Suspicion.POISON] == [killer]
+
+
+def test_row_that_runs_alone_is_to_blame_at_the_second_death() -> None:
+    suspects = Suspects()
+    suspects.blame(["row"])
+    assert suspects.of(["row"]) == [Suspicion.ONE_OF_FEW]
+    suspects.blame(["row"])
+    assert suspects.of(["row", "other"]) == [Suspicion.POISON, Suspicion.NONE]
+
+
+def test_deaths_without_a_row_in_common_blame_nobody() -> None:
+    suspects = Suspects()
+    suspects.blame(range(10))
+    suspects.blame(range(10, 20))
+    assert set(suspects.of(range(20))) == {Suspicion.ONE_OF_MANY}
+
+
+def test_suspects_have_the_engine_to_themselves() -> None:
+    async def run() -> int:
+        turns, running, seen = CrashIsolationGate(), [], 0
+
+        async def row(suspicion: Suspicion) -> None:
+            nonlocal seen
+            await asyncio.sleep(random.random() / 100)
+            async with turns.turn(suspicion):
+                running.append(suspicion)
+                assert len(set(running)) == 1
+                assert suspicion == Suspicion.NONE or len(running) <= SUSPECTS_AT_ONCE
+                assert suspicion != Suspicion.ONE_OF_FEW or len(running) == 1
+                await asyncio.sleep(random.random() / 100)
+                running.remove(suspicion)
+                seen += 1
+
+        kinds = [Suspicion.NONE] * 60 + [Suspicion.ONE_OF_MANY] * 40 + [Suspicion.ONE_OF_FEW] * 9
+        random.shuffle(kinds)
+        await asyncio.wait_for(asyncio.gather(*map(row, kinds)), 60)
+        return seen
+
+    assert asyncio.run(run()) == 109
+
+
+def test_cancelled_turn_does_not_block_the_others() -> None:
+    async def run() -> None:
+        turns = CrashIsolationGate()
+        waits = asyncio.Event()
+
+        async def row(suspicion: Suspicion) -> None:
+            async with turns.turn(suspicion):
+                await waits.wait()
+
+        first = asyncio.ensure_future(row(Suspicion.NONE))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(row(Suspicion.ONE_OF_FEW))
+        third = asyncio.ensure_future(row(Suspicion.NONE))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        first.cancel()
+        await asyncio.sleep(0.01)
+        waits.set()
+        await asyncio.wait_for(third, 60)
+
+    asyncio.run(run())

@@ -1,0 +1,70 @@
+"""Figures of a run: lengths by bins, the time that is left, what a log line holds."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.monitor.figures import (
+    EngineFigures,
+    Figures,
+    bin_floor,
+    length_bin,
+    quantile,
+    sparkline,
+)
+
+LENGTHS = st.lists(st.integers(0, 40_000), min_size=1)
+
+
+@given(st.integers(1, 131_072))
+def test_a_bin_holds_its_lengths(tokens: int) -> None:
+    number = length_bin(tokens)
+    assert bin_floor(number) <= tokens * 1.0001
+    assert tokens < bin_floor(number + 1) * 1.0001
+
+
+@given(LENGTHS, st.sampled_from([0.5, 0.95, 0.99]))
+def test_quantiles_are_right_to_a_bin(lengths: list[int], share: float) -> None:
+    bins = Counter(map(length_bin, lengths))
+    true = sorted(lengths)[min(len(lengths) - 1, max(0, -int(-share * len(lengths) // 1) - 1))]
+    found = quantile(bins, share)
+    assert found is not None
+    assert found == pytest.approx(max(1, true), rel=0.42)
+    assert quantile({}, share) is None
+
+
+def test_sparkline_shows_gaps_and_the_most() -> None:
+    assert sparkline({}) == ""
+    assert sparkline({3: 1, 5: 8}) == "▁ █"
+
+
+def figures(**given: object) -> Figures:
+    engines = (EngineFigures("a", 40, 10, 0.5, 1000.0), EngineFigures("b", 24, 0, None, 600.0))
+    found: dict[str, object] = {
+        "at": "2026-01-01T00:00:00+00:00", "seconds": 100.0, "rows": 100, "rows_to_do": 1000,
+        "tokens": {"prompt": 1, "output": 500_000, "spent": 640_000}, "states": {"finished": 100},
+        "think_lengths": {length_bin(5000): 98, length_bin(20_000): 2}, "engines": engines, **given,
+    }  # fmt: skip
+    return Figures(**found)  # type: ignore[arg-type]
+
+
+def test_time_left_has_the_tail_in_it() -> None:
+    body = (900 * 5000 - 140_000) / 1600
+    longest = (quantile(figures().think_lengths, 0.99) or 0) / (1600 / 64)
+    assert figures().eta_seconds == pytest.approx(body + longest / 2)
+    # The last row: all tokens are nearly there, the trace is not.
+    last = figures(rows=999, engines=(EngineFigures("a", 1, 0, None, 25.0),))
+    assert last.eta_seconds is not None
+    assert last.eta_seconds >= longest * 0.99
+    assert figures(rows=1000).eta_seconds == 0
+    assert figures(rows=0, states={}).eta_seconds is None
+    assert figures(engines=()).eta_seconds is None
+
+
+def test_a_line_is_read_back() -> None:
+    line = json.loads(json.dumps(figures().to_json()))
+    assert line["eta_seconds"] == figures().eta_seconds
+    assert Figures.from_json({**line, "new": 1}) == figures()

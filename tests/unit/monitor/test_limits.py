@@ -1,0 +1,128 @@
+"""Where a run ends though rows are left."""
+
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError, LimitReachedError
+from pipeline.monitor import limits
+from pipeline.monitor.figures import Snapshot, Totals
+from pipeline.monitor.limits import Limits, cost_minutes
+
+
+def _config(
+    engine: dict[str, Any] | None = None, price: float | None = 2.5, **given: Any
+) -> RunConfig:
+    return parse_config(
+        {
+            "input": {"path": "-"}, "output": {"path": "-"}, "model": {"path": "qwq-nano"},
+            "limits": given, "engine": engine or {}, "prices": {"gpu_hour": price},
+        }
+    )  # fmt: skip
+
+
+def _reason(ready: Limits) -> str:
+    told: list[Exception] = []
+    heard = threading.Event()
+
+    def end(reason: Exception) -> None:
+        told.append(reason)
+        heard.set()
+
+    with ready.enforced(end):
+        assert heard.wait(60)
+    [reason] = told
+    assert isinstance(reason, LimitReachedError)
+    return str(reason)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "why"),
+    [
+        ({"minutes": 0.001}, None, "limits.minutes is reached"),
+        ({"minutes": 60}, 0, "the scheduler's time limit is reached"),
+        ({"cost": 0.0001, "minutes": 600}, 3600, "limits.cost is reached"),
+    ],
+)
+def test_the_nearest_limit_ends_the_run(
+    given: dict[str, Any], seconds: float | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
+    assert _reason(Limits(_config(**given), seconds)).startswith(f"{why}; what is finished is kept")
+
+
+def test_no_limit_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
+    told: list[Exception] = []
+    with Limits(_config()).enforced(told.append):
+        threading.Event().wait(0.1)
+    assert told == []
+
+
+def test_engines_are_told_a_minute_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, now = Limits(_config(minutes=10)), 0.0
+    monkeypatch.setattr(Limits, "seconds", property(lambda _: now))
+    for now, reached in ((539, None), (541, "limits.minutes")):  # noqa: B007 (the property reads it)
+        assert ready._reached() == reached
+
+
+def test_tokens_of_all_lanes_and_passes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ray, "get", lambda snapshot, timeout: snapshot)
+    seen = []
+
+    @contextmanager
+    def watch(coordinator: Any, rows: int, tier: str) -> Any:
+        seen.append((rows, tier))
+        yield
+
+    ready = Limits(_config(output_tokens=1000))
+    tracking = ready.tracking(watch)
+    for rows, tier, tokens in ((3, "native", 600), (2, "yarn", 500)):
+        snapshot = Snapshot(Totals(spent_tokens=tokens), 0, 0, None)
+        coordinator = SimpleNamespace(snapshot=SimpleNamespace(remote=lambda s=snapshot: s))
+        with tracking(coordinator, rows, tier):
+            pass
+    assert seen == [(3, "native"), (2, "yarn")]
+    assert ready.totals.spent_tokens == 1100
+    assert _reason(ready).startswith("limits.output_tokens is reached")
+
+
+def test_cost_is_that_of_all_gpus() -> None:
+    engine = {"replicas": 2, "tensor_parallel": 2, "pipeline_parallel": 2}
+    assert cost_minutes(_config(engine, cost=40)) == pytest.approx(120)
+    assert cost_minutes(_config(engine)) is None
+    with pytest.raises(ConfigError, match=r"limits\.cost needs prices\.gpu_hour"):
+        _config(price=None, cost=3)
+
+
+def test_no_board_is_asked_once_its_engines_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray gone, asking would start another."""
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(ray, "get", lambda snapshot, timeout: snapshot)
+    asked = []
+
+    def ask() -> Snapshot:
+        asked.append(True)
+        return Snapshot(Totals(spent_tokens=7), 0, 0, None)
+
+    @contextmanager
+    def watch(coordinator: Any, rows: int, tier: str) -> Any:
+        yield
+
+    ready = Limits(_config())
+    coordinator = SimpleNamespace(snapshot=SimpleNamespace(remote=ask))
+    with ready.enforced(lambda _: None):
+        with ready.tracking(watch)(coordinator, 1, ""):
+            threading.Event().wait(0.05)
+        assert asked
+        asked.clear()
+        threading.Event().wait(0.05)
+    assert not asked
+    assert ready.totals.spent_tokens == 7

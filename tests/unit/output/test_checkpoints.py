@@ -1,0 +1,160 @@
+"""Checkpoints: the furthest that was saved goes on, what is durable is forgotten."""
+
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from pipeline.output.checkpoints import Checkpoints
+from pipeline.output.layout import RUNNING, checkpoint_name
+from pipeline.output.ledger import Ledger
+from pipeline.plan import PartRef
+from pipeline.reasoning.policy import ClosedBy
+from pipeline.storage import Storage
+from tests.unit.output.test_ledger import EXTENT, block
+
+OTHER = PartRef("en/shard-0.00002.parquet", 100, 110)
+KEYS = [(EXTENT, 100, 0), (EXTENT, 100, 1), (EXTENT, 101, 0)]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Storage(str(tmp_path / "out")))
+
+
+def saved(ledger: Ledger) -> list[str]:
+    return [info.name for info in ledger.store.files() if info.name.endswith(RUNNING)]
+
+
+def test_next_engine_goes_on_where_the_last_was(ledger: Ledger) -> None:
+    first = Checkpoints(ledger, "one", 0)
+    a, b, c = first.start(KEYS, set())
+    a.report([1, 2])
+    b.report([3, 4, 5])
+    b.finish_reason = "stop"
+    first.save()
+    c.report([9])  # after the last save: lost
+    a, b, c = Checkpoints(ledger, "two", 0).start(KEYS, set())
+    assert (a.token_ids, a.finish_reason, a.carried) == (array("i", [1, 2]), None, 2)
+    assert (b.token_ids, b.finish_reason, b.carried) == (array("i", [3, 4, 5]), "stop", 3)
+    assert (c.token_ids, c.carried) == (array("i"), 0)
+
+
+def test_furthest_of_several_counts_and_a_finished_one_before_all(ledger: Ledger) -> None:
+    for engine, tokens, reason in (("x", [1], None), ("y", [1, 2], "stop"), ("z", [1, 2, 3], None)):
+        checkpoints = Checkpoints(ledger, engine, 0)
+        [trace] = checkpoints.start(KEYS[:1], {"x", "y", "z"})
+        trace.report(tokens)
+        trace.finish_reason = reason
+        checkpoints.save()
+    [trace] = Checkpoints(ledger, "new", 0).start(KEYS[:1], set())
+    assert (trace.token_ids.tolist(), trace.finish_reason) == ([1, 2], "stop")
+    [trace] = Checkpoints(ledger, "newer", 0).start(KEYS[:1], {"y"})
+    assert trace.token_ids.tolist() == [1, 2, 3]
+
+
+def test_engine_goes_on_with_its_own_trace_when_its_block_is_repeated(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1, 2, 3])
+    [again] = checkpoints.start(KEYS[:1], set())
+    assert (again.token_ids.tolist(), again.carried) == ([1, 2, 3], 3)
+
+
+def test_other_passes_and_parts_have_their_own(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1])
+    checkpoints.save()
+    assert len(Checkpoints(ledger, "two", 1).start(KEYS[:1], set())[0].token_ids) == 0
+    assert len(Checkpoints(ledger, "two", 0).start([(OTHER, 100, 0)], set())[0].token_ids) == 0
+
+
+def test_what_is_durable_is_forgotten(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    for trace in checkpoints.start(KEYS, set()):
+        trace.report([1])
+        trace.finish_reason = "stop"
+    checkpoints.save()
+    assert len(saved(ledger)) == 1
+    ledger.write_block(block([100], samples=(0, 1)))
+    checkpoints.save()
+    restarted = Checkpoints(ledger, "two", 0).start(KEYS, set())
+    assert [len(trace.token_ids) for trace in restarted] == [0, 0, 1]
+    ledger.write_block(block([101]))
+    checkpoints.save()
+    assert saved(ledger) == []
+
+
+def test_torn_checkpoint_costs_its_tokens_and_nothing_else(ledger: Ledger) -> None:
+    ledger.store.put(checkpoint_name(EXTENT, "dead", 0), b"PAR1 torn")
+    [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
+    assert trace.carried == 0
+
+
+def test_rescue_goes_on_and_its_phrase_is_not_counted_as_carried(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1, 2, 3])
+    trace.begin_again()
+    trace.report([4, 5])
+    trace.close([7, 8, 9], ClosedBy.LOOP)
+    trace.report([6])
+    checkpoints.save()
+    [again] = Checkpoints(ledger, "two", 0).start(KEYS[:1], set())
+    assert again == replace(trace, carried=3)
+    assert again.token_ids.tolist() == [4, 5, 7, 8, 9, 6]
+    assert (again.closed_at, again.closing_tokens, again.tries, again.wasted_tokens) == (2, 3, 1, 3)
+
+
+def test_block_starts_while_a_save_is_being_written(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], set())
+    trace.report([1, 2])
+    writes, may_end, put = Event(), Event(), ledger.store.put
+
+    def slow_put(name: str, data: bytes) -> None:
+        writes.set()
+        assert may_end.wait(30)
+        put(name, data)
+
+    monkeypatch.setattr(ledger.store, "put", slow_put)
+    with ThreadPoolExecutor() as threads:
+        try:
+            save = threads.submit(checkpoints.save)
+            assert writes.wait(30)
+            [other] = threads.submit(checkpoints.start, KEYS[1:2], set()).result(30)
+            other.report([3])
+            trace.report([4])
+        finally:
+            may_end.set()
+        save.result(30)
+    a, b = Checkpoints(ledger, "two", 0).start(KEYS[:2], set())
+    assert (a.token_ids.tolist(), b.token_ids.tolist()) == ([1, 2], [])
+    checkpoints.save()
+    a, b = Checkpoints(ledger, "three", 0).start(KEYS[:2], {"two"})
+    assert (a.token_ids.tolist(), b.token_ids.tolist()) == ([1, 2, 4], [3])
+
+
+@pytest.mark.parametrize(("broken", "whole"), [(EXTENT, OTHER), (OTHER, EXTENT)])
+def test_part_that_cannot_be_saved_keeps_no_other_from_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, broken: PartRef, whole: PartRef
+) -> None:
+    checkpoints, put = Checkpoints(ledger, "one", 0), ledger.store.put
+    for trace in checkpoints.start([(broken, 100, 0), (whole, 100, 0)], set()):
+        trace.report([1])
+
+    def fails(name: str, data: bytes) -> None:
+        if name == checkpoint_name(broken, "one", 0):
+            raise OSError("no space left on device")
+        put(name, data)
+
+    monkeypatch.setattr(ledger.store, "put", fails)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save()
+    assert saved(ledger) == [checkpoint_name(whole, "one", 0)]

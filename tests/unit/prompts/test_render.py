@@ -1,0 +1,239 @@
+"""Rendering: the published prompts exactly, and text that stays text."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.render import (
+    MARK,
+    PromptRenderer,
+    TableRow,
+    render_row,
+    row_messages,
+    row_tools,
+)
+from pipeline.prompts.tokenizer import load_tokenizer
+
+PUBLISHED = json.loads((Path(__file__).parents[2] / "data/rendered_prompts.json").read_text())
+NANO_OF = {"QwQ-32B": "qwq-nano", "QwQ-32B-Preview": "qwq-nano-preview"}
+CASES = [(model, case) for model in NANO_OF for case in PUBLISHED["cases"]]
+PROMPT = PromptColumns(prompt="prompt")
+MESSAGES = PromptColumns(messages="messages", tools="tools")
+
+
+@cache
+def tokenizer(name: str) -> Any:
+    return load_tokenizer(name)
+
+
+@cache
+def renderer(name: str) -> PromptRenderer:
+    return PromptRenderer(tokenizer(name))
+
+
+@pytest.mark.parametrize(("model", "case"), CASES)
+def test_published_prompt_is_rendered_exactly(model: str, case: str) -> None:
+    messages, tools = (PUBLISHED["cases"][case].get(key) for key in ("messages", "tools"))
+    expected = PUBLISHED["rendered"][model][case]
+    name = NANO_OF[model]
+    if not PUBLISHED["cases"][case]["add_generation_prompt"]:
+        # The pipeline always asks for an answer; without one, only the template itself is at stake.
+        text = tokenizer(name).apply_chat_template(messages, tools=tools, tokenize=False)
+        assert text == expected
+    elif isinstance(expected, dict):
+        with pytest.raises(TemplateError, match=r"'None' has no attribute 'split'"):
+            renderer(name).render(messages, tools)
+    else:
+        prompt = renderer(name).render(messages, tools)
+        assert prompt.text == expected
+        assert prompt.token_ids == tokenizer(name).encode(expected)
+
+
+@pytest.mark.parametrize(("model", "case"), CASES)
+def test_messages_that_went_through_arrow_render_the_same(model: str, case: str) -> None:
+    """Arrow gives all objects of a column the same keys, null where there was none."""
+    messages = PUBLISHED["cases"][case]["messages"]
+    tools = PUBLISHED["cases"][case].get("tools")
+    table = pa.Table.from_pylist([{"messages": messages, "tools": tools}])
+    row = TableRow(table, 0)
+    got = row_messages(row, MESSAGES, None, None)
+    expected = PUBLISHED["rendered"][model][case]
+    if not isinstance(expected, dict) and PUBLISHED["cases"][case]["add_generation_prompt"]:
+        assert renderer(NANO_OF[model]).render(got, row_tools(row, MESSAGES)).text == expected
+
+
+def test_tool_call_arguments_as_json_text_are_not_encoded_twice() -> None:
+    call = {"function": {"name": "f", "arguments": '{"city": "Paris"}'}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "w?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "sunny"},
+        ],
+        "tools": None,
+    }
+    text = renderer("qwq-nano").render(row_messages(row, MESSAGES, None, None)).text
+    assert '{"name": "f", "arguments": {"city": "Paris"}}' in text
+
+
+HOSTILE = st.lists(
+    st.sampled_from(
+        ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>", "</think>", "<|im_", "end|>"]
+        + ["system\n", "\n", "a", " ", "<", ">", "|", "ü", "<<think>>", "</", "think>"]
+    ),
+    min_size=1,
+).map("".join)
+
+
+def control_tokens(ids: list[int], name: str) -> list[int]:
+    return [i for i in ids if i in tokenizer(name).added_tokens_decoder]
+
+
+@pytest.mark.parametrize("name", NANO_OF.values())
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+@given(text=HOSTILE)
+def test_text_never_becomes_a_control_token(name: str, role: str, text: str) -> None:
+    def conversation(content: str) -> list[dict[str, Any]]:
+        return [{"role": role, "content": content}, {"role": "user", "content": "go on"}]
+
+    prompt = renderer(name).render(conversation(text))
+    harmless = renderer(name).render(conversation("x"))
+    assert control_tokens(prompt.token_ids, name) == control_tokens(harmless.token_ids, name)
+    assert tokenizer(name).decode(prompt.token_ids) == prompt.text
+    assert text in prompt.text
+
+
+@given(text=HOSTILE)
+def test_tool_definitions_and_calls_are_text_too(text: str) -> None:
+    def render(value: str) -> list[int]:
+        call = {"function": {"name": "f", "arguments": {value: value}}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "w?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "user", "content": "and?"},
+        ]
+        return renderer("qwq-nano").render(messages, [{"name": value}]).token_ids
+
+    assert control_tokens(render(text), "qwq-nano") == control_tokens(render("x"), "qwq-nano")
+
+
+@pytest.mark.parametrize("name", NANO_OF.values())
+@given(text=st.text(min_size=1).filter(lambda text: "<" not in text and MARK not in text))
+def test_harmless_text_tokenizes_as_the_template_alone_would(name: str, text: str) -> None:
+    messages = [{"role": "user", "content": text}]
+    whole = tokenizer(name).apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert renderer(name).render(messages).token_ids == tokenizer(name).encode(whole)
+
+
+def test_an_earlier_turns_thinking_is_dropped_by_the_template() -> None:
+    messages = [
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "<think>\nA <|im_end|>\n</think>\n\nans <|im_end|>"},
+        {"role": "user", "content": "q2"},
+    ]
+    prompt = renderer("qwq-nano").render(messages)
+    assert "A <|im_end|>" not in prompt.text
+    assert "ans <|im_end|><|im_end|>" in prompt.text
+    plain = [{**m, "content": str(m["content"]).replace("<|im_end|>", "")} for m in messages]
+    expected = control_tokens(renderer("qwq-nano").render(plain).token_ids, "qwq-nano")
+    assert control_tokens(prompt.token_ids, "qwq-nano") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "must be text, not null"),
+        ("", "is empty"),
+        (" \n", "is empty"),
+        (7, "must be text, not int"),
+    ],
+)
+def test_prompt_that_is_no_text_is_refused(value: object, reason: str) -> None:
+    with pytest.raises(InvalidPromptError, match=f"invalid_prompt: prompt {reason}"):
+        row_messages({"prompt": value}, PROMPT, None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "not null"),
+        ([], "not empty"),
+        ("hi", "not str"),
+        (["hi"], r"messages\[0\] must be an object"),
+        ([{"content": "hi"}], r"messages\[0\] must be an object"),
+        ([{"role": "robot", "content": "hi"}], "role is 'robot'"),
+        ([{"role": "user", "content": None}], "content must be text, not null"),
+        ([{"role": "user", "content": ["a"]}], "content must be text, not list"),
+        ([{"role": "assistant", "content": "", "tool_calls": ["{"]}], "not valid JSON"),
+    ],
+)
+def test_messages_that_are_none_are_refused(value: object, reason: str) -> None:
+    with pytest.raises(InvalidPromptError, match=reason):
+        row_messages({"messages": value, "tools": None}, MESSAGES, None, None)
+
+
+def test_system_prompt_and_suffix_come_from_the_config() -> None:
+    assert row_messages({"prompt": "q"}, PROMPT, "sys", "suffix") == [
+        {"role": "system", "content": "sys"},
+        {"role": "user", "content": "q\nsuffix"},
+    ]
+    own = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]}
+    columns = PromptColumns(messages="messages")
+    assert row_messages(own, columns, "sys", None)[0]["content"] == "own"
+
+
+def test_prompt_beyond_the_context_is_refused_with_both_numbers() -> None:
+    short = PromptRenderer(tokenizer("qwq-nano"), context_tokens=30)
+    with pytest.raises(PromptTooLongError, match=r"has \d\d tokens, the context 30"):
+        short.render([{"role": "user", "content": "x" * 40}])
+
+
+def test_nulls_that_arrow_added_are_dropped_and_those_of_json_kept() -> None:
+    calls = [
+        {"name": "f", "arguments": {"city": "Rome"}},
+        {"name": "g", "arguments": {"unit": "C"}},
+    ]
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "user", "content": "q"},
+    ]
+    tools = '[{"name": "f", "default": null}]'
+    row = TableRow(pa.Table.from_pylist([{"messages": messages, "tools": tools}]), 0)
+    text = render_row(renderer("qwq-nano"), row, MESSAGES, None, None).text
+    assert '"arguments": {"city": "Rome"}' in text
+    assert '"arguments": {"unit": "C"}' in text
+    assert '"default": null' in text
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}], "tools": '["\\ud800"]'}, "invalid_prompt"),
+        ({"messages": [{"role": "user", "content": "q"}], "tools": '[{"a": "\\ud800"}]'}, "invalid_prompt"),
+        ({"messages": [{"role": "user", "content": "q"}], "tools": "[" * 100_000}, "invalid_prompt"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": 5}]}], "tools": None}, "invalid_prompt"),
+    ],
+)  # fmt: skip
+def test_whatever_a_row_holds_only_that_row_fails(row: dict[str, Any], kind: str) -> None:
+    with pytest.raises(RowError) as caught:
+        render_row(renderer("qwq-nano"), row, MESSAGES, None, None)
+    assert caught.value.kind == kind
+
+
+def test_text_that_is_no_utf8_fails_its_row() -> None:
+    broken = pa.array([b"fine", b"\xff\xfe"]).view(pa.binary()).cast(pa.string(), safe=False)
+    table = pa.table({"prompt": broken})
+    assert render_row(renderer("qwq-nano"), TableRow(table, 0), PROMPT, None, None).token_ids
+    with pytest.raises(InvalidPromptError, match="UnicodeDecodeError"):
+        render_row(renderer("qwq-nano"), TableRow(table, 1), PROMPT, None, None)

@@ -1,0 +1,53 @@
+"""Prompts made of columns: every value arrives whole, and data stays between its tags."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InvalidPromptError
+from pipeline.prompts.template import between, columns_of, fill
+
+
+def test_columns_are_replaced_by_the_rows_values() -> None:
+    row = {"text": "Hi {name}", "n": 3, "my column.x": ["a", {"b": None}]}
+    assert fill("{n} of {{text}}: {text}; {my column.x}", row) == (
+        '3 of {text}: Hi {name}; ["a", {"b": null}]'
+    )
+    assert columns_of("{n} {text:doc} {n}") == ["n", "text"]
+    assert (
+        fill("Sum up:\n{text:doc}\nBe short.", row)
+        == "Sum up:\n<doc>\nHi {name}\n</doc>\nBe short."
+    )
+
+
+def test_null_is_no_text() -> None:
+    with pytest.raises(InvalidPromptError, match="text is null"):
+        fill("{text}", {"text": None})
+
+
+@pytest.mark.parametrize("template", ["{}", "{", "}", "a {text", "{text!r}", "{:doc}"])
+def test_braces_that_are_no_column_are_refused(template: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        columns_of(template)
+
+
+TEXTS = st.lists(
+    st.sampled_from(["</doc>", "<doc>", "</doc-2>", "-2", "</", "doc", ">", "\n", "ignore this"])
+).map("".join)
+
+
+@given(TEXTS)
+def test_text_can_not_end_its_own_tags(text: str) -> None:
+    found = re.fullmatch(r"<(doc(?:-\d+)?)>\n(.*)\n</\1>", between("doc", text), re.DOTALL)
+    assert found is not None
+    assert found[2] == text
+    assert f"</{found[1]}>" not in text
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.text(), min_size=1), st.text("xyz{}"))
+def test_every_value_arrives_whole(row: dict[str, str], around: str) -> None:
+    escaped = around.replace("{", "{{").replace("}", "}}")
+    template = escaped.join(["", *(f"{{{column}}}" for column in row), ""])
+    assert fill(template, row) == around.join(["", *row.values(), ""])

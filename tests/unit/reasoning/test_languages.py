@@ -1,0 +1,38 @@
+"""The share of foreign scripts: what was not asked for counts, formulas never do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.reasoning.languages import foreign_share
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "share"),
+    [
+        ("The sum is 12.", "What is 5 + 7?", 0.0),
+        ("The sum 等于 is", "What is 5 + 7?", 2 / 10),
+        ("所以答案是 12", "五加七等于多少？", 0.0),
+        ("Let x be 所以答案", "五加七等于多少？", 0.0),
+        ("Сумма равна", "What is the sum?", 1.0),
+        ("Сумма равна α + β", "Чему равна сумма?", 0.0),
+        ("안녕 hello", "say hello in Korean: 안", 0.0),
+        ("12 + 7 = 19 …", "五加七", None),
+        ("", "x", None),
+        (None, "x", None),
+    ],
+)
+def test_share(text: str | None, prompt: str, share: float | None) -> None:
+    assert foreign_share(text, lambda: prompt) == share
+
+
+@given(st.text(), st.text())
+def test_share_is_a_share_and_nothing_is_foreign_to_itself(text: str, prompt: str) -> None:
+    share = foreign_share(text, lambda: prompt)
+    assert share is None or 0 <= share <= 1
+    assert foreign_share(text, lambda: text + prompt) in (None, 0.0)
+
+
+@given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=1))
+def test_chinese_is_all_foreign_to_an_english_prompt(text: str) -> None:
+    assert foreign_share(text, lambda: "What is 5 + 7?") == 1.0

@@ -1,0 +1,87 @@
+"""The policy: the cards' values, warnings that name their setting, seeds."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.reasoning.sampling import (
+    PRESETS,
+    PresetName,
+    continued_seed,
+    derive_seed,
+    still_to_draw,
+    warnings,
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_cards_and_warn_of_nothing(preset: PresetName) -> None:
+    policy = PRESETS[preset].sampling
+    assert (policy.temperature, policy.top_p, policy.min_p) == (0.6, 0.95, 0.0)
+    assert policy.top_k == (-1 if preset == "qwen2" else 40)
+    assert policy.max_tokens == 32_768
+    assert list(warnings(policy, preset)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 50), ("top_k", -1), ("temperature", 0.2), ("temperature", 1.2), ("top_p", 0.5),
+        ("min_p", 0.1), ("repetition_penalty", 1.1), ("presence_penalty", 2.0), ("max_tokens", 16),
+    ],
+)  # fmt: skip
+def test_unwise_value_is_warned_of_by_name(name: str, value: float) -> None:
+    changed: dict[str, Any] = {name: value}
+    [warning] = warnings(replace(PRESETS["qwq-32b"].sampling, **changed), "qwq-32b")
+    assert warning.startswith(f"sampling.{name} is {value}")
+    assert all(
+        "QwQ" not in w for w in warnings(replace(PRESETS["qwen2"].sampling, **changed), "qwen2")
+    )
+
+
+def test_seeds_are_the_same_on_every_machine_and_rerun() -> None:
+    assert derive_seed(0, "a/shard-00001", 17, 3) == derive_seed(0, "a/shard-00001", 17, 3)
+    assert derive_seed(0, "shard", 0, 0) == 51133809074332
+
+
+@given(st.integers(0), st.text(), st.integers(0), st.integers(0))
+def test_seeds_fit_a_float64_without_loss(run: int, shard: str, row: int, sample: int) -> None:
+    seed = derive_seed(run, shard, row, sample)
+    assert 0 <= seed < 2**48
+    assert int(float(seed)) == seed
+
+
+def test_seeds_differ_between_rows_samples_shards_and_runs() -> None:
+    seeds = {
+        derive_seed(run, shard, row, sample, attempt)
+        for run in range(3) for shard in ("a", "b") for row in range(20) for sample in range(8)
+        for attempt in range(3)
+    }  # fmt: skip
+    assert len(seeds) == 3 * 2 * 20 * 8 * 3
+
+
+def test_continued_trace_does_not_draw_the_same_numbers_again() -> None:
+    assert continued_seed(7, 0) == 7
+    assert len({continued_seed(7, tokens) for tokens in range(1000)}) == 1000
+
+
+@given(
+    st.lists(st.none() | st.sampled_from("ABC"), max_size=40),
+    st.integers(1, 12),
+    st.integers(1, 40),
+)
+def test_samples_are_drawn_until_enough_agree(
+    answers: list[str | None], agree: int, most: int
+) -> None:
+    drawn: list[str | None] = []
+    while left := still_to_draw(drawn, agree, most):
+        # No draw is one too many: if all of it agreed with the most frequent, it would just do.
+        best = max((drawn.count(answer) for answer in "ABC"), default=0)
+        assert best + left <= agree
+        assert len(drawn) + left <= most
+        drawn += [(answers + ["A"] * most)[len(drawn) + i] for i in range(left)]
+    best = max((drawn.count(answer) for answer in "ABC"), default=0)
+    assert best == agree if len(drawn) < most else best <= agree
