@@ -8,7 +8,7 @@ import yaml
 
 from jobs.accept import Tally
 from jobs.chats import JSONL, VARIANTS, Exported
-from pipeline.plan import Pass
+from pipeline.planning import Pass
 
 UNKNOWN = "unknown: fill in"
 SIZES = (

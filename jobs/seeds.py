@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
 from pipeline.input.shards import FOOTER_THREADS, find_shards, read_rows
-from pipeline.plan import Part, Range, split_parts
+from pipeline.planning import Part, Range, split_parts
 from pipeline.storage import Storage
 
 MADE_OF, SEEDS = b"qwq-batch.seeds", "seeds"

@@ -12,7 +12,7 @@ from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
 from pipeline.monitor.history import Recorder
 from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import run_settings
-from pipeline.plan import PartRef, Pass, Shard
+from pipeline.planning import PartRef, Pass, Shard
 from pipeline.prompts.columns import PromptColumns
 from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage

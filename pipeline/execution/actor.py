@@ -42,7 +42,7 @@ from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
 from pipeline.monitor.figures import length_bin
 from pipeline.output.checkpoints import Checkpoints, Key
 from pipeline.output.ledger import Ledger
-from pipeline.plan import PartRef, Pass
+from pipeline.planning import PartRef, Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.render import PromptRenderer, TableRow, render_row
 from pipeline.prompts.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, ModelError
-from pipeline.plan import Range
+from pipeline.planning import Range
 
 FACTORS = (2.0, 4.0)
 # What YaRN stretches: the length that QwQ, as all of Qwen2.5, was trained for. Its config.json has

@@ -24,7 +24,7 @@ from pipeline.execution.sink import compared
 from pipeline.input.shards import read_bundle
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import fragment_tables
-from pipeline.plan import Part, PartRef, Pass, Range
+from pipeline.planning import Part, PartRef, Pass, Range
 from pipeline.prompts.columns import PromptColumns
 from pipeline.schema import ROW_COLUMN, SAMPLES_COLUMN, conform, trace_fields, with_origin
 from pipeline.storage import Storage

@@ -29,7 +29,7 @@ from pipeline.execution.copies import Copies, CopyContext, RowIndex
 from pipeline.execution.prepare import PreparedRun
 from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
 from pipeline.output import passes
-from pipeline.plan import Pass, Range, bundles
+from pipeline.planning import Pass, Range, bundles
 from pipeline.prompts.render import TableRow, row_messages, row_tools
 from pipeline.prompts.template import columns_of
 from pipeline.schema import SAMPLES_COLUMN, with_origin

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from pipeline.plan import Part, Range
+from pipeline.planning import Part, Range
 
 
 def stratified_rows(parts: Sequence[Part], rows: int) -> tuple[Range, ...]:

@@ -15,7 +15,7 @@ from pipeline.input.shards import find_shards
 from pipeline.output import passes
 from pipeline.output.ledger import SAMPLES, Ledger
 from pipeline.output.manifest import run_settings, software_versions
-from pipeline.plan import Part, Pass, Plan, Shard, split_parts
+from pipeline.planning import Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.schema import TRACE_COLUMNS, output_schema

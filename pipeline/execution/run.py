@@ -39,7 +39,7 @@ from pipeline.monitor.limits import Limits, RunObserver, pool_of
 from pipeline.output import lease, passes
 from pipeline.output.manifest import RETRY_MAY_CHANGE, software_versions
 from pipeline.output.summary import Summary, summarize
-from pipeline.plan import PartRef, Pass, Plan, Range
+from pipeline.planning import PartRef, Pass, Plan, Range
 
 # Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
 TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 60_000, 256, 8

@@ -11,7 +11,7 @@ from ray.data.block import Block
 from pipeline.answers.formats import is_correct
 from pipeline.config.sections import AnswerConfig
 from pipeline.output.ledger import Ledger
-from pipeline.plan import PartRef, Pass
+from pipeline.planning import PartRef, Pass
 from pipeline.schema import PART_COLUMN, ROW_COLUMN
 from pipeline.storage import Storage
 

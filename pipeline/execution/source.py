@@ -11,7 +11,7 @@ from ray.data.datasource import ReadTask
 
 from pipeline.input.longest_first import Lengths, longest_first
 from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
-from pipeline.plan import Range, bundles
+from pipeline.planning import Range, bundles
 from pipeline.schema import with_origin
 
 

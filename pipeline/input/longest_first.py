@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.plan import PartRef
+from pipeline.planning import PartRef
 from pipeline.schema import PART_COLUMN, ROW_COLUMN
 from pipeline.storage import Storage
 

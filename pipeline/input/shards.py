@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.plan import NONE_KNOWN, PARQUET, KnownShards, PartRef, Range, Shard
+from pipeline.planning import NONE_KNOWN, PARQUET, KnownShards, PartRef, Range, Shard
 from pipeline.schema import ORIGIN_COLUMNS, ORIGIN_FIELDS, conform, unify
 from pipeline.storage import FileInfo, Storage
 

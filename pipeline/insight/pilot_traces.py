@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.execution.prepare import PreparedRun
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import known_columns
-from pipeline.plan import Part, Range
+from pipeline.planning import Part, Range
 from pipeline.schema import ROW_COLUMN
 
 LOOKED_AT = (

@@ -14,7 +14,7 @@ from pipeline.execution.run import concurrency
 from pipeline.input.shards import read_rows
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
-from pipeline.plan import PARQUET, Plan, Range, bundles
+from pipeline.planning import PARQUET, Plan, Range, bundles
 from pipeline.prompts.render import PromptRenderer, TableRow, render_row
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.storage import Storage

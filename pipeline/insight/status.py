@@ -13,7 +13,7 @@ from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import SAMPLES, Ledger
 from pipeline.output.passes import plan_run
 from pipeline.output.summary import Summary, summarize
-from pipeline.plan import Pass, Shard, split_parts
+from pipeline.planning import Pass, Shard, split_parts
 from pipeline.storage import Storage
 
 # Figures older than this are of a run that has ended, in whatever way.

@@ -18,7 +18,7 @@ from pipeline.engines import EngineLoad
 from pipeline.monitor.crash_isolation import Suspects, Suspicion
 from pipeline.monitor.figures import EngineFigures, EnginePool, Snapshot, Totals
 from pipeline.monitor.prometheus import Metrics
-from pipeline.plan import PartRef, Range
+from pipeline.planning import PartRef, Range
 
 REPORT_SECONDS = 0.5
 # Tokens a second are told as they were in the last so many, the latest counting most.

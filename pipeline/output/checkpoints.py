@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import QwqBatchError
 from pipeline.output.layout import JournalEntry, checkpoint_name, covered_by
 from pipeline.output.ledger import Ledger
-from pipeline.plan import PartRef
+from pipeline.planning import PartRef
 from pipeline.reasoning.policy import TraceProgress
 
 SCHEMA = pa.schema(

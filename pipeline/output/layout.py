@@ -20,7 +20,7 @@ underscores; other readers of Parquet pass over names that begin with one.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.plan import PARQUET, PartRef
+from pipeline.planning import PARQUET, PartRef
 from pipeline.storage import FileInfo
 
 BOOKKEEPING = "__qwq"

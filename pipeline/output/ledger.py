@@ -44,7 +44,7 @@ from pipeline.output.parts import (
     with_updates,
     write_part,
 )
-from pipeline.plan import KnownShards, PartRef, Pass, Shard, missing
+from pipeline.planning import KnownShards, PartRef, Pass, Shard, missing
 from pipeline.schema import (
     ORIGIN_COLUMNS,
     PART_COLUMN,

@@ -11,7 +11,7 @@ from pipeline.errors import OutputError
 from pipeline.output.layout import OutputListing
 from pipeline.output.ledger import AGREE, SAMPLES, Ledger, differences
 from pipeline.output.parts import part_metadata
-from pipeline.plan import Part, Pass, Picks, Plan, Range, make_plan, missing
+from pipeline.planning import Part, Pass, Picks, Plan, Range, make_plan, missing
 from pipeline.reasoning.think_format import State
 
 THREADS = 32

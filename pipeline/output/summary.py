@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.output.parts import part_metadata
-from pipeline.plan import Part
+from pipeline.planning import Part
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
 

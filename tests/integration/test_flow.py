@@ -19,7 +19,7 @@ from pipeline.execution.sink import TraceSink
 from pipeline.insight import preview
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
-from pipeline.plan import Pass
+from pipeline.planning import Pass
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards

@@ -11,7 +11,7 @@ from pipeline.errors import OutputError
 from pipeline.execution import run as flow
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
-from pipeline.plan import Pass
+from pipeline.planning import Pass
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards
 

@@ -20,7 +20,7 @@ from pipeline.execution.context_tiers import (
     yarn_factor,
 )
 from pipeline.execution.prompt_lengths import count_tokens
-from pipeline.plan import Picks, Range, Shard, bundles, split_parts
+from pipeline.planning import Picks, Range, Shard, bundles, split_parts
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.tokenizer import load_model_config
 from pipeline.schema import with_origin

@@ -17,7 +17,7 @@ from pipeline.execution.duplicates import find_copies, hash_rows
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.output import passes
 from pipeline.output.parts import interleaved, part_metadata
-from pipeline.plan import PartRef, Pass, Range, Shard, split_parts
+from pipeline.planning import PartRef, Pass, Range, Shard, split_parts
 from pipeline.schema import ORIGIN_FIELDS, ROW_COLUMN
 from tests.conftest import MakeConfig
 

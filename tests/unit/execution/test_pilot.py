@@ -17,7 +17,7 @@ from pipeline.execution.pilot import still_to_do, stratified_rows
 from pipeline.insight.estimate import Estimate, estimate, speed_of
 from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
 from pipeline.monitor.history import all_figures
-from pipeline.plan import Range, Shard, split_parts
+from pipeline.planning import Range, Shard, split_parts
 from pipeline.storage import Storage
 from tests.outputs import write_output, write_record
 

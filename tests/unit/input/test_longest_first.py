@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.input.longest_first import ByColumn, ByTraces, check_column, longest_first
-from pipeline.plan import Shard, bundles, make_plan, split_parts
+from pipeline.planning import Shard, bundles, make_plan, split_parts
 from pipeline.schema import PART_COLUMN, ROW_COLUMN
 
 NAMES = {name: name for name in ("sample", "think_tokens", "answer_tokens")}

@@ -9,7 +9,7 @@ import pytest
 from jobs.evaluate import interval, lines, main, score
 from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
-from pipeline.plan import PartRef, Pass
+from pipeline.planning import PartRef, Pass
 from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage
 

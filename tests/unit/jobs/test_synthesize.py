@@ -20,7 +20,7 @@ from jobs.seeds import PromptShards, expanded
 from jobs.synthesize import Synthesis
 from pipeline.config.load import parse_as, parse_config
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.plan import Pass
+from pipeline.planning import Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.schema import TRACE_COLUMNS
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.output.checkpoints import Checkpoints
 from pipeline.output.layout import RUNNING, checkpoint_name
 from pipeline.output.ledger import Ledger
-from pipeline.plan import PartRef
+from pipeline.planning import PartRef
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.storage import Storage
 from tests.unit.output.test_ledger import EXTENT, block

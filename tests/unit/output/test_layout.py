@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.output.layout import checkpoint_name, fragment_name, journal_entry, runs, sort_listing
-from pipeline.plan import PartRef
+from pipeline.planning import PartRef
 from pipeline.storage import FileInfo
 
 NAMES = st.text("abc./-_0", min_size=1).map(lambda name: f"{name.strip('/')}x.00000.parquet")

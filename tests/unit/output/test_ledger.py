@@ -13,7 +13,7 @@ from pipeline.errors import OutputError
 from pipeline.output.layout import MANIFEST, SHARDS, done_name
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
-from pipeline.plan import PartRef, Pass, Shard
+from pipeline.planning import PartRef, Pass, Shard
 from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.plan import Picks, Shard, bundles, make_plan, missing, split_parts
+from pipeline.planning import Picks, Shard, bundles, make_plan, missing, split_parts
 
 SIZES = st.lists(st.integers(0, 50), max_size=8)
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted).map(tuple))
