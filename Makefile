@@ -1,5 +1,7 @@
 # make demo: set everything up and run the main job on the built-in small model.
-# make test: set everything up and pass all the tests.
+# make unit: pass the tests that start neither Ray nor an engine (a minute).
+# make quick: lint, types, unit and integration tests, the demo on the real engine (eight minutes).
+# make test: set everything up and pass all the tests (half an hour on two cores).
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -9,11 +11,17 @@ PINS := infra/requirements-cpu.txt
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test faults check setup lock nano clean
+.PHONY: demo unit quick test faults check setup lock nano clean
 
 demo: setup
 	$(BIN)/qwq-batch run configs/demo.yaml
 	$(BIN)/qwq-batch show out/demo --rows 1
+
+unit: setup
+	$(BIN)/pytest tests/unit
+
+quick: check
+	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_vllm.py::test_demo_on_s3
 
 test: check
 	$(BIN)/pytest

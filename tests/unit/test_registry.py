@@ -20,5 +20,5 @@ def test_unknown_name_says_what_is_accepted() -> None:
 
 @pytest.mark.parametrize("path", ["math:nothing", "no_such_package:X"])
 def test_path_that_can_not_be_loaded_says_why(path: str) -> None:
-    with pytest.raises(ValueError, match="can't be loaded: .*on every node"):
+    with pytest.raises(ValueError, match=r"can't be loaded: .*on every node"):
         NUMBERS[path]
