@@ -29,7 +29,7 @@ import yaml
 from jobs.bench.tables import keep, markdown
 from jobs.bench.tails import MEDIAN, SEQUENCE_SECONDS, SHORTER, SIGMA, SLOTS, STEP_SECONDS
 from pipeline.errors import EngineError
-from pipeline.insight.estimate import of_all
+from pipeline.insight.estimate import bootstrap_total
 from pipeline.monitor.figures import clock
 from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
@@ -100,7 +100,7 @@ def hits(spent: np.ndarray, pilots: int) -> int:
     """Of so many pilots, those whose range holds the sum of ``spent`` (tokens by row)."""
     rng, stretches = np.random.default_rng(0), np.array_split(spent, PILOT_ROWS)
     samples = (np.array([rng.choice(stretch) for stretch in stretches]) for _ in range(pilots))
-    return sum(bool(of_all(one, len(spent)).holds(spent.sum())) for one in samples)
+    return sum(bootstrap_total(one, len(spent)).contains(spent.sum()) for one in samples)
 
 
 def _spent_by_row(output: Path) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What is special about reasoning models: thinking, its policy, the state a trace ended in; no I/O."""
+"""Reasoning: splitting off the thinking, the policy for it, the states of traces; no I/O."""
