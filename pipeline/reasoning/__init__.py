@@ -1,1 +1,1 @@
-"""Reasoning: splitting off the thinking, the policy for it, the states of traces; no I/O."""
+"""What is special about reasoning models: thinking, its policy, the state a trace ended in; no I/O."""
