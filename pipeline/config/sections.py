@@ -62,7 +62,7 @@ class OutputConfig(Section):
         taken = [rename.get(name, name) for name in TRACE_COLUMNS]
         twice = {name for name in taken if taken.count(name) > 1}
         if twice:
-            raise ValueError(f"two columns would be called {', '.join(sorted(twice))}")
+            raise ValueError(f"two columns would be named {', '.join(sorted(twice))}")
         return rename
 
 
@@ -86,19 +86,19 @@ class FormatConfig(Section):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
         return pattern
 
     @model_validator(mode="after")
     def _closes(self) -> Self:
         if self.close is None:
             if self.model_dump(exclude_none=True):
-                raise ValueError("close, which ends the thinking, is missing")
+                raise ValueError("close is missing; it ends the thinking")
         elif self.close_pattern is not None:
             if re.search(self.close_pattern, ""):
-                raise ValueError("close_pattern matches where there is nothing")
+                raise ValueError("close_pattern matches empty text")
             if not re.search(self.close_pattern, self.close, re.MULTILINE):
-                raise ValueError("close_pattern does not match close")
+                raise ValueError("close_pattern does not match close, which it must")
         return self
 
 
@@ -133,7 +133,7 @@ class PromptConfig(Section):
     @classmethod
     def _names_columns(cls, template: str | None) -> str | None:
         if template is not None and not columns_of(template):
-            raise ValueError("names no column, so that all rows would have the same prompt")
+            raise ValueError("names no column, so all rows would have the same prompt")
         return template
 
 
