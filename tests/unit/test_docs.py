@@ -18,10 +18,9 @@ PAGES = sorted(
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()
 )  # fmt: skip
-# Jobs whose module is named otherwise than their command.
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-COMMAND = re.compile(r"qwq-batch(?: -\S+)* ([a-z][a-z-]+)")
+COMMAND = re.compile(r"(?<!-n )qwq-batch(?: -\S+)* ([a-z][a-z-]+)")
 CODE = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
 
 
