@@ -35,7 +35,6 @@ BRANCHES = (
     ast.AsyncFor,
     ast.While,
     ast.ExceptHandler,
-    ast.comprehension,
     ast.match_case,
 )
 LONG_SENTENCE = 40
