@@ -1,7 +1,7 @@
 """Take the README's picture of the report page: its upper part, in Chromium, light theme.
 
-    qwq-batch report out/demo
-    python -m infra.docs.figure report.html
+qwq-batch report out/demo
+python -m infra.docs.figure report.html
 """
 
 import sys
