@@ -53,7 +53,7 @@ def _section(name: str, model: Schema, definitions: Schema, remark: str = "") ->
             f"`{path}`",
             _accepted(field),
             _default(path, field, required),
-            _one_line(field.get("description", "")),
+            _sentence(field.get("description", "")),
         )
         yield f"| {' | '.join(_escaped(cell) for cell in cells)} |"
     yield ""
@@ -89,12 +89,12 @@ def _variant(schema: Schema) -> str:
         return ", ".join(_value(value) for value in schema["enum"])
     if "const" in schema:
         return _value(schema["const"])
-    kind = schema.get("type", "any value")
+    kind = str(schema.get("type", "any value"))
     if kind == "array":
         return f"list of {_variant(schema.get('items', {}))}"
-    if kind not in ("integer", "number"):
-        return {"string": "text", "boolean": "true, false", "object": "mapping"}.get(kind, kind)
-    return " ".join(("whole number" if kind == "integer" else "number", *_bounds(schema)))
+    if kind in ("integer", "number"):
+        return " ".join(("whole number" if kind == "integer" else kind, *_bounds(schema)))
+    return {"string": "text", "boolean": "true, false", "object": "mapping"}.get(kind, kind)
 
 
 def _bounds(schema: Schema) -> Iterator[str]:
@@ -113,7 +113,9 @@ def _default(path: str, field: Schema, required: bool) -> str:
         return "required"
     section, _, name = path.partition(".")
     if section == "sampling":
-        by_preset = {p: getattr(preset.sampling, name) for p, preset in PRESETS.items()}
+        by_preset: dict[str, object] = {
+            key: getattr(preset.sampling, name) for key, preset in PRESETS.items()
+        }
         return _by_preset(by_preset)
     return _value(field.get("default"))
 
@@ -137,6 +139,15 @@ def _value(value: object) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.replace("``", "`").split())
+
+
+def _sentence(text: str) -> str:
+    """A description with a capital letter and a full stop; names keep their spelling."""
+    text = _one_line(text)
+    first = text.partition(" ")[0]
+    if first.isalpha() and first.islower():
+        text = text[0].upper() + text[1:]
+    return text if not text or text.endswith((".", "?", ")")) else f"{text}."
 
 
 def _escaped(cell: str) -> str:
