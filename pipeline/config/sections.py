@@ -275,8 +275,7 @@ class AnswerConfig(Section):
 class SimulatedConfig(Section):
     """The simulated engine: no model, for scheduling and fault tests.
 
-    It takes a step for one token of each running sequence; the seconds of a step are the sum of
-    what follows.
+    A step generates one token of each running sequence. It takes the sum of the seconds below.
     """
 
     tokens_median: Annotated[int, Field(ge=1)] = 200
@@ -286,7 +285,7 @@ class SimulatedConfig(Section):
         0, description="more for each running sequence"
     )
     seconds_per_kv_token: Annotated[float, Field(ge=0)] = Field(
-        0, description="more for each token of their contexts, which is read from the KV cache"
+        0, description="more for each token of their contexts, read from the KV cache"
     )
     seconds_per_prompt_token: Annotated[float, Field(ge=0)] = Field(
         0, description="prefill, during which the others wait; of carried tokens too"
@@ -296,7 +295,7 @@ class SimulatedConfig(Section):
         description="a file: the first engine to see it removes it and dies; a folder: all die",
     )
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that think in circles until they are ended"
+        0, description="the share of traces that loop until the pipeline ends them"
     )
     endless: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="the share of traces that think until sampling.max_tokens, of new things"
@@ -318,15 +317,13 @@ class SimulatedConfig(Section):
     )
 
 
-# The engine argument of vLLM that says what its ranks are: ``mp``, processes; ``ray``, actors.
-BACKEND = "distributed_executor_backend"
-
-
 class EngineConfig(Section):
-    """The engines: how many, how large, on what, and vLLM's own arguments."""
+    """The engines: their kind, how many, how large, on what, and each kind's own settings."""
 
-    # none: what `pipeline.execution.context_tiers` gives to rows that no engine can run.
-    kind: Literal["vllm", "simulated", "none"] = "vllm"
+    kind: str = Field(
+        "vllm", description="simulated: no model, for scheduling and fault tests; an engine of "
+        "your own: its import path, package.module:OBJECT"
+    )  # fmt: skip
     device: Literal["gpu", "cpu"] = "gpu"
     replicas: Annotated[int, Field(ge=1)] = 1
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
@@ -344,32 +341,14 @@ class EngineConfig(Section):
     )  # fmt: skip
     vllm: dict[str, Any] = Field(default_factory=dict, description="vLLM's AsyncEngineArgs")
     simulated: SimulatedConfig = SimulatedConfig()
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _some_engine(cls, kind: Any) -> Any:
-        if kind not in ("vllm", "simulated"):
-            raise ValueError("must be vllm or simulated")
-        return kind
-
-    @model_validator(mode="after")
-    def _only_what_cpus_can(self) -> Self:
-        if self.kind == "vllm" and self.device == "cpu":
-            if self.pipeline_parallel > 1:
-                raise ValueError("pipeline_parallel: vLLM can't on CPUs; set tensor_parallel")
-            if self.vllm.get(BACKEND) == "ray":
-                raise ValueError(f"vllm.{BACKEND}: vLLM has no Ray backend on CPUs; remove it")
-        return self
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings of an engine of your own, which checks them"
+    )
 
     @property
     def ranks(self) -> int:
         """GPUs (or CPU processes) of one engine."""
         return self.tensor_parallel * self.pipeline_parallel
-
-    @property
-    def over_nodes(self) -> bool:
-        """Whether an engine's GPUs may be on several nodes."""
-        return self.device == "gpu" and self.vllm.get(BACKEND) == "ray"
 
 
 class LimitsConfig(Section):
