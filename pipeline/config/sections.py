@@ -278,42 +278,50 @@ class SimulatedConfig(Section):
     A step generates one token of each running sequence. It takes the sum of the seconds below.
     """
 
-    tokens_median: Annotated[int, Field(ge=1)] = 200
-    tokens_sigma: Annotated[float, Field(ge=0)] = 0.75
-    seconds_per_token: Annotated[float, Field(ge=0)] = Field(0.0002, description="each step")
+    tokens_median: Annotated[int, Field(ge=1)] = Field(
+        200, description="Median tokens of a trace; lengths are log-normal."
+    )
+    tokens_sigma: Annotated[float, Field(ge=0)] = Field(
+        0.75, description="Standard deviation of the logarithm of the lengths."
+    )
+    seconds_per_token: Annotated[float, Field(ge=0)] = Field(
+        0.0002, description="Seconds of each step."
+    )
     seconds_per_sequence: Annotated[float, Field(ge=0)] = Field(
-        0, description="more for each running sequence"
+        0, description="More seconds for each running sequence."
     )
     seconds_per_kv_token: Annotated[float, Field(ge=0)] = Field(
-        0, description="more for each token of their contexts, read from the KV cache"
+        0, description="More seconds for each token of their contexts, read from the KV cache."
     )
     seconds_per_prompt_token: Annotated[float, Field(ge=0)] = Field(
-        0, description="prefill, during which the others wait; of carried tokens too"
+        0,
+        description="Seconds of prefill for each prompt or carried token; other sequences wait.",
     )
     dies_with: str | None = Field(
         None,
-        description="a file: the first engine to see it removes it and dies; a folder: all die",
+        description="A file: the first engine that sees it removes it and dies. A folder: all die.",
     )
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that loop until the pipeline ends them"
+        0, description="Share of traces that loop until the pipeline ends them."
     )
     endless: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that think until sampling.max_tokens, of new things"
+        0,
+        description="Share of traces that think until `sampling.max_tokens` without repetition.",
     )
     mixes: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that slip into Chinese"
+        0, description="Share of traces that slip into Chinese."
     )
     right: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that answer 42 rather than any number"
+        0, description="Share of traces that answer 42 rather than any number."
     )
     dies_of: str | None = Field(
-        None, description="an engine that gets a prompt with this text dies"
+        None, description="An engine that gets a prompt with this text dies."
     )
     varies: bool = Field(
-        False, description="text of its own each time, as from an engine with other neighbours"
+        False, description="Other text each time, as from an engine with other running sequences."
     )
     log: str | None = Field(
-        None, description="a file to which each engine appends what it generates, as JSON lines"
+        None, description="A file to which each engine appends what it generates, as JSON lines."
     )
 
 
@@ -321,28 +329,43 @@ class EngineConfig(Section):
     """The engines: their kind, how many, how large, on what, and each kind's own settings."""
 
     kind: str = Field(
-        "vllm", description="simulated: no model, for scheduling and fault tests; an engine of "
-        "your own: its import path, package.module:OBJECT"
-    )  # fmt: skip
-    device: Literal["gpu", "cpu"] = "gpu"
-    replicas: Annotated[int, Field(ge=1)] = 1
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+        "vllm",
+        description="`vllm`; `simulated`, an engine without a model for scheduling and fault tests; "
+        "or an engine of your own, as `package.module:OBJECT`.",
+    )
+    device: Literal["gpu", "cpu"] = Field("gpu", description="What the engines run on.")
+    replicas: Annotated[int, Field(ge=1)] = Field(1, description="Number of engines.")
+    tensor_parallel: Annotated[int, Field(ge=1)] = Field(
+        1, description="GPUs (or CPU processes) that share each layer of one engine."
+    )
+    pipeline_parallel: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Pipeline stages of one engine, each with `tensor_parallel` GPUs; on several "
+        "nodes if none has enough GPUs.",
+    )
     context: Literal["native", "auto"] = Field(
-        "native", description="auto: rows too long for the model's own context run with YaRN"
+        "native",
+        description="`auto`: rows too long for the model's own context run on engines with YaRN.",
     )
     block_rows: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rows that become durable at once; None: as many as sampling.max_tokens "
-        "lets make 60,000 tokens, 256 at most"
-    )  # fmt: skip
+        None,
+        description="Rows that become durable together. Default: as many as `sampling.max_tokens` "
+        "lets make 60,000 tokens (1 with 32,768), 256 at most.",
+    )
     rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rows at one engine at a time; None: as many as keep its slots "
-        "(max_num_seqs) full though blocks hold their places"
-    )  # fmt: skip
-    vllm: dict[str, Any] = Field(default_factory=dict, description="vLLM's AsyncEngineArgs")
+        None,
+        description="Rows at one engine at a time. Default: as many as keep its `max_num_seqs` "
+        "slots full (80 for 64 slots, with blocks of one row).",
+    )
+    vllm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any of vLLM's engine arguments, by its own names: `quantization`, "
+        "`speculative_config`, `load_format`, `max_model_len` … Names are checked before anything "
+        "starts.",
+    )
     simulated: SimulatedConfig = SimulatedConfig()
     options: dict[str, Any] = Field(
-        default_factory=dict, description="settings of an engine of your own, which checks them"
+        default_factory=dict, description="Settings of an engine of your own, which checks them."
     )
 
     @property
