@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.engines import engine_type
 from pipeline.errors import OutputError, RowError
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
@@ -63,8 +64,7 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
         f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
         f"each, in blocks of {block_rows}"
     )
-    if engine.vllm:
-        yield f"vllm      {json.dumps(engine.vllm)}"
+    yield from engine_type(engine).plan_lines(engine)
     yield from _tier_lines(prepared, plan)
     policy = {key: value for key, value in vars(config.policy).items() if value is not None}
     yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
