@@ -7,7 +7,6 @@ other seeds or other values are told from those it was made of.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import groupby, product
 from typing import Any, NoReturn
@@ -16,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
-from pipeline.input.shards import FOOTER_THREADS, find_shards, read_rows
+from pipeline.input.shards import find_shards, read_rows
 from pipeline.planning import Part, Range, split_parts
-from pipeline.storage import Storage
+from pipeline.storage import Storage, map_in_threads
 
 MADE_OF, SEEDS = b"qwq-batch.seeds", "seeds"
 Values = Mapping[str, Sequence[str | int | float]]
@@ -122,8 +121,7 @@ class PromptShards:
         """Raise `OutputError` if shards are there that were made of something else."""
         there, touched = self._written(), []
         found = [part for part in self._parts if part.name in there]
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            footers = list(pool.map(self._footer, found))
+        footers = list(map_in_threads(self._footer, found))
         for part, before in zip(found, footers, strict=True):
             now = self._made_of(part)
             touched += [part] if before.get(SEEDS) != now[SEEDS] else []

@@ -212,7 +212,7 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Expor
         return exported
     manifest = prepared.ledger.manifest()
     assert manifest is not None
-    settings = {**manifest["settings"], SAMPLES: passes.samples_there(prepared.ledger)}
+    settings = {**manifest["settings"], SAMPLES: passes.samples_per_row(prepared.ledger)}
     known = prepared.ledger.passes(prepared.ledger.listing())
     text = card(
         samples.tally, exported, settings, manifest["versions"],

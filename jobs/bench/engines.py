@@ -27,7 +27,7 @@ import yaml
 
 from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
-from pipeline.output.layout import sort_listing
+from pipeline.output.layout import parse_listing
 from pipeline.prompts.tokenizer import resolve_model
 from pipeline.storage import Storage
 
@@ -244,11 +244,11 @@ class LedgerRows:
         """How many there are now."""
         if not self._folder.exists():
             return 0
-        found = sort_listing(Storage(str(self._folder)).files())
-        done = found.parts()
+        found = parse_listing(Storage(str(self._folder)).files())
+        done = found.finished_parts()
         fragments = (
             stop - start
-            for part, spans in found.covered(0).items()
+            for part, spans in found.durable_ranges(0).items()
             if part not in done
             for start, stop in spans
         )

@@ -72,7 +72,7 @@ def measured(at: str) -> dict[str, Any]:
     job.ledger.open_run(job.settings, software_versions())
     job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
     [run_pass] = passes.to_run(job.ledger, run.policy.n)
-    plan = passes.plan(job.ledger, job.parts, run_pass)
+    plan = passes.plan_pass(job.ledger, job.parts, run_pass)
     source = PromptSource(plan.todo, run_pass.samples, run.input.path, job.prompts)
     tasks = source.get_read_tasks(source.read_tasks)
     return {

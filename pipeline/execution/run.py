@@ -91,7 +91,7 @@ def retry(
     with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
         run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
         execute_pass(prepared, run_pass, watch, stop)
-        samples = passes.samples_there(prepared.ledger)
+        samples = passes.samples_per_row(prepared.ledger)
     return summarize(prepared.ledger.store, prepared.parts, samples, config.policy.agree)
 
 
@@ -138,7 +138,7 @@ def execute_pass(
 
     ``only``: of these single rows.
     """
-    plan = passes.plan(prepared.ledger, prepared.parts, run_pass)
+    plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
     if only is not None:
         plan = replace(plan, todo=still_to_do(only, plan.todo))
     if plan.todo:
@@ -156,7 +156,7 @@ def execute_pass(
         stop.take_signals()
     stop.check()
     commit_leftovers(prepared, run_pass)
-    if run_pass.number and not passes.plan(prepared.ledger, prepared.parts, run_pass).todo:
+    if run_pass.number and not passes.plan_pass(prepared.ledger, prepared.parts, run_pass).todo:
         prepared.ledger.close_pass(run_pass)
 
 
@@ -249,7 +249,10 @@ def oversubscription(block_rows: int) -> float:
 def commit_leftovers(prepared: PreparedRun, run_pass: Pass) -> None:
     """Commit what is complete but was not committed, and remove fragments of finished parts."""
     listing = prepared.ledger.listing()
-    done, journal = listing.parts(run_pass.number), listing.journal.get(run_pass.number, {})
+    done, journal = (
+        listing.finished_parts(run_pass.number),
+        listing.journal.get(run_pass.number, {}),
+    )
     for part in prepared.parts:
         if part.name in done:
             if part.name in journal:

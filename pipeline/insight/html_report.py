@@ -49,7 +49,7 @@ MOST_POINTS, MOST_STRIPS, MOST_REASONS = 240, 64, 20
 def page(url: str) -> str:
     """The report of the output at ``url``; raises `OutputError` if it is none."""
     store, now = Storage(url), status(url)
-    parts = sorted(Ledger(store).listing().parts())
+    parts = sorted(Ledger(store).listing().finished_parts())
     found, runs = count(store, parts), list(all_figures(store))
     css, script = ((PAGES / f"report.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -24,7 +24,7 @@ LOOKED_AT = (
 def traces_of(prepared: PreparedRun, chosen: Iterable[Range]) -> Iterator[list[dict[str, Any]]]:
     """The traces of each chosen row that is durable, without their texts; in order."""
     listing = prepared.ledger.listing()
-    done, journal = listing.parts(), listing.journal.get(0, {})
+    done, journal = listing.finished_parts(), listing.journal.get(0, {})
     for part, pieces in groupby(chosen, key=lambda piece: piece.part):
         wanted = {piece.start for piece in pieces}
         if part.name in done:

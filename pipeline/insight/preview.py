@@ -89,7 +89,7 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
     ledger = Ledger(store)
     if ledger.manifest() is None:
         raise OutputError(f"{output} is not the output of a run (it has no manifest)")
-    parts = sorted(name for name in ledger.listing().parts() if name.endswith(PARQUET))
+    parts = sorted(name for name in ledger.listing().finished_parts() if name.endswith(PARQUET))
     left = count
     for name in parts:
         names = part_metadata(store, name)["columns"]

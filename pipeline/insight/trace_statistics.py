@@ -5,7 +5,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.monitor.figures import STEPS_AN_OCTAVE
-from pipeline.output.parts import known_columns, part_metadata
+from pipeline.output.parts import known_columns, part_metadata, read_footers
 from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
-from pipeline.storage import Storage
+from pipeline.storage import Storage, map_in_threads
 
 COUNTED = (
     "sample", "state", "think_tokens", "answer_tokens", "prompt_tokens", "wasted_tokens",
@@ -27,7 +26,6 @@ COUNTED = (
 WITHOUT_RAW = tuple(name for name in TRACE_COLUMNS if name != "raw")
 # Traces to look at: so many of each state, from so many parts, since a part is read whole for it.
 TRACES_A_STATE, PARTS_LOOKED_AT = 40, 16
-PARTS_AT_ONCE = 16
 
 
 @dataclass
@@ -96,16 +94,14 @@ def count(store: Storage, parts: Sequence[str]) -> TraceStatistics:
         with store.open(name) as file:
             return known_columns(pq.ParquetFile(file), names, COUNTED)
 
-    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        for start in range(0, len(parts), PARTS_AT_ONCE):  # no more of them in memory
-            for table in pool.map(read, parts[start : start + PARTS_AT_ONCE]):
-                found.add(table)
+    for table in map_in_threads(read, parts):
+        found.add(table)
     return found
 
 
 def examples(store: Storage, parts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Some traces of each state, drawn at random but always the same, with their part's name."""
-    metadata = {name: part_metadata(store, name) for name in parts}
+    metadata = dict(zip(parts, read_footers(store, parts), strict=True))
     chosen = _parts_to_look_at(
         {name: found["summary"]["states"] for name, found in metadata.items()}
     )
