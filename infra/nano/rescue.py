@@ -13,7 +13,6 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ async def second_pass() -> tuple[int, int]:
     await engine.generate(Request("first", prompt, (), config.policy, 1), keep)
     so_far.close(maker.closing, ClosedBy.LOOP)
     carried = so_far.token_ids.tolist()
-    policy = replace(config.policy, max_tokens=len(carried) + 50)
+    policy = config.policy.model_copy(update={"max_tokens": len(carried) + 50})
     before = engine.prompt_tokens, engine.cached_tokens
     await engine.generate(Request("second", prompt, carried, policy, 1), keep)
     found = engine.prompt_tokens - before[0], engine.cached_tokens - before[1]

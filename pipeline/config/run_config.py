@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.sections import (
     AnswerConfig,
@@ -15,10 +15,9 @@ from pipeline.config.sections import (
     PricesConfig,
     PromptConfig,
     RayConfig,
-    SamplingConfig,
     Section,
-    ThinkingConfig,
 )
+from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
 from pipeline.reasoning.think_format import ThinkFormat
 
@@ -43,20 +42,32 @@ class RunConfig(Section):
     output: OutputConfig
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    thinking: ThinkingConfig = ThinkingConfig()
+    sampling: SamplingPolicy = Field(SamplingPolicy(), validate_default=True)
+    thinking: ThinkingPolicy = ThinkingPolicy()
     answer: AnswerConfig = AnswerConfig()
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
     prices: PricesConfig = PricesConfig()
     ray: RayConfig = RayConfig()
 
+    @field_validator("sampling")
+    @classmethod
+    def _with_preset_values(cls, sampling: SamplingPolicy, info: ValidationInfo) -> SamplingPolicy:
+        """The preset's value for every parameter that the config does not set.
+
+        ``model_fields_set`` stays what the config sets: jobs may decide the rest.
+        """
+        model = info.data.get("model")
+        if model is None:  # it has an error of its own
+            return sampling
+        given = sampling.model_dump(exclude_unset=True)
+        values = {**dict(PRESETS[model.preset].sampling), **given}
+        return SamplingPolicy.model_construct(_fields_set=set(given), **values)
+
     @property
     def policy(self) -> SamplingPolicy:
-        """The preset's sampling policy with this run's overrides."""
-        preset = PRESETS[self.model.preset].sampling
-        overrides = self.sampling.model_dump(exclude_none=True)
-        return SamplingPolicy(**{**preset.__dict__, **overrides})
+        """The sampling policy."""
+        return self.sampling
 
     @property
     def think_format(self) -> ThinkFormat:

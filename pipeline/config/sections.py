@@ -11,7 +11,6 @@ from pipeline.answers.formats import AnswerFormat
 from pipeline.answers.json_schema import JsonForm, form_of
 from pipeline.config.locations import Location
 from pipeline.prompts.template import columns_of
-from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PresetName
 from pipeline.schema import TRACE_COLUMNS
 
@@ -135,63 +134,6 @@ class PromptConfig(Section):
         if template is not None and not columns_of(template):
             raise ValueError("names no column, so that all rows would have the same prompt")
         return template
-
-
-class SamplingConfig(Section):
-    """Overrides of the preset's sampling policy; None keeps the preset's value."""
-
-    n: Annotated[int, Field(ge=1, le=4096)] | None = None
-    agree: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="draw a row's samples until so many agree, n at most; None: always n"
-    )
-    temperature: Annotated[float, Field(ge=0.05, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _not_greedy(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and value == 0:
-            raise ValueError("0 is greedy decoding, with which reasoning models loop; QwQ has 0.6")
-        return value
-
-    @field_validator("top_k")
-    @classmethod
-    def _not_one(cls, value: int | None) -> int | None:
-        if value == 1:
-            raise ValueError(
-                "1 is greedy decoding, with which reasoning models loop; QwQ has 20 to 40"
-            )
-        return value
-
-
-class ThinkingConfig(Section):
-    """How long a trace may think, and what is done about one that does not come to an end."""
-
-    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="thinking is closed after so many; None: what sampling.max_tokens leaves"
-    )
-    rescue: bool = Field(True, description="close thinking that runs out or loops, and answer")
-    answer_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048, description="for the answer after thinking was closed"
-    )
-    detect_loops: bool = Field(True, description="end a trace that goes in circles")
-    loop_retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        1, description="how often a trace that goes in circles begins again, before it is closed"
-    )
-    loop_presence_penalty: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.5, description="with at least this presence penalty"
-    )
-
-    @property
-    def policy(self) -> ThinkingPolicy:
-        """The same for `pipeline.reasoning.policy`."""
-        return ThinkingPolicy(**self.model_dump())
 
 
 class AnswerConfig(Section):

@@ -228,7 +228,8 @@ class VllmEngine:
         """Generate a token by the schema first: else each row would think before it is refused."""
         async with self._checking:
             if self._unchecked is not None:
-                trial = Request("schema", (0,), (), replace(policy, max_tokens=1), 0)
+                one_token = policy.model_copy(update={"max_tokens": 1})
+                trial = Request("schema", (0,), (), one_token, 0)
                 try:
                     await self._try(replace(trial, schema=self._unchecked), [], lambda _: False)
                 except RequestRejectedError as error:
@@ -241,19 +242,14 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        policy, grammar = request.policy, None
+        grammar = None
         if request.schema is not None:
             schema = json.loads(request.schema)
             spacing = {**SPACING, **schema.get("x-guidance", {})}
             grammar = StructuredOutputsParams(json={**schema, "x-guidance": spacing})
         return SamplingParams(
+            **request.policy.engine_parameters,
             n=1,
-            temperature=policy.temperature,
-            top_p=policy.top_p,
-            top_k=policy.top_k,
-            min_p=policy.min_p,
-            presence_penalty=policy.presence_penalty,
-            repetition_penalty=policy.repetition_penalty,
             max_tokens=max_tokens,
             seed=seed,
             stop_token_ids=None if request.stop_id is None else [request.stop_id],

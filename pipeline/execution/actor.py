@@ -142,7 +142,7 @@ class EngineActor:
         self._renderer = PromptRenderer(tokenizer, context, config.think_format)
         self._trace_policy = TracePolicy(
             config.policy,
-            config.thinking.policy,
+            config.thinking,
             context,
             self._maker.closing,
             self._maker.is_closed,

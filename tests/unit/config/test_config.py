@@ -170,6 +170,32 @@ def test_preset_values_stand_unless_overridden() -> None:
     assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
 
 
+@pytest.mark.parametrize(("preset", "top_k"), [("qwq-32b", 40), ("qwen2", -1)])
+def test_null_and_silence_keep_the_presets_value_and_leave_it_to_jobs(
+    preset: str, top_k: int
+) -> None:
+    model = {"path": "qwq-nano", "preset": preset}
+    sampling = {"top_k": None, "temperature": 0.7, "agree": None}
+    for given in ({"sampling": sampling}, {}):
+        policy = parse_config({**MINIMAL, "model": model, **given}).sampling
+        assert (policy.top_k, policy.agree, policy.max_tokens) == (top_k, None, 32_768)
+        assert policy.model_fields_set == ({"temperature"} if given else set())
+
+
+def test_manifest_names_the_policies_as_outputs_on_disk_do() -> None:
+    settings = run_settings(parse_config(MINIMAL), PromptColumns("prompt"), "")
+    policies = {k: v for k, v in settings.items() if k.startswith(("sampling.", "thinking."))}
+    assert list(policies.items()) == [
+        ("sampling.n", 1), ("sampling.temperature", 0.6), ("sampling.top_p", 0.95),
+        ("sampling.top_k", 40), ("sampling.min_p", 0.0), ("sampling.presence_penalty", 0.0),
+        ("sampling.repetition_penalty", 1.0), ("sampling.max_tokens", 32_768),
+        ("sampling.seed", 0), ("sampling.agree", None), ("thinking.budget_tokens", None),
+        ("thinking.rescue", True), ("thinking.answer_tokens", 2048),
+        ("thinking.detect_loops", True), ("thinking.loop_retries", 1),
+        ("thinking.loop_presence_penalty", 0.5),
+    ]  # fmt: skip
+
+
 def test_format_takes_the_place_of_the_presets() -> None:
     def run(**model: Any) -> RunConfig:
         return parse_config({**MINIMAL, "model": {"path": "qwq-nano", **model}})
