@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from datasketch import MinHash
 
 from jobs.job import tables
-from pipeline.answers.formats import AnswerFormat, is_correct
+from pipeline.answers.base import AnswerFormat
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
 from pipeline.prompts.render import TableRow, row_messages
@@ -79,7 +79,7 @@ def rejection(trace: Mapping[str, Any], rules: Rules, answer_format: AnswerForma
         return "wrong"
     if rules.min_agreement is not None and trace["correct"] is None:
         agreed = trace["agreement"] >= np.float32(rules.min_agreement)
-        if not agreed or not is_correct(trace["parsed"], trace["vote"], answer_format):
+        if not agreed or not answer_format.is_correct(trace["parsed"], trace["vote"]):
             return "disagrees"
     tokens = sum(trace[name] or 0 for name in TOKENS)
     if rules.max_tokens is not None and tokens > rules.max_tokens:
@@ -151,6 +151,7 @@ class Samples:
         self.store, self.parts, self.tally = Storage(folder), list[str](), Tally()
         self.names = {name: run.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
         self._run, self._rules = run, rules
+        self._answer_format = run.config.answer.load_format()
         threshold = rules.near_duplicate
         self._duplicates = None if threshold is None else Duplicates(threshold)
 
@@ -185,8 +186,8 @@ class Samples:
         """Why it is rejected, and what it repeats; both counted."""
         names = self.names
         trace = {key: cells[names[key]] for key in JUDGED_BY}
-        tally, config, repeated = self.tally, self._run.config, None
-        reason = rejection(trace, self._rules, config.answer.format)
+        tally, repeated = self.tally, None
+        reason = rejection(trace, self._rules, self._answer_format)
         if reason is None and self._duplicates is not None:
             messages = row_messages(cells, self._run.columns, None, None)
             prompt = "\n".join(f"{m['role']}: {m['content']}" for m in messages)

@@ -19,6 +19,7 @@ from jobs.card import card, dataset_info, in_bytes
 from jobs.chats import Exported, export
 from jobs.job import Job, generate, job_parser
 from jobs.seeds import PromptShards
+from pipeline.answers.formats import parsed_formats
 from pipeline.cli import exit_with
 from pipeline.config.load import load_as
 from pipeline.config.run_config import RunConfig
@@ -98,8 +99,9 @@ class Synthesis(Job):
                 f"synthesize.expand has {', '.join(unused)}, which prompt.template does not name, "
                 "so that each of its values would make the same prompt"
             )
-        if self.synthesize.min_agreement is not None and self.answer.format == "text":
-            raise ValueError("synthesize.min_agreement needs an answer.format: boxed, choice, json")
+        is_parsed = self.answer.load_format().is_parsed
+        if self.synthesize.min_agreement is not None and not is_parsed:
+            raise ValueError(f"synthesize.min_agreement needs an answer.format: {parsed_formats()}")
         return self
 
     @property

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.answers.formats import vote
+from pipeline.answers.formats import answer_format
 from pipeline.errors import OutputError
 from pipeline.output.layout import JournalEntry
 from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
@@ -129,13 +129,14 @@ class PartSummary:
 def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
     """``table`` with what the samples of each row agree on; whole rows, with their numbers."""
     names, kind = metadata["columns"], metadata["settings"].get("answer.format", "text")
-    if kind == "text" or not table.num_rows:
+    answers = answer_format(kind)
+    if not answers.is_parsed or not table.num_rows:
         return table
     rows, parsed = table[ROW_COLUMN].to_pylist(), table[names["parsed"]].to_pylist()
-    said: dict[int, list[str | None]] = {}
-    for row, answer in zip(rows, parsed, strict=True):
-        said.setdefault(row, []).append(answer)
-    votes = {row: vote(answers, kind) for row, answers in said.items()}
+    by_row: dict[int, list[str | None]] = {}
+    for row, value in zip(rows, parsed, strict=True):
+        by_row.setdefault(row, []).append(value)
+    votes = {row: answers.vote(values) for row, values in by_row.items()}
     columns = zip(*(votes[row] for row in rows), strict=True)
     for name, values in zip(("vote", "agreement"), columns, strict=True):
         at = table.column_names.index(names[name])

@@ -66,6 +66,12 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
         ("nonsense", "--set takes key=value"),
         ("model=", "model: "),
+        (
+            "answer.format=boxd",
+            "answer.format: unknown name boxd; did you mean boxed? (accepted: tex",
+        ),
+        ("answer.format=no_such:A", "answer.format: no_such:A can't be loaded: No module"),
+        ("answer.format=math:pi", "answer.format: math:pi is not a subclass of pipeline.answers."),
         ("answer.format=json", "answer: format json needs json_schema: a JSON Schema, a file"),
         ("answer.json_schema={}", "answer: json_schema needs format: json, not text"),
         ("answer={format: json, json_schema: {type: 7}}", "json_schema is not a JSON Schema: 7"),
@@ -139,16 +145,17 @@ def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
     for source in (schema, str(file)):
         answer = {"format": "json", "json_schema": source}
         config = parse_config({**MINIMAL, "answer": answer, "prompt": {"suffix": "json"}})
-        assert config.answer.json_form == JsonForm(schema)
+        assert config.answer.load_format().form == JsonForm(schema)
         assert config.suffix_text is not None
         assert config.suffix_text.endswith(
             ': {"type":"object","properties":{"label":{"enum":["a","😀"]}}}'
         )
         assert list(config.warnings) == []
-    model = "tests.unit.answers.test_formats:Sum"
+    model = "tests.unit.answers.test_json:Sum"
     config = parse_config({**MINIMAL, "answer": {"format": "json", "json_schema": model}})
-    assert config.answer.json_form is not None
-    assert config.answer.json_form.schema["required"] == ["value"]
+    form = config.answer.load_format().form
+    assert form is not None
+    assert form.schema["required"] == ["value"]
     assert list(config.warnings) == [
         "answer.format is json, and no prompt.suffix asks for it; unless your prompts do, set "
         "prompt.suffix=json"

@@ -18,6 +18,7 @@ from jobs.card import UNKNOWN, card, dataset_info
 from jobs.chats import Exported, conversation, export_schema, spoken
 from jobs.seeds import PromptShards, expanded
 from jobs.synthesize import Synthesis
+from pipeline.answers.boxed import Boxed
 from pipeline.config.load import parse_as, parse_config
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.planning import Pass
@@ -161,7 +162,7 @@ GOOD: dict[str, Any] = {
 def test_first_reason_that_holds_is_told(
     trace: dict[str, Any], rules: Rules, reason: str | None
 ) -> None:
-    assert rejection({**GOOD, **trace}, rules, "boxed") == reason
+    assert rejection({**GOOD, **trace}, rules, Boxed()) == reason
 
 
 def test_duplicates_have_the_same_prompt_and_nearly_the_same_text() -> None:
