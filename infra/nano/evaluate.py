@@ -32,7 +32,7 @@ from infra.nano.tasks import (
     unseen_question,
     unseen_tasks,
 )
-from pipeline.answers.formats import boxed, choice
+from pipeline.answers.formats import answer_format
 from pipeline.config.load import parse_config
 from pipeline.execution import run as flow
 
@@ -90,7 +90,7 @@ def is_right(trace: dict[str, Any]) -> bool:
             return list(map(str, json.loads(answer).values())) == [trace["expected"]]
         except (ValueError, AttributeError):
             return False
-    found = choice(answer) if kind == "choice" else boxed(answer)
+    found = answer_format("choice" if kind == "choice" else "boxed").parse(answer)
     return found is not None and found == trace["expected"]
 
 

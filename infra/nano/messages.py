@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.label import LabelSection
-from pipeline.config.run_config import SUFFIXES
+from pipeline.answers.json import Json
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.render import row_messages
 
@@ -121,7 +121,7 @@ def section(rng: random.Random) -> LabelSection:
 def prompt(label: LabelSection, text: str) -> str:
     """The user turn that `jobs.label` makes of ``text``."""
     columns = PromptColumns(template=label.template)
-    suffix = SUFFIXES["json"].replace("{schema}", label.form.text)
+    suffix = Json(label.form).suffix
     content: str = row_messages({label.text_column: text}, columns, None, suffix)[0]["content"]
     return content
 

@@ -13,7 +13,6 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +135,10 @@ async def second_pass() -> tuple[int, int]:
         so_far.report(new)
         return False
 
-    await engine.generate(Request("first", prompt, (), config.policy, 1), keep)
+    await engine.generate(Request("first", prompt, (), config.sampling, 1), keep)
     so_far.close(maker.closing, ClosedBy.LOOP)
     carried = so_far.token_ids.tolist()
-    policy = replace(config.policy, max_tokens=len(carried) + 50)
+    policy = config.sampling.model_copy(update={"max_tokens": len(carried) + 50})
     before = engine.prompt_tokens, engine.cached_tokens
     await engine.generate(Request("second", prompt, carried, policy, 1), keep)
     found = engine.prompt_tokens - before[0], engine.cached_tokens - before[1]

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration, as `pipeline.config.load` reads them; no I/O but a schema's."""
+"""The sections of a run's configuration; no I/O, except that a schema may be in a file."""
 
 import difflib
 import re
@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.answers.formats import AnswerFormat
-from pipeline.answers.json_schema import JsonForm, form_of
+from pipeline.answers.base import AnswerFormat
+from pipeline.answers.formats import answer_format, parsed_formats
+from pipeline.answers.json_schema import form_of
 from pipeline.config.locations import Location
 from pipeline.prompts.template import columns_of
-from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PresetName
 from pipeline.schema import TRACE_COLUMNS
 
@@ -178,98 +178,54 @@ class PromptConfig(Section):
         return template
 
 
-class SamplingConfig(Section):
-    """Overrides of the preset's sampling policy; None keeps the preset's value."""
-
-    n: Annotated[int, Field(ge=1, le=4096)] | None = None
-    agree: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="draw a row's samples until so many agree, n at most; None: always n"
-    )
-    temperature: Annotated[float, Field(ge=0.05, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _not_greedy(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and value == 0:
-            raise ValueError("0 is greedy decoding, with which reasoning models loop; QwQ has 0.6")
-        return value
-
-    @field_validator("top_k")
-    @classmethod
-    def _not_one(cls, value: int | None) -> int | None:
-        if value == 1:
-            raise ValueError(
-                "1 is greedy decoding, with which reasoning models loop; QwQ has 20 to 40"
-            )
-        return value
-
-
-class ThinkingConfig(Section):
-    """How long a trace may think, and what is done about one that does not come to an end."""
-
-    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="thinking is closed after so many; None: what sampling.max_tokens leaves"
-    )
-    rescue: bool = Field(True, description="close thinking that runs out or loops, and answer")
-    answer_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048, description="for the answer after thinking was closed"
-    )
-    detect_loops: bool = Field(True, description="end a trace that goes in circles")
-    loop_retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        1, description="how often a trace that goes in circles begins again, before it is closed"
-    )
-    loop_presence_penalty: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.5, description="with at least this presence penalty"
-    )
-
-    @property
-    def policy(self) -> ThinkingPolicy:
-        """The same for `pipeline.reasoning.policy`."""
-        return ThinkingPolicy(**self.model_dump())
-
-
 class AnswerConfig(Section):
-    """The form in which answers are read by machines, and what they are compared with."""
+    """The format in which programs read the answers, and the column to compare them with."""
 
-    format: AnswerFormat = "text"
+    format: str = Field(
+        "text", description="text (not read by programs), boxed, choice, json, or a format of your "
+        "own as package.module:CLASS"
+    )  # fmt: skip
     json_schema: dict[str, Any] | str | None = Field(
         None,
-        description="of JSON answers: a JSON Schema, a file that holds one, or a pydantic model as "
-        "package.module:Class",
+        description="with format json: a JSON Schema, a file that holds one, or a pydantic model "
+        "as package.module:CLASS",
     )
-    reference_column: str | None = Field(None, description="the input column with the right answer")
+    reference_column: str | None = Field(
+        None, description="the input column with the right answer; not with format text"
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        answer_format(name)
+        return name
 
     @model_validator(mode="after")
-    def _has_a_form(self) -> Self:
-        if self.reference_column is not None and self.format == "text":
-            raise ValueError("reference_column needs a format: boxed, choice or json")
-        if self.format == "json" and self.json_schema is None:
+    def _goes_together(self) -> Self:
+        kind = answer_format(self.format)
+        if self.reference_column is not None and not kind.is_parsed:
+            raise ValueError(f"reference_column needs a format: {parsed_formats()}")
+        if kind.needs_schema and self.json_schema is None:
             raise ValueError(
-                "format json needs json_schema: a JSON Schema, a file that holds one, or a "
-                "pydantic model as package.module:Class"
+                f"format {self.format} needs json_schema: a JSON Schema, a file that holds one, or "
+                "a pydantic model as package.module:Class"
             )
-        if self.format != "json" and self.json_schema is not None:
+        if self.json_schema is not None and not kind.needs_schema:
             raise ValueError(f"json_schema needs format: json, not {self.format}")
-        if self.json_form is not None:
-            self.json_form.check()
+        form = self.load_format().form
+        if form is not None:
+            form.check()
         return self
 
-    @property
-    def json_form(self) -> JsonForm | None:
-        """The schema itself, from wherever it is; None for other formats."""
-        return None if self.json_schema is None else form_of(self.json_schema)
+    def load_format(self) -> AnswerFormat:
+        """The format, with its schema; raises `ValueError` if this process can't load either."""
+        form = None if self.json_schema is None else form_of(self.json_schema)
+        return answer_format(self.format, form)
 
     @property
     def schema_text(self) -> str | None:
-        """The schema as compact JSON text."""
-        return None if self.json_form is None else self.json_form.text
+        """The JSON Schema that answers are generated by, as compact text; None: they are free."""
+        return self.load_format().schema
 
 
 class SimulatedConfig(Section):

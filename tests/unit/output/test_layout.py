@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from pipeline.output.layout import (
     checkpoint_name,
+    contiguous,
     fragment_name,
     parse_journal_name,
-    contiguous,
     parse_listing,
 )
 from pipeline.planning import PartRef
