@@ -127,7 +127,7 @@ def line(case: str, policy: str, traces: Sequence[dict[str, Any]]) -> str:
 async def second_pass() -> tuple[int, int]:
     """The prompt tokens of the second pass of a rescue, and how many of them were cached."""
     config = parse_config(CONFIG)
-    engine = VllmEngine(config, 8)
+    engine = VllmEngine(config)
     maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
         [{"role": "user", "content": "Go round in circles about time."}],

@@ -25,7 +25,7 @@ from pipeline.execution.cluster import (
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
 from pipeline.execution.pilot import still_to_do, stratified_rows
-from pipeline.execution.placement import EnginePlacements, with_backend
+from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.prompt_lengths import by_tier
 from pipeline.execution.shutdown import Shutdown
@@ -37,7 +37,7 @@ from pipeline.monitor.figures import EnginePool
 from pipeline.monitor.history import recorded
 from pipeline.monitor.limits import Limits, RunObserver, pool_of
 from pipeline.output import lease, passes
-from pipeline.output.manifest import RETRY_MAY_CHANGE, software_versions
+from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import PartRef, Pass, Plan, Range
 
@@ -65,7 +65,7 @@ def run(
     limits = limits or Limits(config)
     watch = recorded(limits.tracking(watch), prepared.ledger.store)
     with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
-        prepared.ledger.open_run(prepared.settings, software_versions())
+        prepared.ledger.open_run(prepared.settings, prepared.versions)
         prepared.ledger.record_shards(
             prepared.shards, prepared.prompts, prepared.settings["input.path"]
         )
@@ -105,7 +105,7 @@ def pilot(config: RunConfig, rows: int, watch: RunObserver = no_observer) -> Pre
     limits = Limits(prepared.config)
     watch = recorded(limits.tracking(watch), prepared.ledger.store)
     with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
-        prepared.ledger.open_run(prepared.settings, software_versions())
+        prepared.ledger.open_run(prepared.settings, prepared.versions)
         prepared.ledger.record_shards(
             prepared.shards, prepared.prompts, prepared.settings["input.path"]
         )
@@ -169,7 +169,7 @@ def execute_tier(
     stop: Shutdown,
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
-    config = with_backend(tier.applied(prepared.config))
+    config = fitted_to_cluster(tier.applied(prepared.config))
     engine, places = config.engine, EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(plan.todo, prepared.ledger.store.url, engine_pool)
