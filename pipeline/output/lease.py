@@ -22,10 +22,9 @@ import yaml
 from pipeline.errors import LeaseHeldError, QwqBatchError
 from pipeline.output.layout import LEASE, YAML
 from pipeline.storage import Storage
-
-RENEW_SECONDS = 10.0
-EXPIRE_SECONDS = 90.0
-LOOK_SECONDS = 1.0
+from pipeline.time_limits import LEASE_EXPIRE_SECONDS as EXPIRE_SECONDS
+from pipeline.time_limits import LEASE_LOOK_SECONDS as LOOK_SECONDS
+from pipeline.time_limits import LEASE_RENEW_SECONDS as RENEW_SECONDS
 
 Lost = Callable[[QwqBatchError], None]
 
@@ -115,7 +114,7 @@ class _Lease:
             return  # it expires
 
     def _is_free(self, number: int) -> bool:
-        """RunObserver lease ``number`` until it is sure whether its holder lives."""
+        """Watch lease ``number`` until it is sure whether its holder lives."""
         first, deadline = self.read(number), time.monotonic() + EXPIRE_SECONDS
         while (found := self.read(number)) is not None and found == first:
             if found.get("released") or _is_dead(found) or time.monotonic() > deadline:
