@@ -69,11 +69,10 @@ def measured(at: str) -> dict[str, Any]:
     started, before = time.monotonic(), time.process_time()
     run = config(at)
     job = prepare(run)
-    job.ledger.open_run(job.settings, software_versions())
-    job.ledger.record_shards(job.shards, job.prompts, job.settings["input.path"])
+    job.open_output()
     [run_pass] = passes.to_run(job.ledger, run.policy.n)
     plan = passes.plan(job.ledger, job.parts, run_pass)
-    source = PromptSource(plan.todo, run_pass.samples, run.input.path, job.prompts)
+    source = PromptSource(job.context(run_pass), plan.todo)
     tasks = source.get_read_tasks(source.read_tasks)
     return {
         "rows": plan.rows, "rows_todo": plan.rows_todo, "read_tasks": len(tasks),

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-import ray
 import yaml
 
 from jobs.bench.engines import Bench, Setting
@@ -67,10 +66,10 @@ def measure(path: str) -> dict[str, float]:
 
         def look() -> None:
             while not over.wait(POLL_SECONDS):
-                snapshot = ray.get(coordinator.snapshot.remote())
+                snapshot = coordinator.snapshot()
                 if snapshot.engines:
                     mark("first_engine")
-                if snapshot.engines >= config.engine.replicas:
+                if len(snapshot.engines) >= config.engine.replicas:
                     mark("all_engines")
                 if snapshot.totals.spent_tokens:
                     mark("first_token")

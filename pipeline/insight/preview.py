@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, RowError
+from pipeline.execution.block_sizes import concurrency
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
-from pipeline.execution.run import concurrency
 from pipeline.input.shards import read_rows
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
