@@ -124,7 +124,7 @@ def line(case: str, policy: str, traces: Sequence[dict[str, Any]]) -> str:
 async def second_pass() -> tuple[int, int]:
     """How many prompt tokens the second pass of a rescue has, and how many it did not compute."""
     config = parse_config(CONFIG)
-    engine = VllmEngine(config, 8)
+    engine = VllmEngine(config)
     maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
         [{"role": "user", "content": "Go round in circles about time."}],

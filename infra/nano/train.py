@@ -165,20 +165,19 @@ def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
     return model
 
 
-def train(
-    name: str,
-    init: Path | None,
-    steps: int,
-    minutes: float,
-    tokens: int,
-    peak: float,
-    out: Path,
-    seed: int,
-) -> None:
-    """Train ``name``, in ``steps`` or as many as go into ``minutes``, and write it to ``out``.
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, on how much, and how fast: ``peak`` is the highest learning rate."""
 
-    A checkpoint is written every 500 steps too.
-    """
+    steps: int
+    minutes: float
+    tokens: int
+    peak: float
+
+
+def train(name: str, init: Path | None, schedule: Schedule, out: Path, seed: int) -> None:
+    """Train ``name`` by ``schedule`` and write it to ``out``, and a checkpoint every 500 steps."""
+    steps, peak = schedule.steps, schedule.peak
     torch.manual_seed(seed)
     rng, tokenizer, tagged = random.Random(seed), build_tokenizer(name), bool(think_tags(name))
     model = initial_model(name, init)
@@ -187,8 +186,10 @@ def train(
     # Where the CPU only emulates bf16, float32 is three times as fast.
     has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     started, losses = time.monotonic(), []
-    for step, batch in zip(range(steps), batches(rng, tokenizer, tagged, tokens), strict=False):
-        done = max(step / steps, (time.monotonic() - started) / 60 / minutes)
+    for step, batch in zip(
+        range(steps), batches(rng, tokenizer, tagged, schedule.tokens), strict=False
+    ):
+        done = max(step / steps, (time.monotonic() - started) / 60 / schedule.minutes)
         if done >= 1:
             break
         for group in optimizer.param_groups:
@@ -230,7 +231,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = args.out or Path("pipeline/models") / args.name
-    train(args.name, args.init, args.steps, args.minutes, args.tokens, args.peak, out, args.seed)
+    schedule = Schedule(args.steps, args.minutes, args.tokens, args.peak)
+    train(args.name, args.init, schedule, out, args.seed)
 
 
 if __name__ == "__main__":

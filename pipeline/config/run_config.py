@@ -94,11 +94,6 @@ class RunConfig(Section):
     def warnings(self) -> Iterator[str]:
         """What is allowed but probably not meant, each naming its setting."""
         yield from warnings(self.policy, self.model.preset)
-        if self.engine.vllm.get("trust_remote_code"):
-            yield (
-                "engine.vllm.trust_remote_code: code that comes with the model runs on every node; "
-                "set model.revision to the commit that you have read"
-            )
         form = FORMS.get(self.answer.format)
         if form is not None and self.prompt.suffix is None:
             yield (

@@ -22,9 +22,8 @@ import pyarrow as pa
 
 from pipeline.answers.json_schema import JsonForm
 from pipeline.config.run_config import RunConfig
-from pipeline.engines import Engine, build_engine
+from pipeline.engines import Engine, build_engine, engine_type
 from pipeline.errors import EngineDeadError, EngineError, ModelError, QwqBatchError
-from pipeline.execution.context_tiers import yarn_factor
 from pipeline.execution.generation import (
     Generator,
     Sample,
@@ -93,7 +92,7 @@ class EngineActor:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         maker = TraceMaker(
             tokenizer, config.think_format, config.answer.format, self._json_form(),
-            config.output.raw_text, yarn_factor(config.engine.vllm),
+            config.output.raw_text, engine_type(config.engine).yarn_factor(config.engine),
         )  # fmt: skip
         ledger = Ledger(Storage(config.output.path))
         self._checkpoints = Checkpoints(ledger, self._name, run_pass.number)

@@ -15,10 +15,11 @@ from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import BACKEND, EngineConfig
+from pipeline.config.sections import EngineConfig
+from pipeline.engines import engine_type
 from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
 from pipeline.execution import ray_private
-from pipeline.execution.placement import engines_with_room, needs_several, node_sizes
+from pipeline.execution.placement import engines_with_room, needs_several, node_sizes, spans_nodes
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.time_limits import DRIVER_CLOSE_SECONDS
 
@@ -32,7 +33,6 @@ POLL_SECONDS = 0.1
 # By default Ray gives workers the niceness 15, and engine processes inherit it: every other process
 # would outrank the most expensive one.
 ENGINE_NICENESS = "0"
-VLLM_LEVEL = "VLLM_LOGGING_LEVEL"
 
 
 def address_of(config: RunConfig) -> str:
@@ -53,18 +53,19 @@ def cluster(config: RunConfig) -> Iterator[None]:
     address = address_of(config)
     # The output of workers stays in Ray's session folder; the terminal is for the run.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    level = os.environ.get(VLLM_LEVEL, "WARNING")
+    defaults = engine_type(config.engine).environment
+    environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if address == "local":
         # Local workers inherit the environment. A runtime_env would discard the workers that Ray
         # starts in advance, which costs three seconds on two cores.
-        os.environ[VLLM_LEVEL] = level
+        os.environ.update(environment)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", ENGINE_NICENESS)
         options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
         options["include_dashboard"] = False
         options |= ray_private.local_init_options(config.ray.metrics_port)
     else:
-        options["runtime_env"] = {"env_vars": {VLLM_LEVEL: level}}
+        options["runtime_env"] = {"env_vars": environment}
     try:
         with _quiet_start(), ray_private.on_loopback() if address == "local" else nullcontext():
             ray.init(address, **options)
@@ -96,8 +97,9 @@ def _require_resources(engine: EngineConfig, address: str) -> None:
         hint = "without a GPU set engine.device=cpu" if kind == "GPU" else "see ray.num_cpus"
         raise ConfigError(f"{message}, and this machine has {sum(sizes)}; {hint}")
     hint = ""
-    if kind == "GPU" and not needs_several(engine, sizes):
-        hint = f"; engine.vllm.{BACKEND}=ray lets an engine take GPUs of several nodes"
+    setting = engine_type(engine).several_nodes_setting
+    if kind == "GPU" and setting is not None and not needs_several(engine, sizes):
+        hint = f"; {setting} lets an engine take GPUs of several nodes"
     logger.warning(
         "%s, and the nodes have %s: there is room for %d at present. The others wait for more "
         "nodes; or lower engine.replicas%s",
@@ -144,7 +146,7 @@ def configure_ray_data(config: RunConfig) -> None:
     # Ray Data splits output blocks above one and a half times this, even between a row's samples.
     context.target_max_block_size = 2**30
     # A replacement would need a placement group while the first actor still holds all of them.
-    context.max_consecutive_actor_init_deaths = 0 if config.engine.over_nodes else 2
+    context.max_consecutive_actor_init_deaths = 0 if spans_nodes(config.engine) else 2
     context.execution_no_progress_timeout_s = (
         config.policy.max_tokens / SLOWEST_TOKENS_PER_SECOND + MODEL_LOAD_SECONDS
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines.vllm import check_engine_args
+from pipeline.engines import engine_type
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
@@ -56,10 +56,15 @@ class PreparedRun:
         """From the name of each of our columns to its name in this run."""
         return {name: self.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the software that makes the rows, the engine's included."""
+        return software_versions(engine_type(self.config.engine).packages)
+
     def metadata(self, run_pass: Pass) -> dict[str, Any]:
         """The metadata of each output file of ``run_pass``."""
         settings = {**self.settings, SAMPLES: run_pass.stop}
-        return {"columns": self.names, "settings": settings, "versions": software_versions()}
+        return {"columns": self.names, "settings": settings, "versions": self.versions}
 
     def context(self, run_pass: Pass) -> "PassContext":
         """What the tasks of ``run_pass`` need."""
@@ -70,7 +75,7 @@ class PreparedRun:
 
     def open_output(self) -> None:
         """Record the run's settings and its shards in the output."""
-        self.ledger.open_run(self.settings, software_versions())
+        self.ledger.open_run(self.settings, self.versions)
         self.ledger.record_shards(self.shards, self.prompts, self.settings["input.path"])
 
 
@@ -97,7 +102,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     ``may_change``: prefixes of settings that may differ from the existing run. Raises a
     `QwqBatchError` for whatever would fail later.
     """
-    check_engine_args(config.engine.vllm)
+    engine = engine_type(config.engine)
+    engine.check(config.engine)
     for url in (config.input.path, config.output.path):
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
@@ -106,6 +112,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     traces = output_schema(prompts, config.output.rename, config.output.raw_text)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
+    settings |= engine.result_settings(config.engine)
     refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)

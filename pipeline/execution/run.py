@@ -24,7 +24,7 @@ from pipeline.execution.cluster import (
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
 from pipeline.execution.pilot import still_to_do, stratified_rows
-from pipeline.execution.placement import EnginePlacements, with_backend
+from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.prompt_lengths import by_tier
 from pipeline.execution.ray_private import map_blocks
@@ -82,7 +82,7 @@ def retry(
     with exclusive_driver(prepared, observer) as control:
         run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
         execute_pass(prepared, run_pass, control)
-        samples = passes.samples_there(prepared.ledger)
+        samples = passes.samples_per_row(prepared.ledger)
     return summarize(prepared.ledger.store, prepared.parts, samples, config.policy.agree)
 
 
@@ -139,7 +139,7 @@ def execute_pass(
 
     ``only``: of these single rows.
     """
-    plan = passes.plan(prepared.ledger, prepared.parts, run_pass)
+    plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
     if only is not None:
         plan = replace(plan, todo=still_to_do(only, plan.todo))
     if plan.todo:
@@ -157,7 +157,7 @@ def execute_pass(
         control.shutdown.take_signals()
     control.shutdown.check()
     commit_leftovers(prepared, run_pass)
-    if run_pass.number and not passes.plan(prepared.ledger, prepared.parts, run_pass).todo:
+    if run_pass.number and not passes.plan_pass(prepared.ledger, prepared.parts, run_pass).todo:
         prepared.ledger.close_pass(run_pass)
 
 
@@ -165,7 +165,7 @@ def execute_tier(
     prepared: PreparedRun, run_pass: Pass, tier: ContextTier, plan: Plan, control: RunControl
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
-    config, context = with_backend(tier.applied(prepared.config)), prepared.context(run_pass)
+    config, context = fitted_to_cluster(tier.applied(prepared.config)), prepared.context(run_pass)
     placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(plan.todo, prepared.ledger.store.url, engine_pool)
@@ -212,7 +212,10 @@ def execute_tier(
 def commit_leftovers(prepared: PreparedRun, run_pass: Pass) -> None:
     """Commit parts that are complete but not committed; remove fragments of finished parts."""
     listing = prepared.ledger.listing()
-    done, journal = listing.parts(run_pass.number), listing.journal.get(run_pass.number, {})
+    done, journal = (
+        listing.finished_parts(run_pass.number),
+        listing.journal.get(run_pass.number, {}),
+    )
     for part in prepared.parts:
         if part.name in done:
             if part.name in journal:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.planning import Picks, Shard, bundles, make_plan, missing, split_parts
+from pipeline.planning import Picks, Shard, bundles, gaps, make_plan, split_parts
 
 SIZES = st.lists(st.integers(0, 50), max_size=8)
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted).map(tuple))
@@ -47,11 +47,11 @@ def test_missing_and_covered_make_the_whole(
     start: int, length: int, covered: list[tuple[int, int]]
 ) -> None:
     stop = start + length
-    gaps = list(missing(start, stop, covered))
-    rows = [row for low, high in gaps for row in range(low, high)]
+    pieces = list(gaps(start, stop, covered))
+    rows = [row for low, high in pieces for row in range(low, high)]
     done = {row for low, high in covered for row in range(low, high)}
     assert rows == [row for row in range(start, stop) if row not in done]
-    assert all(low < high for low, high in gaps)
+    assert all(low < high for low, high in pieces)
 
 
 @given(SIZES, st.integers(1, 20), st.integers(1, 40), RANGES)
@@ -95,7 +95,7 @@ def test_chosen_rows_are_bundled_once_and_their_spans_cover_the_part(
         spans.setdefault(piece.part.name, []).extend(pairwise(borders))
     for part in parts:
         if part.name in picks:
-            assert list(missing(part.start, part.stop, spans[part.name])) == []
+            assert list(gaps(part.start, part.stop, spans[part.name])) == []
     done = {name: data.draw(st.lists(st.sampled_from(found))) for name, found in spans.items()}
     left = make_plan(parts, frozenset(), done, picks)
     again = [(piece.part.name, row) for piece in left.todo for row, _ in piece.picks or ()]

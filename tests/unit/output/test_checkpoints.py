@@ -14,10 +14,10 @@ from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.storage import Storage
-from tests.unit.output.test_ledger import EXTENT, block
+from tests.unit.output.test_ledger import PART, block
 
 OTHER = PartRef("en/shard-0.00002.parquet", 100, 110)
-KEYS = [(EXTENT, 100, 0), (EXTENT, 100, 1), (EXTENT, 101, 0)]
+KEYS = [(PART, 100, 0), (PART, 100, 1), (PART, 101, 0)]
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_what_is_durable_is_forgotten(ledger: Ledger) -> None:
 
 
 def test_torn_checkpoint_costs_its_tokens_and_nothing_else(ledger: Ledger) -> None:
-    ledger.store.put(checkpoint_name(EXTENT, "dead", 0), b"PAR1 torn")
+    ledger.store.put(checkpoint_name(PART, "dead", 0), b"PAR1 torn")
     [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
     assert trace.carried == 0
 
@@ -141,7 +141,7 @@ def test_block_starts_while_a_save_is_being_written(
     assert (a.token_ids.tolist(), b.token_ids.tolist()) == ([1, 2, 4], [3])
 
 
-@pytest.mark.parametrize(("broken", "whole"), [(EXTENT, OTHER), (OTHER, EXTENT)])
+@pytest.mark.parametrize(("broken", "whole"), [(PART, OTHER), (OTHER, PART)])
 def test_part_that_cannot_be_saved_keeps_no_other_from_it(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, broken: PartRef, whole: PartRef
 ) -> None:
