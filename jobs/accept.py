@@ -28,7 +28,7 @@ from datasketch import MinHash
 from numpy.typing import NDArray
 
 from jobs.job import tables
-from pipeline.answers.formats import AnswerFormat, is_correct
+from pipeline.answers.base import AnswerFormat
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
 from pipeline.prompts.render import TableRow, row_messages
@@ -89,7 +89,7 @@ def rejection(
     if rules.min_agreement is not None and trace["correct"] is None:
         # The column holds 32-bit floats: 0.6 is not 0.6 there.
         enough_agree = trace["agreement"] >= np.float32(rules.min_agreement)
-        if not enough_agree or not is_correct(trace["parsed"], trace["vote"], answer_format):
+        if not enough_agree or not answer_format.is_correct(trace["parsed"], trace["vote"]):
             return "disagrees"
     tokens = sum(trace[name] or 0 for name in TOKEN_COLUMNS)
     if rules.max_tokens is not None and tokens > rules.max_tokens:
@@ -178,6 +178,7 @@ class Samples:
         self.store, self.parts, self.counts = Storage(folder), list[str](), SampleCounts()
         self.names = {name: run.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
         self._run, self._rules = run, rules
+        self._answer_format = run.config.answer.load_format()
         threshold = rules.near_duplicate
         self._near_duplicates = None if threshold is None else NearDuplicates(threshold)
 
@@ -212,7 +213,7 @@ class Samples:
     def _judge(self, sample_id: str, cells: TableRow) -> tuple[str | None, str | None]:
         """Count a sample; return why it is rejected, and the sample that it repeats."""
         trace = {key: cells[self.names[key]] for key in JUDGED_COLUMNS}
-        reason, repeated = rejection(trace, self._rules, self._run.config.answer.format), None
+        reason, repeated = rejection(trace, self._rules, self._answer_format), None
         if reason is None and self._near_duplicates is not None:
             messages = row_messages(cells, self._run.columns, None, None)
             prompt = "\n".join(f"{m['role']}: {m['content']}" for m in messages)

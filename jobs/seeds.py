@@ -7,7 +7,6 @@ unchanged, and changed seeds or values are detected.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import groupby, product
 from typing import Any, NoReturn
@@ -16,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
-from pipeline.input.shards import FOOTER_THREADS, find_shards, read_rows
+from pipeline.input.shards import find_shards, read_rows
 from pipeline.planning import Part, Range, split_parts
-from pipeline.storage import Storage
+from pipeline.storage import Storage, map_in_threads
 
 # Key of the footer, and in its JSON the key of the seeds' identity.
 FOOTER_KEY, SEEDS = b"qwq-batch.seeds", "seeds"
@@ -127,8 +126,7 @@ class PromptShards:
         """Raise `OutputError` if existing shards were made from other seeds or values."""
         written = self._written()
         parts = [part for part in self._parts if part.name in written]
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            recorded = list(pool.map(self._recorded_origin, parts))
+        recorded = list(map_in_threads(self._recorded_origin, parts))
         for part, before in zip(parts, recorded, strict=True):
             now = self._origin(part)
             changes = [

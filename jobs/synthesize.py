@@ -19,6 +19,7 @@ from jobs.card import Provenance, card, dataset_info, in_bytes
 from jobs.chats import Exported, export
 from jobs.job import Job, generate, job_parser
 from jobs.seeds import PromptShards
+from pipeline.answers.formats import parsed_formats
 from pipeline.cli import exit_with
 from pipeline.config.load import load_as
 from pipeline.config.run_config import RunConfig
@@ -100,8 +101,9 @@ class Synthesis(Job):
                 f"synthesize.expand has {', '.join(unused)}, which prompt.template does not name, "
                 "so that each of its values would make the same prompt"
             )
-        if self.synthesize.min_agreement is not None and self.answer.format == "text":
-            raise ValueError("synthesize.min_agreement needs an answer.format: boxed, choice, json")
+        is_parsed = self.answer.load_format().is_parsed
+        if self.synthesize.min_agreement is not None and not is_parsed:
+            raise ValueError(f"synthesize.min_agreement needs an answer.format: {parsed_formats()}")
         return self
 
     @property
@@ -150,7 +152,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
 
 def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
     """Where prompts are made from the seeds, their shards, of which one is there at least."""
-    section, seeds, n = config.synthesize, config.input.path, config.policy.n
+    section, seeds, n = config.synthesize, config.input.path, config.sampling.n
     for url in (seeds, config.output.path):
         check_reachable(url)
     config.check_output()
@@ -187,7 +189,7 @@ def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
     if shards is None:
         return 0
     target = config.synthesize.accepted
-    needed = shards.rows if target is None else math.ceil(target / config.policy.n)
+    needed = shards.rows if target is None else math.ceil(target / config.sampling.n)
     return needed - shards.rows_written
 
 
@@ -214,7 +216,7 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Expor
         return exported
     manifest = prepared.ledger.manifest()
     assert manifest is not None
-    settings = {**manifest["settings"], SAMPLES: passes.samples_there(prepared.ledger)}
+    settings = {**manifest["settings"], SAMPLES: passes.samples_per_row(prepared.ledger)}
     known = prepared.ledger.passes(prepared.ledger.listing())
     retries = [run_pass for run_pass in known if run_pass.is_retry]
     made_by = Provenance(settings, manifest["versions"], retries)

@@ -27,7 +27,7 @@ import yaml
 
 from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
-from pipeline.output.layout import sort_listing
+from pipeline.output.layout import parse_listing
 from pipeline.prompts.tokenizer import resolve_model
 from pipeline.storage import Storage
 
@@ -257,11 +257,11 @@ class LedgerRows:
         """Number of rows now."""
         if not self._folder.exists():
             return 0
-        listing = sort_listing(Storage(str(self._folder)).files())
-        finished = listing.parts()
+        listing = parse_listing(Storage(str(self._folder)).files())
+        finished = listing.finished_parts()
         fragments = (
             stop - start
-            for part, spans in listing.covered(0).items()
+            for part, spans in listing.durable_ranges(0).items()
             if part not in finished
             for start, stop in spans
         )

@@ -243,7 +243,7 @@ def _seconds(
     by_row = np.array([sum(map(_generated_tokens, row)) for row in sample], float)
     rates = speed.resample(BOOTSTRAP_DRAWS, rng)
     # More sequences make an engine faster, at most in proportion to their number.
-    possible = min(engine_pool.slots, rows * config.policy.n / engine_pool.replicas)
+    possible = min(engine_pool.slots, rows * config.sampling.n / engine_pool.replicas)
     speedups = rng.uniform(1, max(1.0, possible / speed.running), BOOTSTRAP_DRAWS)
     longest = float(np.quantile([_generated_tokens(t) for row in sample for t in row], 0.99))
 
@@ -305,7 +305,7 @@ def _settings_advice(config: RunConfig, traces: Sequence[Trace]) -> Iterator[str
         budget = config.thinking.budget_tokens or "as much as max_tokens leaves"
         yield (
             f"{cut:.0%} of the traces run out of tokens: raise sampling.max_tokens "
-            f"({config.policy.max_tokens:,}) or thinking.budget_tokens ({budget})"
+            f"({config.sampling.max_tokens:,}) or thinking.budget_tokens ({budget})"
         )
     if looped > NOTABLE_SHARE:
         yield (

@@ -48,7 +48,7 @@ MAX_ERRORS = 20
 def page(url: str) -> str:
     """The report of the output at ``url`` as HTML; raises `OutputError` if it is no output."""
     store, now = Storage(url), status(url)
-    parts = sorted(Ledger(store).listing().parts())
+    parts = sorted(Ledger(store).listing().finished_parts())
     statistics, runs = count(store, parts), list(all_figures(store))
     css, script = ((PAGES / f"report.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -28,7 +28,7 @@ def traces_of(prepared: PreparedRun, chosen: Iterable[Range]) -> Iterator[list[d
     ``chosen``: ranges of one row each, in order.
     """
     listing = prepared.ledger.listing()
-    finished, journal = listing.parts(), listing.journal.get(0, {})
+    finished, journal = listing.finished_parts(), listing.journal.get(0, {})
     for part, ranges in groupby(chosen, key=lambda one: one.part):
         wanted = {one.start for one in ranges}
         if part.name in finished:

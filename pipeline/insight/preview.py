@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.engines import engine_type
 from pipeline.errors import OutputError, RowError
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
@@ -57,16 +58,15 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     )
     yield f"columns   {', '.join(prepared.traces.names)}"
     engine = config.engine
-    block_rows, blocks = concurrency(config, config.policy.first_draw, plan.rows_todo)
+    block_rows, blocks = concurrency(config, config.sampling.first_draw, plan.rows_todo)
     yield (
         f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
         f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
         f"each, in blocks of {block_rows}"
     )
-    if engine.vllm:
-        yield f"vllm      {json.dumps(engine.vllm)}"
+    yield from engine_type(engine).plan_lines(engine)
     yield from _tier_lines(prepared, plan)
-    policy = {key: value for key, value in vars(config.policy).items() if value is not None}
+    policy = {key: value for key, value in vars(config.sampling).items() if value is not None}
     yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
     for prompt in prompts(prepared, 1):
         yield f"prompt 1  {prompt['prompt_tokens']} tokens"
@@ -79,7 +79,7 @@ def _tier_lines(prepared: PreparedRun, plan: Plan) -> Iterator[str]:
     if len(prepared.tiers) == 1 or not first:
         return
     tokens = count_tokens(prepared.config, prepared.columns, prepared.prompts, first)
-    numbers = assign(prepared.tiers, tokens, prepared.config.policy.max_tokens).tolist()
+    numbers = assign(prepared.tiers, tokens, prepared.config.sampling.max_tokens).tolist()
     sampled = len(numbers) < plan.rows_todo
     scope = f" of the first {len(numbers):,} to do" if sampled else ""
     for number, tier in enumerate(prepared.tiers):
@@ -95,7 +95,7 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
     ledger = Ledger(store)
     if ledger.manifest() is None:
         raise OutputError(f"{output} is not the output of a run (it has no manifest)")
-    parts = sorted(name for name in ledger.listing().parts() if name.endswith(PARQUET))
+    parts = sorted(name for name in ledger.listing().finished_parts() if name.endswith(PARQUET))
     left = count
     for name in parts:
         names = part_metadata(store, name)["columns"]

@@ -110,7 +110,7 @@ def status(url: str) -> Status:
     shards = [Shard(n, n, i["rows"], i["size"], i["tag"]) for n, i in sorted(identities.items())]
     parts = split_parts(shards, settings["output.rows_per_part"])
     plan, listing = plan_run(ledger, parts), ledger.listing()
-    finished = listing.parts()
+    finished = listing.finished_parts()
     last = last_figures(store)
     age = None if last is None else time.time() - datetime.fromisoformat(last.at).timestamp()
     return Status(

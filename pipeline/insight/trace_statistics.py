@@ -4,7 +4,6 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,10 @@ import pyarrow.parquet as pq
 
 from pipeline.insight.text import error_kind
 from pipeline.monitor.figures import STEPS_AN_OCTAVE
-from pipeline.output.parts import known_columns, part_metadata
+from pipeline.output.parts import known_columns, part_metadata, read_footers
 from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
-from pipeline.storage import Storage
+from pipeline.storage import Storage, map_in_threads
 
 TOKEN_COLUMNS = (
     "prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens", "carried_tokens",
@@ -31,7 +30,6 @@ WITHOUT_RAW = tuple(name for name in TRACE_COLUMNS if name != "raw")
 EXAMPLES_PER_STATE = 40
 # Examples come from at most this many parts, because each of them is read whole.
 EXAMPLE_PARTS = 16
-PARTS_AT_ONCE = 16
 
 
 @dataclass
@@ -102,10 +100,8 @@ def count(store: Storage, parts: Sequence[str]) -> TraceStatistics:
         with store.open(name) as file:
             return known_columns(pq.ParquetFile(file), names, COUNTED_COLUMNS)
 
-    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        for start in range(0, len(parts), PARTS_AT_ONCE):  # bounds the tables in memory
-            for table in pool.map(read, parts[start : start + PARTS_AT_ONCE]):
-                statistics.add(table)
+    for table in map_in_threads(read, parts):
+        statistics.add(table)
     return statistics
 
 
@@ -115,7 +111,7 @@ def examples(store: Storage, parts: Sequence[str]) -> Iterator[tuple[str, dict[s
     A trace has our columns by their own names, and the row's own columns in ``input``. The choice
     is random, with a fixed seed.
     """
-    metadata = {name: part_metadata(store, name) for name in parts}
+    metadata = dict(zip(parts, read_footers(store, parts), strict=True))
     chosen = _choose_parts({name: part["summary"]["states"] for name, part in metadata.items()})
     state_columns = {name: metadata[name]["columns"]["state"] for name in chosen}
     for name, numbers in _choose_rows(store, state_columns).items():

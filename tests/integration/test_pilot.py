@@ -102,7 +102,7 @@ def test_estimate_of_a_real_pilot_holds_the_truth(config: RunConfig) -> None:
     said = estimate(config, sample, runs, job.plan.rows, job.plan.rows_todo)
     flow.run(config)
     store = job.ledger.store
-    tokens = count(store, sorted(Ledger(store).listing().parts())).tokens
+    tokens = count(store, sorted(Ledger(store).listing().finished_parts())).tokens
     spent = tokens["think_tokens"] + tokens["answer_tokens"] + tokens["wasted_tokens"]
     # Twice the range: one draw of twenty would miss it, and this must not fail one day of twenty.
     mid, low, high = vars(said.whole.output_tokens).values()

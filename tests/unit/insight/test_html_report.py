@@ -159,7 +159,7 @@ def test_examples_include_every_state_and_are_reproducible(tmp_path: Path) -> No
     plain: dict[str, object] = {}
     traces = [plain] * 400 + [{"state": "looped"}] * 3 + [plain] * 97
     store = Storage(write_output(tmp_path, traces))
-    parts = sorted(Ledger(store).listing().parts())
+    parts = sorted(Ledger(store).listing().finished_parts())
     first, again = (list(examples(store, parts)) for _ in range(2))
     assert first == again
     states = [trace["state"] for _, trace in first]

@@ -18,6 +18,7 @@ from jobs.card import UNKNOWN, Provenance, card, dataset_info
 from jobs.chats import Exported, conversation, export_schema, model_turn
 from jobs.seeds import PromptShards, expanded
 from jobs.synthesize import Synthesis
+from pipeline.answers.boxed import Boxed
 from pipeline.config.load import parse_as, parse_config
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.planning import Pass
@@ -161,7 +162,7 @@ GOOD: dict[str, Any] = {
 def test_sample_is_rejected_for_the_first_reason_that_applies(
     trace: dict[str, Any], rules: AcceptanceRules, reason: str | None
 ) -> None:
-    assert rejection({**GOOD, **trace}, rules, "boxed") == reason
+    assert rejection({**GOOD, **trace}, rules, Boxed()) == reason
 
 
 def test_near_duplicates_have_the_same_prompt_and_similar_text() -> None:
