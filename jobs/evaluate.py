@@ -64,7 +64,7 @@ def score(output: str, reference: str, as_qwen: bool) -> Scores:
             f"the samples of {output} were drawn until some agreed ({AGREE}), so that their mean "
             "says nothing; evaluate a run without"
         )
-    for part in sorted(Ledger(store).listing().parts()):
+    for part in sorted(Ledger(store).listing().finished_parts()):
         names = part_metadata(store, part)["columns"]
         text = names["raw"] if as_qwen else names["answer"]
         wanted = [reference, text, names["state"], names["sample"], names["think_tokens"],

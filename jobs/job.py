@@ -104,7 +104,7 @@ def tables(
     ``skip``: parts that are left out.
     """
     store = Storage(output)
-    for name in sorted(Ledger(store).listing().parts()):
+    for name in sorted(Ledger(store).listing().finished_parts()):
         if name in skip:
             continue
         columns: dict[str, str] = part_metadata(store, name)["columns"]

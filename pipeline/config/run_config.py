@@ -93,11 +93,6 @@ class RunConfig(Section):
     def warnings(self) -> Iterator[str]:
         """Settings that are allowed but probably a mistake, each by name."""
         yield from warnings(self.sampling, self.model.preset)
-        if self.engine.vllm.get("trust_remote_code"):
-            yield (
-                "engine.vllm.trust_remote_code: code that comes with the model runs on every node; "
-                "set model.revision to the commit that you have read"
-            )
         suffix = self.answer.load_format().suffix_name
         if suffix is not None and self.prompt.suffix is None:
             yield (

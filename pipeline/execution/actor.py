@@ -26,7 +26,7 @@ import ray.data
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.config.run_config import RunConfig
-from pipeline.engines import Report, Request, build_engine
+from pipeline.engines import OnTokens, Request, build_engine, engine_type
 from pipeline.errors import (
     EngineDeadError,
     EngineError,
@@ -35,7 +35,6 @@ from pipeline.errors import (
     QwqBatchError,
     RowError,
 )
-from pipeline.execution.context_tiers import yarn_factor
 from pipeline.execution.placement import wait_until_placed
 from pipeline.monitor.coordinator import EngineReporter
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
@@ -118,11 +117,11 @@ class EngineActor:
         """EngineLoad the tokenizer and start the engine; raises a `QwqBatchError` if that can't be."""
         self._refuse_endless_restarts()
         config = self._config
-        self._policy = config.policy
+        self._policy = config.sampling
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self._maker = TraceMaker(
             tokenizer, config.think_format, self._answer_format(),
-            config.output.raw_text, yarn_factor(config.engine.vllm),
+            config.output.raw_text, engine_type(config.engine).yarn_factor(config.engine),
         )  # fmt: skip
         self._suffix = config.suffix_text
         ledger = Ledger(Storage(config.output.path))
@@ -141,7 +140,7 @@ class EngineActor:
         context = self._engine.context_tokens
         self._renderer = PromptRenderer(tokenizer, context, config.think_format)
         self._trace_policy = TracePolicy(
-            config.policy,
+            config.sampling,
             config.thinking,
             context,
             self._maker.closing,
@@ -382,13 +381,13 @@ class EngineActor:
         progress.report(new)
         return watch is not None and watch.add(new)
 
-    async def _engine_runs(self, sample: Sample, request: Request, report: Report) -> str:
+    async def _engine_runs(self, sample: Sample, request: Request, on_tokens: OnTokens) -> str:
         if self._in_flight_at_death is not None:
             raise EngineDeadError("the engine has died before this row's turn")
         self._reporter.running += 1
         self._running[id(request)] = sample.row
         try:
-            return await self._engine.generate(request, report)
+            return await self._engine.generate(request, on_tokens)
         except EngineDeadError:
             if self._in_flight_at_death is None:  # the first to hear of it
                 self._in_flight_at_death = list(dict.fromkeys(self._running.values()))

@@ -16,9 +16,10 @@ from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import BACKEND, EngineConfig
+from pipeline.config.sections import EngineConfig
+from pipeline.engines import engine_type
 from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
-from pipeline.execution.placement import engines_with_room, needs_several, node_sizes
+from pipeline.execution.placement import engines_with_room, needs_several, node_sizes, spans_nodes
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 30
@@ -30,7 +31,6 @@ BLOCKS_AT_ONCE = 64
 # else runs on the machine goes before them.
 ENGINE_NICENESS = "0"
 LOOPBACK = "127.0.0.1"
-VLLM_LEVEL = "VLLM_LOGGING_LEVEL"
 
 
 def address_of(config: RunConfig) -> str:
@@ -47,11 +47,12 @@ def cluster(config: RunConfig) -> Iterator[None]:
     address = address_of(config)
     # What workers print stays in Ray's session folder; the driver's terminal is for the run.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    level = os.environ.get(VLLM_LEVEL, "WARNING")
+    defaults = engine_type(config.engine).environment
+    environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if address == "local":
         # Its workers inherit the environment. With a runtime_env, those that Ray has started ahead
         # would not be used: three seconds, on two cores.
-        os.environ[VLLM_LEVEL] = level
+        os.environ.update(environment)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", ENGINE_NICENESS)
         options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
@@ -59,7 +60,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
         options["_metrics_export_port"] = config.ray.metrics_port
         options["_node_ip_address"] = LOOPBACK  # nobody else needs its ports, and may have them
     else:
-        options["runtime_env"] = {"env_vars": {VLLM_LEVEL: level}}
+        options["runtime_env"] = {"env_vars": environment}
     try:
         with _quiet_start(), _on_loopback() if address == "local" else nullcontext():
             ray.init(address, **options)
@@ -91,8 +92,9 @@ def _require_resources(engine: EngineConfig, address: str) -> None:
         hint = "without a GPU set engine.device=cpu" if kind == "GPU" else "see ray.num_cpus"
         raise ConfigError(f"{message}, and this machine has {sum(sizes)}; {hint}")
     hint = ""
-    if kind == "GPU" and not needs_several(engine, sizes):
-        hint = f"; engine.vllm.{BACKEND}=ray lets an engine take GPUs of several nodes"
+    setting = engine_type(engine).several_nodes_setting
+    if kind == "GPU" and setting is not None and not needs_several(engine, sizes):
+        hint = f"; {setting} lets an engine take GPUs of several nodes"
     logger.warning(
         "%s, and the nodes have %s: there is room for %d at present. The others wait for more "
         "nodes; or lower engine.replicas%s",
@@ -153,9 +155,9 @@ def configure_ray_data(config: RunConfig) -> None:
     # A block's output is cut in two above one and a half times this, and a row's samples with it.
     context.target_max_block_size = 2**30
     # An actor that replaces another would want places of its own, which the other's still hold.
-    context.max_consecutive_actor_init_deaths = 0 if config.engine.over_nodes else 2
+    context.max_consecutive_actor_init_deaths = 0 if spans_nodes(config.engine) else 2
     context.execution_no_progress_timeout_s = (
-        config.policy.max_tokens / SLOWEST_TOKENS_PER_SECOND + LOAD_SECONDS
+        config.sampling.max_tokens / SLOWEST_TOKENS_PER_SECOND + LOAD_SECONDS
     )
 
 

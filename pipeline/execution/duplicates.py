@@ -50,7 +50,7 @@ def split_duplicates(
     )  # fmt: skip
     if not prepared.config.input.dedupe:
         return todo, Copies(context)
-    done = passes.done(prepared.ledger, prepared.parts, run_pass)
+    done = passes.durable_ranges(prepared.ledger, prepared.parts, run_pass)
     rows = sum(piece.rows for piece in done)
     copied, sources = find_copies(_hash_all(context, done, todo), rows)
     generated = tuple(piece for is_copy, piece in divide(todo, copied) if not is_copy)

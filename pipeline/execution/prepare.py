@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines.vllm import check_engine_args
+from pipeline.engines import engine_type
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
@@ -53,10 +53,15 @@ class PreparedRun:
         """Our columns: their names in this run."""
         return {name: self.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the software that makes the rows, the engine's included."""
+        return software_versions(engine_type(self.config.engine).packages)
+
     def metadata(self, run_pass: Pass) -> dict[str, Any]:
         """What each output file of ``run_pass`` says of its making."""
         settings = {**self.settings, SAMPLES: run_pass.stop}
-        return {"columns": self.names, "settings": settings, "versions": software_versions()}
+        return {"columns": self.names, "settings": settings, "versions": self.versions}
 
 
 def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
@@ -64,7 +69,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
 
     ``may_change``: how settings begin that need not be those of the run that is there.
     """
-    check_engine_args(config.engine.vllm)
+    engine = engine_type(config.engine)
+    engine.check(config.engine)
     for url in (config.input.path, config.output.path):
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
@@ -89,6 +95,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     traces = output_schema(prompts, config.output.rename, config.output.raw_text)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
+    settings |= engine.result_settings(config.engine)
     refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)

@@ -25,7 +25,7 @@ from pipeline.execution.cluster import (
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
 from pipeline.execution.pilot import still_to_do, stratified_rows
-from pipeline.execution.placement import EnginePlacements, with_backend
+from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.prompt_lengths import by_tier
 from pipeline.execution.shutdown import Shutdown
@@ -37,7 +37,7 @@ from pipeline.monitor.figures import EnginePool
 from pipeline.monitor.history import recorded
 from pipeline.monitor.limits import Limits, RunObserver, pool_of
 from pipeline.output import lease, passes
-from pipeline.output.manifest import RETRY_MAY_CHANGE, software_versions
+from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import PartRef, Pass, Plan, Range
 
@@ -65,13 +65,15 @@ def run(
     limits = limits or Limits(config)
     watch = recorded(limits.tracking(watch), prepared.ledger.store)
     with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
-        prepared.ledger.open_run(prepared.settings, software_versions())
+        prepared.ledger.open_run(prepared.settings, prepared.versions)
         prepared.ledger.record_shards(
             prepared.shards, prepared.prompts, prepared.settings["input.path"]
         )
-        for run_pass in passes.to_run(prepared.ledger, config.policy.n):
+        for run_pass in passes.to_run(prepared.ledger, config.sampling.n):
             execute_pass(prepared, run_pass, watch, stop)
-    return summarize(prepared.ledger.store, prepared.parts, config.policy.n, config.policy.agree)
+    return summarize(
+        prepared.ledger.store, prepared.parts, config.sampling.n, config.sampling.agree
+    )
 
 
 def retry(
@@ -91,8 +93,8 @@ def retry(
     with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
         run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
         execute_pass(prepared, run_pass, watch, stop)
-        samples = passes.samples_there(prepared.ledger)
-    return summarize(prepared.ledger.store, prepared.parts, samples, config.policy.agree)
+        samples = passes.samples_per_row(prepared.ledger)
+    return summarize(prepared.ledger.store, prepared.parts, samples, config.sampling.agree)
 
 
 def pilot(config: RunConfig, rows: int, watch: RunObserver = no_observer) -> PreparedRun:
@@ -105,12 +107,12 @@ def pilot(config: RunConfig, rows: int, watch: RunObserver = no_observer) -> Pre
     limits = Limits(prepared.config)
     watch = recorded(limits.tracking(watch), prepared.ledger.store)
     with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
-        prepared.ledger.open_run(prepared.settings, software_versions())
+        prepared.ledger.open_run(prepared.settings, prepared.versions)
         prepared.ledger.record_shards(
             prepared.shards, prepared.prompts, prepared.settings["input.path"]
         )
-        first = next(iter(passes.to_run(prepared.ledger, config.policy.n)))
-        if first.stop != config.policy.n:
+        first = next(iter(passes.to_run(prepared.ledger, config.sampling.n)))
+        if first.stop != config.sampling.n:
             raise OutputError(
                 f"output.path {config.output.path} has {first.stop} samples of each row, and a "
                 "pilot of more is not possible; set sampling.n to that, or choose another "
@@ -138,7 +140,7 @@ def execute_pass(
 
     ``only``: of these single rows.
     """
-    plan = passes.plan(prepared.ledger, prepared.parts, run_pass)
+    plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
     if only is not None:
         plan = replace(plan, todo=still_to_do(only, plan.todo))
     if plan.todo:
@@ -156,7 +158,7 @@ def execute_pass(
         stop.take_signals()
     stop.check()
     commit_leftovers(prepared, run_pass)
-    if run_pass.number and not passes.plan(prepared.ledger, prepared.parts, run_pass).todo:
+    if run_pass.number and not passes.plan_pass(prepared.ledger, prepared.parts, run_pass).todo:
         prepared.ledger.close_pass(run_pass)
 
 
@@ -169,11 +171,11 @@ def execute_tier(
     stop: Shutdown,
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
-    config = with_backend(tier.applied(prepared.config))
+    config = fitted_to_cluster(tier.applied(prepared.config))
     engine, places = config.engine, EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(plan.todo, prepared.ledger.store.url, engine_pool)
-    samples = min(len(run_pass.samples), config.policy.first_draw)
+    samples = min(len(run_pass.samples), config.sampling.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     rows_at_once = max(1, engine_slots(config) * engine.replicas // samples)
     source = PromptSource(
@@ -203,7 +205,7 @@ def execute_tier(
     metadata, answer = prepared.metadata(run_pass), config.answer
     sink = TraceSink(
         prepared.ledger.store.location, run_pass, prepared.traces, metadata, answer, coordinator,
-        rows_a_write(rows_at_once, config.policy.max_tokens, plan.rows_todo),
+        rows_a_write(rows_at_once, config.sampling.max_tokens, plan.rows_todo),
     )  # fmt: skip
     with watch(coordinator, plan.rows_todo, tier.name), places, stop.engines_of(coordinator):
         try:
@@ -221,7 +223,7 @@ def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
     A block holds its place until its slowest row ends. So blocks of long traces are small, and the
     larger they are, the more rows must be in flight to keep the engine's slots full.
     """
-    engine, policy = config.engine, config.policy
+    engine, policy = config.engine, config.sampling
     block_rows = engine.block_rows or max(
         1,
         min(
@@ -249,7 +251,10 @@ def oversubscription(block_rows: int) -> float:
 def commit_leftovers(prepared: PreparedRun, run_pass: Pass) -> None:
     """Commit what is complete but was not committed, and remove fragments of finished parts."""
     listing = prepared.ledger.listing()
-    done, journal = listing.parts(run_pass.number), listing.journal.get(run_pass.number, {})
+    done, journal = (
+        listing.finished_parts(run_pass.number),
+        listing.journal.get(run_pass.number, {}),
+    )
     for part in prepared.parts:
         if part.name in done:
             if part.name in journal:

@@ -210,7 +210,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
         def look(self) -> None:
             ledger = Ledger(Storage(config.output.path))
             while not self.stop.wait(0.1):
-                seen.append(sum(len(f) for f in ledger.listing().covered(0).values()))
+                seen.append(sum(len(f) for f in ledger.listing().durable_ranges(0).values()))
 
         def __enter__(self) -> None:
             self.thread.start()

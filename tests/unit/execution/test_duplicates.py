@@ -123,8 +123,8 @@ def write(
 
 def copies_of(job: PreparedRun, run_pass: Pass = RUN) -> Copies:
     """What `split_duplicates` finds, without Ray's tasks."""
-    done = passes.done(job.ledger, job.parts, run_pass)
-    todo = passes.plan(job.ledger, job.parts, run_pass).todo
+    done = passes.durable_ranges(job.ledger, job.parts, run_pass)
+    todo = passes.plan_pass(job.ledger, job.parts, run_pass).todo
     context = given_of(job, run_pass)
     found = [hash_rows(context, pieces) for pieces in (done, todo) if pieces]
     copied, sources = find_copies(np.concatenate(found, 1), sum(piece.rows for piece in done))
@@ -148,7 +148,7 @@ def test_copies_finish_their_parts_from_the_journal(make_config: MakeConfig) -> 
     copies = copies_of(job)
     assert copies.copied.tolist() == [False, False, True, False, True, True, True, False]
     write(job, [0, 1, 3, 7])
-    assert job.ledger.listing().parts() == frozenset()
+    assert job.ledger.listing().finished_parts() == frozenset()
     finish(copies)
     assert job.ledger.listing().journal == {}
     rows = read(job)
@@ -227,7 +227,7 @@ def test_copies_of_a_top_up_and_a_retry_have_the_samples_of_that_pass(
 
     retry = Pass(2, 0, 3, ("finished",))
     write(job, [0, 1, 2, 3], retry, "again ")  # part 0 has been through it, each row by itself
-    done = passes.done(job.ledger, job.parts, retry)
+    done = passes.durable_ranges(job.ledger, job.parts, retry)
     assert [(p.start, p.stop, p.rows) for p in done] == [(0, 4, 4)]
     copies = copies_of(job, retry)
     assert copies.copied.tolist() == [True, True, True, False]
@@ -235,7 +235,7 @@ def test_copies_of_a_top_up_and_a_retry_have_the_samples_of_that_pass(
     finish(copies)
     thoughts = [row["think"] for row in read(job) if row["id"] in (0, 2, 4, 6)]
     assert thoughts == [f"again {i}.{s}" for i in (0, 2, 3, 0) for s in (0, 1, 2)]
-    assert passes.plan(job.ledger, job.parts, retry).todo == ()
+    assert passes.plan_pass(job.ledger, job.parts, retry).todo == ()
 
 
 def test_tasks_take_whole_parts(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

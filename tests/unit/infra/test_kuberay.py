@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
-from pipeline.engines.vllm import check_engine_args
+from pipeline.engines.vllm_arguments import check_engine_args
 from pipeline.execution import actor
 from pipeline.execution import shutdown as stop
 
