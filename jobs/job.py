@@ -90,7 +90,7 @@ def generate(
         warn(config)
     started = time.monotonic()
     if retry:
-        summary = flow.retry(config, retry, watch=progress.watch)
+        summary = flow.retry(config, retry, observer=progress.watch)
     else:
         summary = flow.run(config, progress.watch, limits)
     report(summary, config, time.monotonic() - started)
@@ -104,7 +104,7 @@ def tables(
     ``skip``: parts that are left out.
     """
     store = Storage(output)
-    for name in sorted(Ledger(store).listing().parts()):
+    for name in sorted(Ledger(store).listing().finished_parts()):
         if name in skip:
             continue
         columns: dict[str, str] = part_metadata(store, name)["columns"]

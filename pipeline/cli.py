@@ -149,7 +149,10 @@ def _load(args: argparse.Namespace) -> RunConfig:
 
 def warn(config: RunConfig) -> None:
     """Print what is allowed but probably not meant."""
-    for warning in config.warnings:
+    from pipeline.engines import engine_type
+
+    engine = config.engine
+    for warning in (*config.warnings, *engine_type(engine).warnings(engine)):
         print(f"warning: {warning}", file=sys.stderr)
 
 

@@ -92,7 +92,7 @@ def finish(config: RunConfig, trace: MakeTrace = lambda *_: {}) -> Summary:
     run_pass = Pass(0, 0, samples)
     ledger.open_run(prepared.settings, software_versions())
     ledger.record_shards(prepared.shards, prepared.prompts, prepared.settings["input.path"])
-    done = ledger.listing().parts()
+    done = ledger.listing().finished_parts()
     for part in prepared.parts:
         if part.name not in done:
             ref = PartRef.of(part)

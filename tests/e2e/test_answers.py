@@ -84,9 +84,9 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "array"}}, "unevaluated
 config = parse_config(rescue.CONFIG | {"answer": {"format": "json", "json_schema": SCHEMA}})
 
 async def main():
-    engine = VllmEngine(config, 8)
+    engine = VllmEngine(config)
     try:
-        await engine.generate(Request("row", (65,), (), config.policy, 0), lambda new: False)
+        await engine.generate(Request("row", (65,), (), config.sampling, 0), lambda new: False)
     except ModelError as error:
         print("refused:", error)
     engine._unchecked = None  # from now on like an engine without a schema

@@ -206,7 +206,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
         def look(self) -> None:
             ledger = Ledger(Storage(config.output.path))
             while not self.stop.wait(0.1):
-                seen.append(sum(len(f) for f in ledger.listing().covered(0).values()))
+                seen.append(sum(len(f) for f in ledger.listing().durable_ranges(0).values()))
 
         def __enter__(self) -> None:
             self.thread.start()
@@ -215,7 +215,9 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
             self.stop.set()
             self.thread.join()
 
-    flow.execute_tier(job, Pass(0, 0, 1), job.tiers[0], job.plan, Watcher, Shutdown())
+    flow.execute_tier(
+        job, Pass(0, 0, 1), job.tiers[0], job.plan, flow.RunControl(Watcher, Shutdown())
+    )
     assert len(seen) > 2
     assert any(15 <= count < 20 for count in seen), "the other blocks waited for the longest trace"
 

@@ -140,7 +140,7 @@ def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
         tiers.append(tier)
         return nullcontext()
 
-    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+    assert flow.retry(auto, ["failed"], observer=watch).states["failed"] == 14
     assert tiers == ["800 tokens, YaRN 2", "1,600 tokens, YaRN 4", "no engine"]
     for old, new in zip(before, traces(auto), strict=True):
         assert (old == new) == (old["state"] != "failed")
@@ -152,5 +152,5 @@ def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        flow.retry(auto, ["failed"], watch=killed)
+        flow.retry(auto, ["failed"], observer=killed)
     assert tiers == ["no engine"]

@@ -82,7 +82,7 @@ def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Pat
 
 
 def _holds_the_truth(projected: Estimate, store: Storage) -> None:
-    tokens = count(store, sorted(Ledger(store).listing().parts())).tokens
+    tokens = count(store, sorted(Ledger(store).listing().finished_parts())).tokens
     spent = tokens["think_tokens"] + tokens["answer_tokens"] + tokens["wasted_tokens"]
     # Twice the range: one draw of twenty would miss it, and this must not fail one day of twenty.
     mid, low, high = vars(projected.whole.output_tokens).values()
@@ -100,7 +100,7 @@ def _status_and_report_tell_of_all(output: str) -> None:
     assert max(f.running for run in runs for f in run) <= 8
     text = page(output)
     assert "<b>100</b><span>rows durable, of 100" in text
-    assert "While it ran" in text
+    assert "Over time" in text
 
 
 def test_pilot_of_more_samples_than_there_are_is_refused(config: RunConfig) -> None:

@@ -64,7 +64,7 @@ def test_status_and_report_read_it(config: RunConfig) -> None:
     ]  # fmt: skip
     report = page(config.output.path)
     assert f"<b>{ROWS_DURABLE}</b><span>rows durable, of {ROWS}" in report
-    assert "While it ran" in report
+    assert "Over time" in report
 
 
 def test_a_run_continues_it_and_a_retry_works_on_it(config: RunConfig, tmp_path: Path) -> None:
