@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasketch import MinHash
 
-from jobs.job import tables
 from pipeline.answers.formats import AnswerFormat, is_correct
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
+from pipeline.output.reader import finished_parts
 from pipeline.prompts.render import TableRow, row_messages
 from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
@@ -156,14 +156,14 @@ class Samples:
 
     def add_new(self) -> None:
         """Write the parts that have been finished since; the files of parts that are gone go."""
-        for name, table, _ in tables(self._run.config.output.path, skip=self.parts):
+        for part in finished_parts(self._run.config.output.path, skip=self.parts):
             sink = BytesIO()
             pq.write_table(
-                self._judged(name, table), sink, compression="zstd",
+                self._judged(part.name, part.read()), sink, compression="zstd",
                 row_group_size=ROWS_A_GROUP,
             )  # fmt: skip
-            self.store.put(name, sink.getvalue())
-            self.parts.append(name)
+            self.store.put(part.name, sink.getvalue())
+            self.parts.append(part.name)
         there = {info.name for info in self.store.files()}
         self.store.delete(sorted(there - set(self.parts)))
 
