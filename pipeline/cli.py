@@ -94,8 +94,8 @@ def _invoke(arguments: Sequence[str] | None) -> int:
 
 @qwq_batch.command()
 @click.argument("kind", type=click.Choice(STARTERS))
-@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
-def init(kind: str, folder: Path) -> None:
+@click.argument("folder", metavar="FOLDER", type=click.Path())
+def init(kind: str, folder: str) -> None:
     """Write a commented config into FOLDER, with a small input, to start from.
 
     It runs as it is on the built-in small model, without a GPU.

@@ -15,16 +15,17 @@ STARTERS = ("label", "synthesize", "run")
 _SOURCE = Path(__file__).parent
 
 
-def write_starter(kind: str, folder: Path) -> list[Path]:
-    """Write the config of ``kind`` and its input below ``folder``; returns the files, config first.
+def write_starter(kind: str, location: str) -> list[Path]:
+    """Write the config of ``kind`` and its input below ``location``; returns the files, config first.
 
     Raises `OutputError` if one of them exists: nothing is overwritten, and nothing written then.
     """
-    if "://" in str(folder):
+    if "://" in location:
         raise OutputError(
-            f"{folder} is not a local folder; write the config to one, and set input.path and "
+            f"{location} is not a local folder; write the config to one, and set input.path and "
             "output.path in it"
         )
+    folder = Path(location)
     contents = {folder / name: data for name, data in _files(kind, folder)}
     if existing := [path for path in contents if path.exists()]:
         raise OutputError(
