@@ -69,7 +69,9 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
     """What this run did, and how far the whole output is."""
     job, now = prepare(config), limits.totals
     rows, left = sum(part.rows for part in job.parts), job.plan.rows_todo
-    summary: Summary = summarize(job.ledger.store, job.parts, config.policy.n, config.policy.agree)
+    summary: Summary = summarize(
+        job.ledger.store, job.parts, config.sampling.n, config.sampling.agree
+    )
     cost = pool_of(config).cost(limits.seconds)
     return {
         "seconds": round(limits.seconds),

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.job import Job, generate, job_parser, tables
-from jobs.openai_lines import ROWS, SAMPLING, Answers, Request, parse_request
+from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
 from pipeline.cli import exit_with
 from pipeline.config.load import load_as
 from pipeline.config.run_config import RunConfig
@@ -220,7 +220,7 @@ class Results:
     """Result lines of a run's traces; counts what it has seen, and keeps one as an example."""
 
     output: str
-    answers: Answers
+    answers: ResultLines
     statuses: Counter[int] = field(default_factory=Counter)
     example: dict[str, Any] | None = None
 
@@ -230,7 +230,7 @@ class Results:
         manifest = Ledger(Storage(run.output.path)).manifest()
         assert manifest is not None
         created = int(datetime.fromisoformat(manifest["created"]).timestamp())
-        answers = Answers(manifest["fingerprint"], run.model.path, created)
+        answers = ResultLines(manifest["fingerprint"], run.model.path, created)
         return cls(run.output.path, answers)
 
     def write(self, store: Storage) -> None:

@@ -227,19 +227,14 @@ class VllmEngine:
     def _params(self, request: Request, seed: int, max_tokens: int) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-        policy, grammar = request.policy, None
+        grammar = None
         if request.schema is not None:
             schema = json.loads(request.schema)
             spacing = {**SPACING, **schema.get("x-guidance", {})}
             grammar = StructuredOutputsParams(json={**schema, "x-guidance": spacing})
         return SamplingParams(
+            **request.policy.engine_parameters,
             n=1,
-            temperature=policy.temperature,
-            top_p=policy.top_p,
-            top_k=policy.top_k,
-            min_p=policy.min_p,
-            presence_penalty=policy.presence_penalty,
-            repetition_penalty=policy.repetition_penalty,
             max_tokens=max_tokens,
             seed=seed,
             stop_token_ids=None if request.stop_id is None else [request.stop_id],

@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from pipeline.answers.json_schema import JsonForm
+from pipeline.answers.base import AnswerFormat
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import OnTokens, Request, build_engine, engine_type
 from pipeline.errors import (
@@ -117,10 +117,10 @@ class EngineActor:
         """EngineLoad the tokenizer and start the engine; raises a `QwqBatchError` if that can't be."""
         self._refuse_endless_restarts()
         config = self._config
-        self._policy = config.policy
+        self._policy = config.sampling
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self._maker = TraceMaker(
-            tokenizer, config.think_format, config.answer.format, self._json_form(),
+            tokenizer, config.think_format, self._answer_format(),
             config.output.raw_text, engine_type(config.engine).yarn_factor(config.engine),
         )  # fmt: skip
         self._suffix = config.suffix_text
@@ -140,8 +140,8 @@ class EngineActor:
         context = self._engine.context_tokens
         self._renderer = PromptRenderer(tokenizer, context, config.think_format)
         self._trace_policy = TracePolicy(
-            config.policy,
-            config.thinking.policy,
+            config.sampling,
+            config.thinking,
             context,
             self._maker.closing,
             self._maker.is_closed,
@@ -151,11 +151,11 @@ class EngineActor:
         gc.freeze()  # what is there by now stays
         gc.set_threshold(GARBAGE_AT)
 
-    def _json_form(self) -> JsonForm | None:
+    def _answer_format(self) -> AnswerFormat:
         try:
-            return self._config.answer.json_form
-        except ValueError as error:  # this node has not what the driver's has
-            raise ModelError(f"answer.{error}") from None
+            return self._config.answer.load_format()
+        except ValueError as error:  # the driver's node has a file or package that this one lacks
+            raise ModelError(f"answer: {error}") from None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The traces of a block: a row for each sample of each of its rows, in order."""

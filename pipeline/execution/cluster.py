@@ -157,7 +157,7 @@ def configure_ray_data(config: RunConfig) -> None:
     # An actor that replaces another would want places of its own, which the other's still hold.
     context.max_consecutive_actor_init_deaths = 0 if spans_nodes(config.engine) else 2
     context.execution_no_progress_timeout_s = (
-        config.policy.max_tokens / SLOWEST_TOKENS_PER_SECOND + LOAD_SECONDS
+        config.sampling.max_tokens / SLOWEST_TOKENS_PER_SECOND + LOAD_SECONDS
     )
 
 

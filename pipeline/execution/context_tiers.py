@@ -51,9 +51,9 @@ def make_context_tiers(config: RunConfig, model: Mapping[str, Any]) -> tuple[Con
     """
     kind, engine = engine_type(config.engine), config.engine
     native, rope = _positions(config.model.path, model)
-    if config.policy.max_tokens >= native:
+    if config.sampling.max_tokens >= native:
         raise ConfigError(
-            f"sampling.max_tokens is {config.policy.max_tokens}, which leaves no room for a prompt "
+            f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt "
             f"in the model's own context of {native} tokens, which engine.context=auto needs; "
             "lower it"
         )

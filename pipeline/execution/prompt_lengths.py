@@ -38,7 +38,7 @@ def by_tier(
     common = ray.put((config, columns, prompts))
     counts = [_count.remote(common, bundle) for bundle in grouped]
     for bundle, tokens in zip(grouped, results(counts), strict=True):
-        for tier, piece in divide(bundle, assign(tiers, tokens, config.policy.max_tokens)):
+        for tier, piece in divide(bundle, assign(tiers, tokens, config.sampling.max_tokens)):
             shares[tier].append(piece)
     return [(tier, tuple(share)) for tier, share in zip(tiers, shares, strict=True) if share]
 

@@ -69,9 +69,11 @@ def run(
         prepared.ledger.record_shards(
             prepared.shards, prepared.prompts, prepared.settings["input.path"]
         )
-        for run_pass in passes.to_run(prepared.ledger, config.policy.n):
+        for run_pass in passes.to_run(prepared.ledger, config.sampling.n):
             execute_pass(prepared, run_pass, watch, stop)
-    return summarize(prepared.ledger.store, prepared.parts, config.policy.n, config.policy.agree)
+    return summarize(
+        prepared.ledger.store, prepared.parts, config.sampling.n, config.sampling.agree
+    )
 
 
 def retry(
@@ -92,7 +94,7 @@ def retry(
         run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
         execute_pass(prepared, run_pass, watch, stop)
         samples = passes.samples_per_row(prepared.ledger)
-    return summarize(prepared.ledger.store, prepared.parts, samples, config.policy.agree)
+    return summarize(prepared.ledger.store, prepared.parts, samples, config.sampling.agree)
 
 
 def pilot(config: RunConfig, rows: int, watch: RunObserver = no_observer) -> PreparedRun:
@@ -109,8 +111,8 @@ def pilot(config: RunConfig, rows: int, watch: RunObserver = no_observer) -> Pre
         prepared.ledger.record_shards(
             prepared.shards, prepared.prompts, prepared.settings["input.path"]
         )
-        first = next(iter(passes.to_run(prepared.ledger, config.policy.n)))
-        if first.stop != config.policy.n:
+        first = next(iter(passes.to_run(prepared.ledger, config.sampling.n)))
+        if first.stop != config.sampling.n:
             raise OutputError(
                 f"output.path {config.output.path} has {first.stop} samples of each row, and a "
                 "pilot of more is not possible; set sampling.n to that, or choose another "
@@ -173,7 +175,7 @@ def execute_tier(
     engine, places = config.engine, EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(plan.todo, prepared.ledger.store.url, engine_pool)
-    samples = min(len(run_pass.samples), config.policy.first_draw)
+    samples = min(len(run_pass.samples), config.sampling.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     rows_at_once = max(1, engine_slots(config) * engine.replicas // samples)
     source = PromptSource(
@@ -203,7 +205,7 @@ def execute_tier(
     metadata, answer = prepared.metadata(run_pass), config.answer
     sink = TraceSink(
         prepared.ledger.store.location, run_pass, prepared.traces, metadata, answer, coordinator,
-        rows_a_write(rows_at_once, config.policy.max_tokens, plan.rows_todo),
+        rows_a_write(rows_at_once, config.sampling.max_tokens, plan.rows_todo),
     )  # fmt: skip
     with watch(coordinator, plan.rows_todo, tier.name), places, stop.engines_of(coordinator):
         try:
@@ -221,7 +223,7 @@ def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
     A block holds its place until its slowest row ends. So blocks of long traces are small, and the
     larger they are, the more rows must be in flight to keep the engine's slots full.
     """
-    engine, policy = config.engine, config.policy
+    engine, policy = config.engine, config.sampling
     block_rows = engine.block_rows or max(
         1,
         min(

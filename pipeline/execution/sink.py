@@ -8,7 +8,6 @@ import ray
 from ray.data import Datasink
 from ray.data.block import Block
 
-from pipeline.answers.formats import is_correct
 from pipeline.config.sections import AnswerConfig
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef, Pass
@@ -71,12 +70,13 @@ def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) ->
     """``block`` with the column that says which answers are right, where that is known.
 
     Here and not in the engine's process, which a formula that takes seconds would hold up; a
-    task runs in its process's main thread, as `is_correct` wants it.
+    task runs in its process's main thread, which `AnswerFormat.is_correct` needs.
     """
     column = answer.reference_column
     if column is None:
         return block
     pairs = zip(block[names["parsed"]].to_pylist(), block[column].to_pylist(), strict=True)
-    found = [is_correct(parsed, reference, answer.format) for parsed, reference in pairs]
+    is_correct = answer.load_format().is_correct
+    correct = [is_correct(parsed, reference) for parsed, reference in pairs]
     at = block.column_names.index(names["correct"])
-    return block.set_column(at, block.schema.field(at), pa.array(found, pa.bool_()))
+    return block.set_column(at, block.schema.field(at), pa.array(correct, pa.bool_()))

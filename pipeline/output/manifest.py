@@ -38,7 +38,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.template": columns.template,
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.suffix_text,
-        **{f"sampling.{key}": value for key, value in vars(config.policy).items()},
+        **{f"sampling.{key}": value for key, value in vars(config.sampling).items()},
         **{f"thinking.{key}": value for key, value in config.thinking.model_dump().items()},
         "answer.format": config.answer.format,
         "answer.json_schema": config.answer.schema_text,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.answers.formats import vote
+from pipeline.answers.formats import answer_format
 from pipeline.errors import OutputError
 from pipeline.output.layout import JournalEntry
 from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform, row_numbers
@@ -166,13 +166,14 @@ class PartSummary:
 def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
     """``table``, which holds whole rows, with the vote and agreement of each row's samples."""
     names, kind = metadata["columns"], metadata["settings"].get("answer.format", "text")
-    if kind == "text" or not table.num_rows:
+    answers = answer_format(kind)
+    if not answers.is_parsed or not table.num_rows:
         return table
     rows, parsed = table[ROW_COLUMN].to_pylist(), table[names["parsed"]].to_pylist()
     answers_of: dict[int, list[str | None]] = {}
     for row, answer in zip(rows, parsed, strict=True):
         answers_of.setdefault(row, []).append(answer)
-    votes = {row: vote(answers, kind) for row, answers in answers_of.items()}
+    votes = {row: answers.vote(values) for row, values in answers_of.items()}
     columns = zip(*(votes[row] for row in rows), strict=True)
     for name, values in zip(("vote", "agreement"), columns, strict=True):
         index = table.column_names.index(names[name])

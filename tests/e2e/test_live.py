@@ -109,7 +109,7 @@ def test_terminal_shows_the_run_and_status_tells_it_from_elsewhere(tmp_path: Pat
         assert reached(lambda: any(record.glob("*")))
 
         told = qwq_batch("status", output).stdout
-        assert f"at work: process {terminal.process.pid} on " in told
+        assert f"running: process {terminal.process.pid} on " in told
         assert "tokens/s" in told
         found = json.loads(qwq_batch("status", output, "--json").stdout)
         assert found["running"] is True

@@ -125,4 +125,4 @@ def test_status_and_report_of_a_run(config: RunConfig) -> None:
     assert max(f.running for run in runs for f in run) <= 8
     text = page(config.output.path)
     assert "<b>100</b><span>rows durable, of 100" in text
-    assert "While it ran" in text
+    assert "Over time" in text

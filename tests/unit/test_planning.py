@@ -1,4 +1,4 @@
-"""The plan: every row in exactly one part and one range, whatever is done already."""
+"""The plan: every row is in exactly one part and one range, whatever is done already."""
 
 from itertools import pairwise
 
@@ -43,19 +43,19 @@ def test_two_shards_with_one_output_name_are_refused() -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 30), RANGES)
-def test_missing_and_covered_make_the_whole(
-    start: int, length: int, covered: list[tuple[int, int]]
+def test_gaps_and_ranges_make_the_whole(
+    start: int, length: int, ranges: list[tuple[int, int]]
 ) -> None:
     stop = start + length
-    pieces = list(gaps(start, stop, covered))
+    pieces = list(gaps(start, stop, ranges))
     rows = [row for low, high in pieces for row in range(low, high)]
-    done = {row for low, high in covered for row in range(low, high)}
-    assert rows == [row for row in range(start, stop) if row not in done]
+    covered = {row for low, high in ranges for row in range(low, high)}
+    assert rows == [row for row in range(start, stop) if row not in covered]
     assert all(low < high for low, high in pieces)
 
 
 @given(SIZES, st.integers(1, 20), st.integers(1, 40), RANGES)
-def test_bundles_hold_what_is_to_do_in_order(
+def test_bundles_hold_the_rows_to_do_in_order(
     sizes: list[int], per_part: int, per_bundle: int, covered: list[tuple[int, int]]
 ) -> None:
     parts = split_parts(shards(sizes), per_part)
@@ -77,7 +77,7 @@ def test_bundles_hold_what_is_to_do_in_order(
 def test_chosen_rows_are_bundled_once_and_their_spans_cover_the_part(
     sizes: list[int], per_part: int, per_bundle: int, data: st.DataObject
 ) -> None:
-    """What is done of a chosen row's span stays done, wherever the work was cut in between."""
+    """A finished span stays finished, wherever the ranges were split."""
     parts = split_parts(shards(sizes), per_part)
     picks: dict[str, Picks] = {}
     for part in parts[::2]:

@@ -72,7 +72,7 @@ def names_of(module: str) -> frozenset[str]:
     """The names of a module of vLLM, ``Class.member`` too, from its source; empty if it is gone."""
     spec = find_spec("vllm")
     assert spec is not None
-    [folder] = spec.submodule_search_locations or [""]
+    folder = next(iter(spec.submodule_search_locations or ()))
     path = Path(folder, *module.split(".")[1:])
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The lease: one holder of many, a dead one is replaced, a live one is left in peace."""
+"""The lease: one driver holds it, a dead holder is replaced, a live one is not."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def lost(reason: QwqBatchError) -> None:
     raise AssertionError(reason)
 
 
-def test_one_of_many_gets_it_and_the_others_are_told_who(store: Storage) -> None:
+def test_one_of_many_drivers_takes_it_and_the_others_name_the_holder(store: Storage) -> None:
     def take(_: int) -> str:
         try:
             with lease.hold(store, lost):
@@ -40,8 +40,8 @@ def test_one_of_many_gets_it_and_the_others_are_told_who(store: Storage) -> None
     with ThreadPoolExecutor(6) as pool:
         results = list(pool.map(take, range(6)))
     assert results.count("held") == 1
-    told = next(result for result in results if result != "held")
-    assert f"another driver is at work on {store.url}: process {os.getpid()} on " in told
+    refusal = next(result for result in results if result != "held")
+    assert f"another driver is at work on {store.url}: process {os.getpid()} on " in refusal
 
 
 def test_released_lease_is_taken_at_once(store: Storage) -> None:

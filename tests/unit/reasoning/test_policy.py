@@ -16,24 +16,21 @@ from pipeline.reasoning.policy import (
     TracePolicy,
     TraceProgress,
 )
-from pipeline.reasoning.sampling import PRESETS
+from pipeline.reasoning.sampling import SamplingPolicy
 from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS, State, ThinkFormat
 from pipeline.reasoning.trace import TraceMaker
 
 CLOSE, WORD, END = 7, 1, 9
 CLOSING_IDS = (3, 4, 5, CLOSE)
-SAMPLING = replace(PRESETS["qwq-32b"].sampling, max_tokens=100)
-THINKING = ThinkingPolicy(
-    None, 20, rescue=True, detect_loops=True, loop_retries=1, loop_presence_penalty=0.5
-)
+THINKING = ThinkingPolicy(answer_tokens=20)
 
 
 def rules(
     context: int = 200, max_tokens: int = 100, answer: AnswerPass | None = None, **thinking: object
 ) -> TracePolicy:
     return TracePolicy(
-        replace(SAMPLING, max_tokens=max_tokens),
-        replace(THINKING, **thinking),  # type: ignore[arg-type]
+        SamplingPolicy(max_tokens=max_tokens),
+        THINKING.model_copy(update=thinking),
         context,
         CLOSING_IDS,
         lambda ids: CLOSE in ids,
