@@ -90,7 +90,7 @@ def generate(
         warn(config)
     started = time.monotonic()
     if retry:
-        summary = flow.retry(config, retry, watch=progress.watch)
+        summary = flow.retry(config, retry, observer=progress.watch)
     else:
         summary = flow.run(config, progress.watch, limits)
     report(summary, config, time.monotonic() - started)

@@ -219,7 +219,9 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
             self.stop.set()
             self.thread.join()
 
-    flow.execute_tier(job, Pass(0, 0, 1), job.tiers[0], job.plan, Watcher, Shutdown())
+    flow.execute_tier(
+        job, Pass(0, 0, 1), job.tiers[0], job.plan, flow.RunControl(Watcher, Shutdown())
+    )
     assert len(seen) > 2
     assert any(15 <= count < 20 for count in seen), "the other blocks waited for the longest trace"
 

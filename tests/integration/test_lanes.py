@@ -152,11 +152,11 @@ def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
         tiers.append(tier)
         return nullcontext()
 
-    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+    assert flow.retry(auto, ["failed"], observer=watch).states["failed"] == 14
     assert tiers == ["800 tokens, YaRN 2", "1,600 tokens, YaRN 4", "no engine"]
     for old, new in zip(before, traces(auto), strict=True):
         assert (old == new) == (old["state"] != "failed")
         assert new["yarn_factor"] == FACTORS[LENGTHS[new["id"]]]
     tiers.clear()
-    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+    assert flow.retry(auto, ["failed"], observer=watch).states["failed"] == 14
     assert tiers == ["no engine"]

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -112,6 +113,25 @@ def test_samples_vote_and_a_top_up_votes_again(tmp_path: Path, make_config: Make
         [vote] = {row["vote"] for row in rows[i : i + 5]}
         assert answers.count(vote) == most
     assert sum(row["agreement"] > 0.5 for row in rows) > 40
+
+
+def test_answer_format_from_outside_the_package_is_used_by_the_workers(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    rows = [{"prompt": f"What is {i} + 1?", "right": 42} for i in range(20)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/shard-00000.parquet")
+    config = make_config(
+        engine={"simulated": {"tokens_median": 60, "seconds_per_token": 0, "right": 0.6}},
+        answer={"format": "tests.toy_format:LastNumber", "reference_column": "right"},
+        prompt={"suffix": "number"}, sampling={"n": 3},
+    )  # fmt: skip
+    assert flow.run(config).states == {"finished": 60}
+    for row in traces(config):
+        assert row["answer"] == f"\\boxed{{{row['parsed']}}}"
+        assert row["correct"] == (row["parsed"] == "42")
+        assert row["agreement"] in (np.float32(1 / 3), np.float32(2 / 3), 1.0)
+    assert {row["vote"] == "42" for row in traces(config)} == {True, False}
 
 
 SCHEMA = {

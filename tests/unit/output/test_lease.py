@@ -15,12 +15,14 @@ from pipeline.output import lease
 from pipeline.output.layout import LEASE
 from pipeline.storage import Storage
 
+EXPIRE_SECONDS = 1.0
+
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(lease, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(lease, "EXPIRE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "EXPIRE_SECONDS", EXPIRE_SECONDS)
     return Storage(str(tmp_path / "out"))
 
 
@@ -55,7 +57,7 @@ def test_silent_holder_elsewhere_is_replaced_after_a_while(store: Storage) -> No
     store.put(f"{LEASE}/00000007.yaml", b"host: elsewhere\npid: 1\nprocess: boot ns 1\n")
     started = time.monotonic()
     with lease.hold(store, lost):
-        assert time.monotonic() - started >= lease.EXPIRE_SECONDS
+        assert time.monotonic() - started >= EXPIRE_SECONDS
         assert [info.name for info in store.files(LEASE)] == [f"{LEASE}/00000008.yaml"]
 
 
