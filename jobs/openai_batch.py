@@ -177,7 +177,7 @@ def own_settings(job: Job) -> dict[str, Any]:
     What the config sets itself is not theirs to decide.
     """
     names = [name for name in SAMPLING if name not in job.sampling.model_fields_set]
-    own = {f"sampling.{name}": getattr(job.policy, name) for name in names}
+    own = {f"sampling.{name}": getattr(job.sampling, name) for name in names}
     if not job.answer.model_fields_set & {"format", "json_schema"}:
         own["answer.json_schema"] = None
     return own

@@ -73,7 +73,7 @@ def measured(at: str) -> dict[str, Any]:
     ledger, settings = prepared.ledger, prepared.settings
     ledger.open_run(settings, software_versions())
     ledger.record_shards(prepared.shards, prepared.prompts, settings["input.path"])
-    [run_pass] = passes.to_run(ledger, run.policy.n)
+    [run_pass] = passes.to_run(ledger, run.sampling.n)
     plan = passes.plan_pass(ledger, prepared.parts, run_pass)
     source = PromptSource(plan.todo, run_pass.samples, run.input.path, prepared.prompts)
     tasks = source.get_read_tasks(source.read_tasks)
