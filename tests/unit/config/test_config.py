@@ -49,7 +49,10 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("model.format.clsoe=x", "model.format.clsoe: unknown key clsoe; did you mean close?"),
         ("model.format.open=<think>", "model.format: close is missing; it ends the thinking"),
         ("model.format.close=''", "model.format.close: String should have at least 1 character"),
-        ("model.format.close_pattern='('", "model.format.close_pattern: is not a regular expression"),
+        (
+            "model.format.close_pattern='('",
+            "model.format.close_pattern: is not a regular expression",
+        ),
         ("model.format={close: x, close_pattern: y}", "close_pattern does not match close"),
         (
             "model.format={close: x, close_pattern: x*}",
