@@ -176,7 +176,7 @@ def default_settings(job: Job) -> dict[str, Any]:
     What the config sets, it decides for all requests.
     """
     names = [name for name in SAMPLING if name not in job.sampling.model_fields_set]
-    defaults = {f"sampling.{name}": getattr(job.policy, name) for name in names}
+    defaults = {f"sampling.{name}": getattr(job.sampling, name) for name in names}
     if not job.answer.model_fields_set & {"format", "json_schema"}:
         defaults["answer.json_schema"] = None
     return defaults

@@ -142,7 +142,7 @@ def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
     body: dict[str, Any] = {"temperature": 0.7, "max_completion_tokens": 99, "seed": 5, "n": 2}
     form: dict[str, Any] = {"response_format": json_format(FORM)}
     run = make_ready(job(tmp_path, line("a", **body, **form), line("b", **body, **form)))
-    policy = run.policy
+    policy = run.sampling
     assert (policy.temperature, policy.max_tokens, policy.seed, policy.n) == (0.7, 99, 5, 2)
     assert (policy.top_p, policy.top_k) == (0.95, 40)
     assert (run.answer.format, run.answer.json_schema) == ("json", FORM)
@@ -150,7 +150,7 @@ def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
 
 def test_saying_nothing_is_the_same_as_saying_what_the_run_has(tmp_path: Path) -> None:
     lines = [line("a"), line("b", n=1, temperature=0.6), line("c", presence_penalty=0)]
-    assert make_ready(job(tmp_path, *lines)).policy == job(tmp_path).policy
+    assert make_ready(job(tmp_path, *lines)).sampling == job(tmp_path).sampling
 
 
 def test_what_the_config_says_wins(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
         "answer": {"format": "text"},
     }
     run = make_ready(job(tmp_path, *lines, **sections))
-    assert (run.policy.temperature, run.policy.n, run.answer.format) == (0.8, 4, "text")
+    assert (run.sampling.temperature, run.sampling.n, run.answer.format) == (0.8, 4, "text")
 
 
 def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> None:
