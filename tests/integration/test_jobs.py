@@ -39,7 +39,7 @@ def test_labels_are_written_beside_the_traces(
         },
         "config",
     )  # fmt: skip
-    assert label._label(job, ()) == 0
+    assert label.label(job, ()) == 0
     printed = capsys.readouterr().out
     labeled = pq.read_table(out / "labels").to_pylist()
     assert [row["text"] for row in labeled] == [row["text"] for row in rows]
@@ -54,7 +54,7 @@ def test_labels_are_written_beside_the_traces(
     report = (out / "report.md").read_text()
     assert report.startswith("# Labels of 6 rows\n")
     assert report in printed
-    assert label._label(job, ["failed"]) == 0
+    assert label.label(job, ["failed"]) == 0
     again = pq.read_table(out / "labels").to_pylist()
     assert again == labeled
 
@@ -85,7 +85,7 @@ def test_nights_go_on_where_the_last_one_reached_its_limit(
     assert first["this_run"]["generated_tokens"] >= 600
     assert first["output"]["rows_done"] < total
     write_shards(tmp_path / "in", [40, 40, 6])
-    assert nightly._nightly(config) == 0
+    assert nightly.nightly(config) == 0
     traces = pq.read_table(tmp_path / "out").to_pylist()
     assert [trace["id"] for trace in traces] == list(range(total + 6))
     generated = sum(json.loads(line)["tokens"] for line in log.read_text().splitlines())
