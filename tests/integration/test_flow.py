@@ -227,7 +227,11 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
     [
         ({"input": {"path": "nowhere"}}, InputError, "input.path nowhere: no Parquet files"),
         ({"input": {"prompt_column": "text"}}, InputError, "input.prompt_column is text"),
-        ({"model": {"path": "qwq-mini"}}, ModelError, "built-in model .qwq-nano, qwq-nano-preview."),
+        (
+            {"model": {"path": "qwq-mini"}},
+            ModelError,
+            "built-in model .qwq-nano, qwq-nano-preview.",
+        ),
         ({"model": {"path": "./qwq"}}, ModelError, "is not a model folder"),
     ],
 )
