@@ -53,11 +53,6 @@ class RunConfig(Section):
         return SamplingPolicy.model_construct(_fields_set=set(given), **values)
 
     @property
-    def policy(self) -> SamplingPolicy:
-        """The sampling policy."""
-        return self.sampling
-
-    @property
     def think_format(self) -> ThinkFormat:
         """What divides thinking from answer: ``model.format``, else the preset's format."""
         if self.model.format is None:

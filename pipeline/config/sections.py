@@ -182,16 +182,17 @@ class AnswerConfig(Section):
     """The format in which programs read the answers, and the column to compare them with."""
 
     format: str = Field(
-        "text", description="text (not read by programs), boxed, choice, json, or a format of your "
-        "own as package.module:CLASS"
-    )  # fmt: skip
+        "text",
+        description="`text` (programs do not read it), `boxed`, `choice`, `json`, or a format of "
+        "your own as `package.module:Class`.",
+    )
     json_schema: dict[str, Any] | str | None = Field(
         None,
-        description="with format json: a JSON Schema, a file that holds one, or a pydantic model "
-        "as package.module:CLASS",
+        description="Required by `json`: a JSON Schema, a file that holds one, or a pydantic model "
+        "as `package.module:Class`.",
     )
     reference_column: str | None = Field(
-        None, description="the input column with the right answer; not with format text"
+        None, description="Input column with the right answer. Not with format `text`."
     )
 
     @field_validator("format")

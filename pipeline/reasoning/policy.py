@@ -38,29 +38,27 @@ class ClosedBy(StrEnum):
 
 
 class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
-    """How long a trace may think, and what happens to one that does not end: section ``thinking``.
-
-    A trace loops when its thinking repeats itself, see `pipeline.reasoning.repetition`.
-    """
+    """How long a trace may think, and what happens to one that loops: that repeats itself."""
 
     budget_tokens: int | None = Field(
         None, ge=1,
-        description="close the thinking after this many tokens; null: what sampling.max_tokens "
-        "and the context leave",
+        description="Closes the thinking after this many tokens. Default: what "
+        "`sampling.max_tokens` and the context leave.",
     )  # fmt: skip
     rescue: bool = Field(
-        True, description="close thinking that runs out or loops, and let the model answer"
+        True,
+        description="Closes thinking that runs out of tokens or loops; the model then answers.",
     )
     answer_tokens: int = Field(
-        2048, ge=1, description="most tokens of the answer after thinking was closed"
+        2048, ge=1, description="Most tokens of the answer after thinking was closed."
     )
-    detect_loops: bool = Field(True, description="end a trace whose thinking loops")
+    detect_loops: bool = Field(True, description="Ends thinking that loops.")
     loop_retries: int = Field(
         1, ge=0, le=10,
-        description="how often a trace that loops starts again before its thinking is closed",
+        description="How often a trace that loops starts again before its thinking is closed.",
     )  # fmt: skip
     loop_presence_penalty: float = Field(
-        0.5, ge=0, le=2, description="least presence penalty of a trace that starts again"
+        0.5, ge=0, le=2, description="Least presence penalty of a trace that starts again."
     )
 
 

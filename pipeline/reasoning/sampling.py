@@ -21,40 +21,44 @@ APPLIED_HERE = frozenset({"n", "max_tokens", "seed", "agree"})
 
 
 class SamplingPolicy(BaseModel, frozen=True, extra="forbid"):
-    """How every trace is sampled: the configuration's section ``sampling``.
+    """How every trace is sampled.
 
-    The defaults are those of QwQ's model card. A preset may have other values, see `PRESETS`.
-    Null in a configuration means the preset's value.
+    The defaults are the values of QwQ's model card; a preset may have others. Null keeps the
+    preset's value.
     """
 
-    n: int = Field(1, ge=1, le=4096, description="samples of each row")
+    n: int = Field(1, ge=1, le=4096, description="Samples of each row.")
     temperature: float = Field(
-        0.6, ge=0.05, le=2, description="divides the logits; low values make QwQ loop"
+        0.6, ge=0.05, le=2, description="Divides the logits. Low values make QwQ loop."
     )
     top_p: float = Field(
-        0.95, gt=0, le=1, description="draw from the likeliest tokens with this share of the mass"
-    )
+        0.95, gt=0, le=1,
+        description="Draws from the likeliest tokens that together have this probability.",
+    )  # fmt: skip
     top_k: int = Field(
-        40, ge=-1, description="draw from this many of the likeliest tokens; -1 or 0: from all"
+        40, ge=-1, description="Draws from this many of the likeliest tokens; -1 or 0: from all."
     )
     min_p: float = Field(
         0.0, ge=0, le=1,
-        description="skip tokens less likely than this share of the likeliest token's probability",
+        description="Skips tokens below this share of the likeliest token's probability.",
     )  # fmt: skip
     presence_penalty: float = Field(
-        0.0, ge=0, le=2, description="subtracted from the logits of tokens that the output has"
+        0.0, ge=0, le=2, description="Subtracted from the logits of tokens already in the output."
     )
     repetition_penalty: float = Field(
         1.0, gt=0, le=2,
-        description="divides the logits of tokens that prompt or output have; 1: none",
+        description="Lowers the logits of tokens already in prompt or output; 1: off.",
     )  # fmt: skip
     max_tokens: int = Field(
-        32_768, ge=1, description="most tokens of one sample, thinking and answer together"
+        32_768, ge=1, description="Most tokens of one sample, thinking and answer together."
     )
-    seed: int = Field(0, ge=0, description="the run's seed; every sample's own derives from it")
+    seed: int = Field(
+        0, ge=0, description="The run's seed; the seed of each sample derives from it."
+    )
     agree: int | None = Field(
         None, ge=1,
-        description="draw a row's samples until this many agree, n at most; null: always draw n",
+        description="Draws a row's samples until this many agree, `n` at most. Default: always "
+        "`n`.",
     )  # fmt: skip
 
     @model_validator(mode="before")

@@ -49,7 +49,10 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("model.format.clsoe=x", "model.format.clsoe: unknown key clsoe; did you mean close?"),
         ("model.format.open=<think>", "model.format: close is missing; it ends the thinking"),
         ("model.format.close=''", "model.format.close: String should have at least 1 character"),
-        ("model.format.close_pattern='('", "model.format.close_pattern: is not a regular expression"),
+        (
+            "model.format.close_pattern='('",
+            "model.format.close_pattern: is not a regular expression",
+        ),
         ("model.format={close: x, close_pattern: y}", "close_pattern does not match close"),
         (
             "model.format={close: x, close_pattern: x*}",
@@ -169,7 +172,7 @@ def test_config_can_not_be_changed_after_it_was_checked() -> None:
 
 
 def test_preset_values_stand_unless_overridden() -> None:
-    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).policy
+    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).sampling
     assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
 
 

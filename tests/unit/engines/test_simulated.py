@@ -48,7 +48,9 @@ def engine(slots: int, **settings: Any) -> SimulatedEngine:
 
 
 async def generate(to: SimulatedEngine, count: int, prompt: int = 1) -> None:
-    requests = [Request(str(i), [0] * prompt, (), SamplingPolicy(max_tokens=1000), i) for i in range(count)]
+    requests = [
+        Request(str(i), [0] * prompt, (), SamplingPolicy(max_tokens=1000), i) for i in range(count)
+    ]
     await asyncio.gather(*(to.generate(request, lambda _: False) for request in requests))
 
 

@@ -129,7 +129,7 @@ def test_all_bad_lines_are_told_together_and_nothing_is_written(tmp_path: Path) 
         "3 lines of the batch can't be run, so nothing was started:",
         "  in.jsonl:2: is not JSON: Expecting value: line 1 column 1 (char 0)",
         "  in.jsonl:4: body: unsupported: stop; remove it",
-        "  in.jsonl:5: custom_id 'a' is that of in.jsonl:1 too",
+        "  in.jsonl:5: custom_id 'a' is also that of in.jsonl:1",
     ]
     with pytest.raises(InputError, match=r"30 lines (?s:.*)in.jsonl:20: .*\n  and 10 more$"):
         make_ready(job(tmp_path, *["x"] * 30))
@@ -142,7 +142,7 @@ def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
     body: dict[str, Any] = {"temperature": 0.7, "max_completion_tokens": 99, "seed": 5, "n": 2}
     form: dict[str, Any] = {"response_format": json_format(FORM)}
     run = make_ready(job(tmp_path, line("a", **body, **form), line("b", **body, **form)))
-    policy = run.policy
+    policy = run.sampling
     assert (policy.temperature, policy.max_tokens, policy.seed, policy.n) == (0.7, 99, 5, 2)
     assert (policy.top_p, policy.top_k) == (0.95, 40)
     assert (run.answer.format, run.answer.json_schema) == ("json", FORM)
@@ -150,7 +150,7 @@ def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
 
 def test_saying_nothing_is_the_same_as_saying_what_the_run_has(tmp_path: Path) -> None:
     lines = [line("a"), line("b", n=1, temperature=0.6), line("c", presence_penalty=0)]
-    assert make_ready(job(tmp_path, *lines)).policy == job(tmp_path).policy
+    assert make_ready(job(tmp_path, *lines)).sampling == job(tmp_path).sampling
 
 
 def test_what_the_config_says_wins(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
         "answer": {"format": "text"},
     }
     run = make_ready(job(tmp_path, *lines, **sections))
-    assert (run.policy.temperature, run.policy.n, run.answer.format) == (0.8, 4, "text")
+    assert (run.sampling.temperature, run.sampling.n, run.answer.format) == (0.8, 4, "text")
 
 
 def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         make_ready(job(tmp_path, *lines))
     assert str(caught.value).splitlines()[:3] == [
-        "the requests differ in what a run has one value of:",
+        "the requests differ in settings that a run has one value of:",
         "  temperature: 0.6 at in.jsonl:1 (which says none), 0.7 at in.jsonl:2",
         "  seed: 0 at in.jsonl:1 (which says none), 1 at in.jsonl:3",
     ]
@@ -216,7 +216,7 @@ def test_shards_are_written_once_files_may_be_added_and_not_changed(
     assert (tmp_path / "out/requests/c.jsonl.00000.parquet").exists()
     assert (tmp_path / "out/requests" / SOURCES).exists()
     (tmp_path / "in/b.jsonl").write_text(line("0", n=1))
-    with pytest.raises(OutputError, match=r"^b.jsonl is not what it was when the job at "):
+    with pytest.raises(OutputError, match=r"^b.jsonl has changed since the job at "):
         make_ready(job(tmp_path, **folder))
 
 
