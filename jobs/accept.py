@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from datasketch import MinHash
 from numpy.typing import NDArray
 
-from jobs.job import tables
 from pipeline.answers.base import AnswerFormat
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
+from pipeline.output.reader import finished_parts
 from pipeline.prompts.render import TableRow, row_messages
 from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
@@ -184,14 +184,14 @@ class Samples:
 
     def add_new(self) -> None:
         """Write the parts finished since the last call; delete files of parts that are gone."""
-        for name, table, _ in tables(self._run.config.output.path, skip=self.parts):
+        for part in finished_parts(self._run.config.output.path, skip=self.parts):
             sink = BytesIO()
             pq.write_table(
-                self._judged(name, table), sink, compression="zstd",
+                self._judged(part.name, part.read()), sink, compression="zstd",
                 row_group_size=ROW_GROUP_ROWS,
             )  # fmt: skip
-            self.store.put(name, sink.getvalue())
-            self.parts.append(name)
+            self.store.put(part.name, sink.getvalue())
+            self.parts.append(part.name)
         files = {info.name for info in self.store.files()}
         self.store.delete(sorted(files - set(self.parts)))
 

@@ -147,7 +147,7 @@ def _selection_lines(counts: SampleCounts, section: Mapping[str, Any]) -> Iterat
 
 
 def _provenance_lines(provenance: Provenance) -> Iterator[str]:
-    yield from ("", "## How it was made", "")
+    yield from ("", "## What made it", "")
     for section in SECTIONS:
         values = {
             key.removeprefix(f"{section}."): value

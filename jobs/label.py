@@ -1,14 +1,16 @@
-"""Label a dataset of texts by a guideline: a label for each row, and how sure it is.
+"""Label a dataset of texts by a guideline: a label for each row, with a confidence.
 
-    python -m jobs.label configs/label.yaml
+    qwq-batch label configs/label.yaml
+    python -m jobs.label configs/label.yaml      # the same
 
-The run's samples vote. Below ``output.path``: ``labels`` has each input row with its label,
-confidence (the share of its samples that agree), think and state; ``review.parquet`` those that a
-person should look at; ``report.md`` what is printed, with the agreement with people's labels where
+The samples of a row vote. Below ``output.path``, ``labels`` has each input row with its label,
+confidence (the share of its samples that agree), think and state. ``review.parquet`` has the rows
+that a person should review. ``report.md`` is what is printed; it compares with people's labels if
 there are any.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +24,13 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator, model_validator
 
 from jobs.agreement import MOST_SHOWN, agreement_lines
-from jobs.job import Job, generate, job_parser, tables
+from jobs.job import Job, generate
+from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
-from pipeline.cli import exit_with
-from pipeline.config.load import load_as
-from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import Section, unknown_key
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import find_shards
+from pipeline.output.reader import finished_parts
 from pipeline.schema import conform
 from pipeline.storage import Storage
 
@@ -41,27 +42,27 @@ ADDED = {
     "review": pa.string(), "think": pa.string(), "state": pa.string(),
 }  # fmt: skip
 COLUMNS = ("label", "confidence", "samples", "review")
-# Rows that are held at a time.
+# Input rows that are labeled at a time, with all their samples in memory.
 ROWS = 256
 
 
 class LabelSection(Section):
-    """What to label by: a guideline, and the labels or the form of the answer."""
+    """How to label: a guideline, and the labels or a schema of the answer."""
 
     text_column: str = Field("text", description="the input column with the text to label")
-    guideline: str = Field(min_length=1, description="how to label, as one would tell a person")
+    guideline: str = Field(min_length=1, description="how to label, as for a person")
     labels: dict[str, str | None] | None = Field(
-        None, description="the labels with what each is for, or a list of labels"
+        None, description="the labels with the meaning of each, or a list of labels"
     )
     json_schema: dict[str, Any] | str | None = Field(
-        None, description="in place of labels: the schema of what to say of each text"
+        None, description="in place of labels: the JSON schema of a label"
     )
     gold_column: str | None = Field(None, description="the input column with people's labels")
     rename: dict[str, str] = Field(
         default_factory=dict, description="a column of ours: your name for it"
     )
     review_below: Annotated[float, Field(ge=0, le=1)] = Field(
-        1, description="rows whose samples agree less than this are to be reviewed"
+        1, description="review rows whose samples agree less than this (0 to 1)"
     )
 
     @field_validator("rename")
@@ -76,7 +77,7 @@ class LabelSection(Section):
     @classmethod
     def _fits_a_template(cls, name: str) -> str:
         if set(name) & set("{}:!") or not name:
-            raise ValueError("must be a column without { } : and ! in its name")
+            raise ValueError("must be a column without { } : or ! in its name")
         return name
 
     @field_validator("labels", mode="before")
@@ -86,10 +87,10 @@ class LabelSection(Section):
             return labels
         for label in labels:
             if not isinstance(label, (str, int, float)) or isinstance(label, bool):
-                raise ValueError(f"{label!r} is no text; put quotes around it")  # noqa: TRY004
+                raise ValueError(f"{label!r} is not text; put quotes around it")  # noqa: TRY004
         names = [str(label) for label in labels]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"twice in the list: {', '.join(sorted(twice))}")
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"twice in the list: {', '.join(sorted(repeated))}")
         if isinstance(labels, Mapping):
             return dict(zip(names, labels.values(), strict=True))
         return dict.fromkeys(names)
@@ -104,7 +105,7 @@ class LabelSection(Section):
 
     @property
     def answer_schema(self) -> dict[str, Any] | str:
-        """The schema of an answer: the user's, or an object with one of the labels."""
+        """The schema of an answer: ``json_schema``, or an object with one of the labels."""
         if self.json_schema is not None:
             return self.json_schema
         return {
@@ -116,12 +117,12 @@ class LabelSection(Section):
 
     @property
     def form(self) -> JsonForm:
-        """The schema, read from wherever it is."""
+        """The schema, loaded from its file or class if it is one."""
         return form_of(self.answer_schema)
 
     @property
     def template(self) -> str:
-        """The prompt: what is the same for all rows first, the text last and between tags."""
+        """The prompt: first what all rows share (a cached prefix), then the text between tags."""
         pieces = [_plain(self.guideline.strip())]
         if self.labels is not None:
             lines = [
@@ -136,22 +137,22 @@ class LabelSection(Section):
         return "\n\n".join(pieces)
 
     def label_of(self, answer: str | None) -> str | None:
-        """The label in an answer's JSON text; by a schema of the user's, that text itself."""
+        """The label in an answer's JSON text; with ``json_schema``, that text itself."""
         if answer is None or self.labels is None:
             return answer
         label: str = json.loads(answer)["label"]
         return label
 
     def gold_of(self, value: Any) -> str | None:
-        """A person's label in the form of ours."""
+        """A person's label, in the form in which `label_of` gives the model's."""
         if value is None:
             return None
-        if self.labels is not None:  # a column of whole numbers with a gap is one of floats
+        if self.labels is not None:  # nulls turn a column of whole numbers into floats
             whole = isinstance(value, float) and value.is_integer()
             return str(int(value) if whole else value)
         try:
             return canonical(without_nulls(json.loads(value) if isinstance(value, str) else value))
-        except ValueError:  # text is a JSON value too
+        except ValueError:  # plain text, which is a JSON value too
             return canonical(value)
         except TypeError:
             return str(value)
@@ -168,16 +169,16 @@ class LabelJob(Job):
 
     @model_validator(mode="after")
     def _leaves_the_prompt_to_the_job(self) -> Self:
-        made = {
+        set_by_job = {
             "prompt": {"template", "suffix"},
             "answer": {"format", "json_schema", "reference_column"},
             "input": {"prompt_column", "messages_column", "tools_column"},
         }
-        for name, keys in made.items():
+        for name, keys in set_by_job.items():
             section = getattr(self, name)
             for key in sorted(keys & section.model_fields_set):
                 raise ValueError(
-                    f"{name}.{key} is made by the job from its section label; leave it"
+                    f"{name}.{key} is set by the job, from its section label; leave it out"
                 )
         return self
 
@@ -190,7 +191,7 @@ class LabelJob(Job):
         )
 
     def check(self) -> None:
-        """Raise `InputError` for columns that are missing or in the way, before anything runs."""
+        """Raise `InputError` for missing columns and for names that are taken."""
         schema = self.prompts
         for key in ("text_column", "gold_column"):
             name = getattr(self.label, key)
@@ -226,35 +227,36 @@ class LabelJob(Job):
         return [pa.field(names.get(name, name), of) for name, of in ADDED.items()]
 
     def called(self, name: str) -> str:
-        """What a column of ours is called."""
+        """The name of a column of ours in this job."""
         return self.label.rename.get(name, name)
 
 
 def labeled(job: LabelJob, traces: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    """A row for each input row of ``traces``: its columns, then those that the job adds.
+    """One row for each input row of ``traces``: its columns, then those that the job adds.
 
-    ``names``: our column: its name in ``traces``. ``think`` and ``state`` are those of the first
-    sample that has the label; of the row's first sample where there is none.
+    ``names`` maps our columns to their names in ``traces``. ``think`` and ``state`` are those of
+    the first sample with the label, or of the first sample if no sample has one.
     """
     ours = {name: traces[names[name]].to_pylist() for name in ("sample", "parsed", "vote", "state")}
     agreement = traces[names["agreement"]].to_pylist()
     firsts = [i for i, sample in enumerate(ours["sample"]) if sample == 0]
-    spoken, rows = [], []
+    speakers, rows = [], []
     for first, end in pairwise([*firsts, traces.num_rows]):
         answer = ours["vote"][first]
-        # No sample has an answer: the first speaks for all. (Both are canonical JSON text.)
+        # Both are canonical JSON text. Without any answer the first sample stands for the row.
         speaker = ours["parsed"].index(answer, first, end) if answer is not None else first
-        spoken.append(speaker)
+        speakers.append(speaker)
         label = job.label.label_of(answer)
-        confidence = round(agreement[first] or 0.0, 6)  # there it is in 32 bits
+        confidence = round(agreement[first] or 0.0, 6)  # the column has 32 bits
         gold = traces[job.label.gold_column][first].as_py() if job.label.gold_column else None
         why = _review(job.label, label, confidence, ours["state"][speaker], job.label.gold_of(gold))
         rows.append((label, confidence, end - first, why))
-    think = traces[names["think"]].take(spoken) if spoken else traces[names["think"]].slice(0, 0)
+    think = traces[names["think"]]
+    think = think.take(speakers) if speakers else think.slice(0, 0)
     added = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
     kept = [name for name in traces.column_names if name not in names.values()]
     result = traces.select(kept).take(firsts) if firsts else traces.select(kept).slice(0, 0)
-    states = [ours["state"][i] for i in spoken]
+    states = [ours["state"][i] for i in speakers]
     for column, values in zip(job.added, [*added, think, states], strict=True):
         array = values if isinstance(values, pa.ChunkedArray) else pa.array(values, column.type)
         result = result.append_column(column, array)
@@ -264,7 +266,7 @@ def labeled(job: LabelJob, traces: pa.Table, names: Mapping[str, str]) -> pa.Tab
 def _review(
     section: LabelSection, label: str | None, confidence: float, state: str, gold: str | None
 ) -> str | None:
-    """Why a person should look at a row; None if nothing speaks for it."""
+    """Why a person should review a row; None if there is no reason."""
     if label is None:
         return state
     if confidence < section.review_below:
@@ -276,9 +278,9 @@ def _review(
 
 @dataclass
 class Counts:
-    """What there is to tell of all rows.
+    """Counts over all rows, for the report.
 
-    ``pairs``: how often people say this, we that, and all samples agree or not.
+    ``pairs`` counts (label by people, label by the model, whether all samples agree).
     """
 
     labels: Counter[str] = field(default_factory=Counter)
@@ -291,15 +293,15 @@ class Counts:
         """Count the rows of a labeled table."""
         section = job.label
         self.rows += table.num_rows
-        label = table[job.called("label")].to_pylist()
-        self.labels.update(name or NONE for name in label)
+        labels = table[job.called("label")].to_pylist()
+        self.labels.update(name or NONE for name in labels)
         self.reviews.update(why for why in table[job.called("review")].to_pylist() if why)
         if section.gold_column is not None:
             gold = map(section.gold_of, table[section.gold_column].to_pylist())
             sure = (confidence == 1 for confidence in table[job.called("confidence")].to_pylist())
             self.pairs.update(
-                (right, found or NONE, all_agree)
-                for right, found, all_agree in zip(gold, label, sure, strict=True)
+                (right, predicted or NONE, all_agree)
+                for right, predicted, all_agree in zip(gold, labels, sure, strict=True)
                 if right is not None
             )
         if self.example is None and table.num_rows:
@@ -307,37 +309,38 @@ class Counts:
 
 
 def write(job: LabelJob) -> Counts:
-    """Write ``labels`` and the review file from the traces; part by part, whole files each."""
+    """Write ``labels`` and the review file from the traces, one part at a time."""
     store, counts, schema = Storage(job.output.path), Counts(), job.schema
-    there: set[str] = set()
+    written: set[str] = set()
     with (
         store.writing(REVIEW) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as review,
     ):
-        for name, traces, names in tables(job.traces):
-            there.add(f"labels/{name}")
+        for part in finished_parts(job.traces):
+            name = f"labels/{part.name}"
+            written.add(name)
             with (
-                store.writing(f"labels/{name}") as part,
-                pq.ParquetWriter(part, schema, compression="zstd") as whole,
+                store.writing(name) as labels_file,
+                pq.ParquetWriter(labels_file, schema, compression="zstd") as labels,
             ):
-                for piece in _rows(traces, names["sample"]):
-                    table = conform(labeled(job, piece, names), schema)
+                for piece in _rows(part.read(), part.names["sample"]):
+                    table = conform(labeled(job, piece, part.names), schema)
                     counts.add(table, job)
-                    whole.write_table(table)
+                    labels.write_table(table)
                     review.write_table(table.filter(pc.is_valid(table[job.called("review")])))
-    store.delete([info.name for info in store.files("labels") if info.name not in there])
+    store.delete([info.name for info in store.files("labels") if info.name not in written])
     return counts
 
 
 def _rows(traces: pa.Table, sample: str) -> Iterator[pa.Table]:
-    """``traces`` in pieces of some hundred whole rows; ``sample``: the name of that column."""
+    """``traces`` in slices of `ROWS` whole rows; ``sample`` is the name of that column."""
     firsts = np.flatnonzero(traces[sample].to_numpy() == 0)
     for start, end in pairwise([*firsts[::ROWS].tolist(), traces.num_rows]):
         yield traces.slice(start, end - start)
 
 
 def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
-    """What came out, as Markdown."""
+    """The report, as Markdown."""
     yield f"# Labels of {counts.rows:,} rows\n"
     yield "| label | rows | share |"
     yield "|---|---|---|"
@@ -350,26 +353,22 @@ def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
     if counts.pairs:
         yield ""
         yield from agreement_lines(counts.pairs)
-        strange = {gold for gold, *_ in counts.pairs} - set(job.label.labels or ())
-        if job.label.labels is not None and strange:
-            rows = sum(rows for (gold, *_), rows in counts.pairs.items() if gold in strange)
+        unknown = {gold for gold, *_ in counts.pairs} - set(job.label.labels or ())
+        if job.label.labels is not None and unknown:
+            rows = sum(rows for (gold, *_), rows in counts.pairs.items() if gold in unknown)
             yield (
                 f"\n{rows:,} rows have a label in {job.label.gold_column} that is none of the "
-                f"labels, such as {min(strange)}"
+                f"labels, such as {min(unknown)}"
             )
     elif job.label.gold_column is not None:
         yield f"\nno row has a label in {job.label.gold_column}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Label what is still to do; exit codes are those of ``qwq-batch``."""
-    args = job_parser("label", __doc__.split("\n")[0]).parse_args(argv)
-    exit_with(lambda: _label(load_as(LabelJob, args.config, args.overrides), args.retry))
-
-
-def _label(job: LabelJob, retry: Sequence[str]) -> int:
+def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
+    """Label the remaining rows, write all files anew, and print the report; the exit code."""
     job.check_output()
     job.check()
+    console.warn_about(job.run)
     generate(job.run, retry)
     counts = write(job)
     text = "\n".join(report_lines(counts, job))
@@ -380,4 +379,6 @@ def _label(job: LabelJob, retry: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    from pipeline.cli import main
+
+    main(["label", *sys.argv[1:]])

@@ -1,49 +1,48 @@
-"""A scheduled run: do what is new, within limits, and leave a report.
+"""A scheduled run: run new rows within limits, and leave a report.
 
-    python -m jobs.nightly configs/nightly.yaml
+    qwq-batch nightly configs/nightly.yaml
+    python -m jobs.nightly configs/nightly.yaml      # the same
 
-Prompt shards may be added at any time; a run does what has not been done. It ends in order, with
-what was running saved, at the first of the config's ``limits`` and the time limit of its Slurm job
-(``$SLURM_JOB_END_TIME``), and the next one goes on. The config is that of ``qwq-batch run``, whose
-runs it goes on with; a report of each run, for people and for programs, is written beside the
-output, in ``__qwq/reports``. Exit code 0 if all is done or a limit has been reached, otherwise that
-of ``qwq-batch run``.
+Prompt shards may be added at any time; each run does the rows that no run has done. It ends in
+order at the first of the config's ``limits`` and the time limit of its Slurm job
+(``$SLURM_JOB_END_TIME``): running traces are saved, and the next run continues them. The config is
+one of ``qwq-batch run``, and either command continues the other's output. A report of each run, as
+text and as JSON, is written to ``__qwq/reports`` in the output. The exit code is 0 if all rows are
+done or a limit was reached, and otherwise that of ``qwq-batch run``.
 """
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.job import job_parser
-from pipeline.cli import exit_with, warn
-from pipeline.config.load import load_config
-from pipeline.config.run_config import RunConfig
+from pipeline import RunConfig
 from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from pipeline.monitor import terminal as progress
 from pipeline.monitor.limits import Limits, pool_of
 from pipeline.output.layout import BOOKKEEPING
-from pipeline.output.summary import Summary, summarize
+from pipeline.output.summary import summarize
 from pipeline.storage import Storage
 
-# infra/slurm's script has the driver told so long before the end of its job; that is for jobs that
-# do not end by themselves.
+# The script in infra/slurm signals its driver so long before the end of the Slurm job. A nightly
+# run ends before that signal.
 SLURM_NOTICE_SECONDS = 120
 REPORTS = f"{BOOKKEEPING}/reports"
 
 
 def seconds_left(environment: Mapping[str, str]) -> float | None:
-    """How long this may go on by Slurm's time limit; None outside Slurm."""
+    """Seconds until this has to end because of Slurm's time limit; None outside Slurm."""
     end = environment.get("SLURM_JOB_END_TIME", "")
     return float(end) - time.time() - SLURM_NOTICE_SECONDS if end.isdecimal() else None
 
 
 def run(config: RunConfig, limits: Limits) -> tuple[dict[str, Any], QwqBatchError | None]:
-    """Run until the end or a limit: what to report, and what went wrong if anything did."""
+    """Run until the end or a limit; returns the report, and the error if the run failed."""
     begun = datetime.now(UTC)
     failure: QwqBatchError | None = None
     try:
@@ -60,18 +59,17 @@ def run(config: RunConfig, limits: Limits) -> tuple[dict[str, Any], QwqBatchErro
     report = {"begun": begun.isoformat(timespec="seconds"), "ended_by": ended_by}
     try:
         report |= outcome(config, limits)
-    except QwqBatchError as error:  # such as a shard that is being copied just now
+    except QwqBatchError as error:  # such as a shard that is just being copied
         report["output_unknown"] = error.message
     return report, failure
 
 
 def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
-    """What this run did, and how far the whole output is."""
-    job, now = prepare(config), limits.totals
-    rows, left = sum(part.rows for part in job.parts), job.plan.rows_todo
-    summary: Summary = summarize(
-        job.ledger.store, job.parts, config.sampling.n, config.sampling.agree
-    )
+    """What this run did, and the progress of the whole output."""
+    prepared, now = prepare(config), limits.totals
+    rows, rows_todo = sum(part.rows for part in prepared.parts), prepared.plan.rows_todo
+    store, policy = prepared.ledger.store, config.sampling
+    summary = summarize(store, prepared.parts, policy.n, policy.agree)
     cost = pool_of(config).cost(limits.seconds)
     return {
         "seconds": round(limits.seconds),
@@ -84,10 +82,10 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
         },
         "output": {
             "path": config.output.path,
-            "shards": len(job.shards),
+            "shards": len(prepared.shards),
             "rows": rows,
-            "rows_done": rows - left,
-            "files": len(job.parts) - len(summary.missing_parts),
+            "rows_done": rows - rows_todo,
+            "files": len(prepared.parts) - len(summary.missing_parts),
             "files_to_come": len(summary.missing_parts),
             "states_in_files": dict(summary.states),
         },
@@ -118,24 +116,17 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _states(states: Mapping[str, int]) -> str:
-    told = sorted(states.items(), key=lambda entry: -entry[1])
-    return ", ".join(f"{count:,} {state}" for state, count in told) or "none"
+    by_count = sorted(states.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{count:,} {state}" for state, count in by_count) or "none"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Do what is new, and report."""
-    parser = job_parser("nightly", __doc__.split("\n")[0], retries=False)
-    args = parser.parse_args(argv)
-    exit_with(lambda: _nightly(load_config(args.config, args.overrides)))
-
-
-def _nightly(config: RunConfig) -> int:
-    warn(config)
+def nightly(config: RunConfig) -> int:
+    """Run new rows within the limits, write the report and print it; the exit code."""
     limits = Limits(config, seconds_left(os.environ))
     report, failure = run(config, limits)
     text = "\n".join(report_lines(report)) + "\n"
     name, store = f"{REPORTS}/{report['begun'].replace(':', '')}", Storage(config.output.path)
-    if failure is None or "output" in report:  # otherwise there is none, or it is another's
+    if failure is None or "output" in report:  # else there is no output, or it is another run's
         store.put(f"{name}.json", (json.dumps(report, indent=2) + "\n").encode())
         store.put(f"{name}.md", text.encode())
     if failure is not None:
@@ -145,4 +136,6 @@ def _nightly(config: RunConfig) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    from pipeline.cli import main
+
+    main(["nightly", *sys.argv[1:]])

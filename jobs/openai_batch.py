@@ -1,42 +1,43 @@
 """Run a file that was made for the OpenAI Batch API, and answer in its format.
 
-    python -m jobs.openai_batch configs/openai-batch.yaml --set input.path=requests.jsonl
+    qwq-batch openai-batch configs/openai-batch.yaml --set input.path=requests.jsonl
+    python -m jobs.openai_batch configs/openai-batch.yaml    # with the input.path of the config
 
-The requests become prompt shards in ``requests`` below ``output.path``, their traces are in
-``traces``, and ``results.jsonl`` has a line for each request that was answered, in the order of the
-input; ``errors.jsonl`` has those that failed, if any. Nothing starts while a line is malformed.
+Below ``output.path``, the requests become prompt shards in ``requests``, and their traces are in
+``traces``. ``results.jsonl`` has a line for each request that was answered, in the order of the
+input. ``errors.jsonl`` has those that failed, if any. Nothing starts while a line is malformed.
 """
 
 import hashlib
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby, islice
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.job import Job, generate, job_parser, tables
+from jobs.job import Job, generate
 from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
-from pipeline.cli import exit_with
-from pipeline.config.load import load_as
-from pipeline.config.run_config import RunConfig
+from pipeline import RunConfig, console
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.output.ledger import Ledger
+from pipeline.output.reader import finished_parts
 from pipeline.storage import FileInfo, Storage, check_reachable
 
 REQUESTS, RESULTS, ERRORS = "requests", "results.jsonl", "errors.jsonl"
-# Which files the shards were made from. Readers of Parquet pass it over.
+# The files that the shards were made from. Parquet readers skip names that begin with "_".
 SOURCES = "_sources.yaml"
 ROWS_A_SHARD = 4096
 READ_BYTES = 2**20
-MANY = 20  # errors that are told at once
-SHOWN = 160  # characters of an example
+MAX_ERRORS = 20  # printed at once
+SHOWN_CHARACTERS = 160  # of an example
 COLUMNS = (
     "think", "answer", "state", "finish_reason", "prompt_tokens", "think_tokens", "answer_tokens",
     "sample", "error",
@@ -45,48 +46,47 @@ COLUMNS = (
 
 @dataclass
 class Batch:
-    """The requests of an input: how many and what digest each file has, and what they ask for.
+    """The requests of an input: the number and digest of each file's, and their settings.
 
-    ``asked``: for each setting that a run has one value of, the values that requests give it (two
-    at most), each with the first line that does. A request that says nothing has ``own``, what the
-    run would have without them.
+    ``defaults``: the settings that a run has one value of, with the run's own values. A request
+    that does not set one asks for that value. ``requested``: for each such setting the values that
+    requests ask for (two at most), each with the first line that does.
     """
 
-    own: Mapping[str, Any]
+    defaults: Mapping[str, Any]
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-    asked: dict[str, list[tuple[Any, str]]] = field(default_factory=dict)
+    requested: dict[str, list[tuple[Any, str]]] = field(default_factory=dict)
 
     def add(self, request: Request, where: str) -> None:
-        """Take note of what ``request``, at ``where``, asks for."""
-        said = request.settings
-        for name, own in self.own.items():
-            value, at = (own, f"{where} (which says none)")
-            if said[name] is not None:
-                value, at = said[name], where
-            found = self.asked.setdefault(name, [])
-            if len(found) < 2 and all(value != other for other, _ in found):
-                found.append((value, at))
+        """Record the settings of ``request``, which is at ``where``."""
+        for name, default in self.defaults.items():
+            value, line = request.settings[name], where
+            if value is None:
+                value, line = default, f"{where} (which says none)"
+            values = self.requested.setdefault(name, [])
+            if len(values) < 2 and all(value != other for other, _ in values):
+                values.append((value, line))
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """What all requests ask for, by section and key; raises `ConfigError` where they differ."""
+        """What all requests ask for, by section and key; raises `ConfigError` if they differ."""
         differing = [
-            f"  {name.partition('.')[2]}: {_shown(one)} at {here}, {_shown(other)} at {there}"
-            for name, found in self.asked.items() if len(found) > 1
-            for (one, here), (other, there) in [found]
+            f"  {name.partition('.')[2]}: {_shown(one)} at {line}, {_shown(other)} at {other_line}"
+            for name, values in self.requested.items() if len(values) > 1
+            for (one, line), (other, other_line) in [values]
         ]  # fmt: skip
         if differing:
             raise ConfigError(
-                "the requests differ in what a run has one value of:\n"
+                "the requests differ in settings that a run has one value of:\n"
                 + "\n".join(differing)
-                + "\nsplit the file and run each part to an output.path of its own, or say what "
-                "holds for all: --set sampling.NAME=VALUE, and --set answer.format=text or "
+                + "\nsplit the file and run each part to an output.path of its own, or set one "
+                "value for all: --set sampling.NAME=VALUE, and --set answer.format=text or "
                 "answer.json_schema=FILE with answer.format=json for the form of the answer"
             )
         sections: dict[str, dict[str, Any]] = {"sampling": {}, "answer": {}}
-        for name, [(value, _)] in self.asked.items():
+        for name, [(value, _)] in self.requested.items():
             section, _, key = name.partition(".")
-            if value != self.own[name]:
+            if value != self.defaults[name]:
                 sections[section][key] = value
         if sections["answer"]:
             sections["answer"]["format"] = "json"
@@ -100,17 +100,17 @@ def _shown(value: Any) -> str:
 
 
 def lines(store: Storage, name: str) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that are not blank, each with where it is (``file:number``)."""
-    # Not all of fsspec's own files read lines well.
+    """The lines of a file that are not blank, each with its position (``file:number``)."""
+    # Some of fsspec's files are slow or wrong at reading lines.
     with store.open(name) as file, io.BufferedReader(file, READ_BYTES) as buffered:
         for number, line in enumerate(buffered, 1):
             if line.strip():
                 yield f"{name}:{number}", line
 
 
-def read_batch(store: Storage, files: Sequence[FileInfo], own: Mapping[str, Any]) -> Batch:
-    """Check all requests; raises `InputError` with all that is wrong, line by line."""
-    batch, errors, wrong = Batch(own), [], 0
+def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str, Any]) -> Batch:
+    """Check all requests; raises `InputError` with an error for each wrong line."""
+    batch, errors, wrong = Batch(defaults), [], 0
     first_seen: dict[str, str] = {}
     for info in files:
         digest, count = hashlib.blake2b(digest_size=16), 0
@@ -120,15 +120,15 @@ def read_batch(store: Storage, files: Sequence[FileInfo], own: Mapping[str, Any]
             try:
                 request = parse_request(line)
                 if (first := first_seen.setdefault(request.custom_id, where)) != where:
-                    raise ValueError(f"custom_id {request.custom_id!r} is that of {first} too")
+                    raise ValueError(f"custom_id {request.custom_id!r} is also that of {first}")
                 batch.add(request, where)
             except ValueError as error:
                 wrong += 1
-                if wrong <= MANY:
+                if wrong <= MAX_ERRORS:
                     errors.append(f"  {where}: {error}")
         batch.sources[info.name] = {"requests": count, "digest": digest.hexdigest()}
     if wrong:
-        more = f"\n  and {wrong - MANY:,} more" if wrong > MANY else ""
+        more = f"\n  and {wrong - MAX_ERRORS:,} more" if wrong > MAX_ERRORS else ""
         raise InputError(
             f"{wrong:,} lines of the batch can't be run, so nothing was started:\n"
             + "\n".join(errors)
@@ -140,10 +140,10 @@ def read_batch(store: Storage, files: Sequence[FileInfo], own: Mapping[str, Any]
 
 
 def write_shards(store: Storage, sources: Mapping[str, Mapping[str, Any]], shards: Storage) -> None:
-    """Write the prompt shards that are not there yet; raises `OutputError` if files have changed.
+    """Write the missing prompt shards; raises `OutputError` if input files have changed.
 
-    A shard is never written twice, and files may be added: the run knows its shards by their names
-    and times.
+    A shard is never written twice, because a run knows its shards by name and time. Input files may
+    be added.
     """
     try:
         known = yaml.safe_load(shards.read(SOURCES))
@@ -151,40 +151,39 @@ def write_shards(store: Storage, sources: Mapping[str, Mapping[str, Any]], shard
         known = {}
     if changed := [name for name, source in known.items() if sources.get(name) != source]:
         raise OutputError(
-            f"{', '.join(changed)} is not what it was when the job at {shards.url} began; put it "
-            "back, give new requests in a file of their own beside it, or choose another "
-            "output.path"
+            f"{', '.join(changed)} has changed since the job at {shards.url} began; put it back, "
+            "add new requests in a file of their own beside it, or choose another output.path"
         )
     if known != sources:
         shards.put(SOURCES, yaml.safe_dump(dict(sources), sort_keys=False).encode())
-    there = {info.name for info in shards.files()}
+    written = {info.name for info in shards.files()}
     for name, source in sources.items():
         count = -(-source["requests"] // ROWS_A_SHARD)
         names = [f"{name}.{i:05}.parquet" for i in range(count)]
-        if there.issuperset(names):
+        if written.issuperset(names):
             continue
-        rest = lines(store, name)
+        remaining = lines(store, name)
         for shard in names:
-            rows = [parse_request(line).row for _, line in islice(rest, ROWS_A_SHARD)]
+            rows = [parse_request(line).row for _, line in islice(remaining, ROWS_A_SHARD)]
             sink = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(rows, ROWS), sink, compression="zstd")
             shards.create(shard, sink.getvalue())
 
 
-def own_settings(job: Job) -> dict[str, Any]:
-    """What the requests may decide, with the value it has without them.
+def default_settings(job: Job) -> dict[str, Any]:
+    """The settings that requests may decide, each with its value if they don't.
 
-    What the config sets itself is not theirs to decide.
+    What the config sets, it decides for all requests.
     """
     names = [name for name in SAMPLING if name not in job.sampling.model_fields_set]
-    own = {f"sampling.{name}": getattr(job.sampling, name) for name in names}
+    defaults = {f"sampling.{name}": getattr(job.sampling, name) for name in names}
     if not job.answer.model_fields_set & {"format", "json_schema"}:
-        own["answer.json_schema"] = None
-    return own
+        defaults["answer.json_schema"] = None
+    return defaults
 
 
 def make_ready(job: Job) -> RunConfig:
-    """Check the requests and write them as prompt shards; the run of these."""
+    """Check the requests and write them as prompt shards; returns the run that reads these."""
     job.check_output()
     from pipeline.execution.prepare import refuse_output_in_input
     from pipeline.input.shards import find_files
@@ -195,29 +194,35 @@ def make_ready(job: Job) -> RunConfig:
     store, files = find_files(job.input.path, ".jsonl")
     if not files:
         raise InputError(f"input.path {job.input.path}: no .jsonl files there")
-    batch = read_batch(store, files, own_settings(job))
-    shards = Storage(f"{job.output.path.rstrip('/')}/{REQUESTS}")
+    batch = read_batch(store, files, default_settings(job))
+    shards = Storage(job.below(REQUESTS))
     columns = {"path": shards.url, "messages_column": "messages", "tools_column": "tools"}
-    asked = batch.settings
+    settings = batch.settings
     try:
-        run = job.as_run(input=columns, **{name: keys for name, keys in asked.items() if keys})
+        run = job.as_run(input=columns, **{name: keys for name, keys in settings.items() if keys})
     except ConfigError as error:
-        ways = [
-            f"--set {name}={batch.own[name]}"
-            for name in (f"sampling.{key}" for key in asked["sampling"])
-            if f" {name}:" in str(error)
-        ]
-        if asked["answer"] and " answer:" in str(error):
-            ways.append("--set answer.format=text")
-        hint = f"\nthe requests ask for that; to do otherwise: {' '.join(ways)}" if ways else ""
-        raise ConfigError(f"{error}{hint}") from None
+        raise ConfigError(f"{error}{_hint(str(error), batch)}") from None
     write_shards(store, batch.sources, shards)
     return run
 
 
+def _hint(error: str, batch: Batch) -> str:
+    """How to override the settings of the requests that a config error is about."""
+    overrides = [
+        f"--set {name}={batch.defaults[name]}"
+        for name in (f"sampling.{key}" for key in batch.settings["sampling"])
+        if f" {name}:" in error
+    ]
+    if batch.settings["answer"] and " answer:" in error:
+        overrides.append("--set answer.format=text")
+    if not overrides:
+        return ""
+    return f"\nthe requests ask for that; to override them: {' '.join(overrides)}"
+
+
 @dataclass
 class Results:
-    """Result lines of a run's traces; counts what it has seen, and keeps one as an example."""
+    """The result lines of a run's traces; counts their statuses, and keeps one as an example."""
 
     output: str
     answers: ResultLines
@@ -226,7 +231,7 @@ class Results:
 
     @classmethod
     def of(cls, run: RunConfig) -> "Results":
-        """Of a run that is complete."""
+        """The results of a complete run."""
         manifest = Ledger(Storage(run.output.path)).manifest()
         assert manifest is not None
         created = int(datetime.fromisoformat(manifest["created"]).timestamp())
@@ -234,7 +239,7 @@ class Results:
         return cls(run.output.path, answers)
 
     def write(self, store: Storage) -> None:
-        """Write both files; that of errors only if there are any."""
+        """Write the results; and the errors, if there are any."""
         with store.writing(RESULTS) as file:
             for result in self._all():
                 self.statuses[_status(result)] += 1
@@ -252,16 +257,16 @@ class Results:
             yield self.answers.line(custom_id, list(traces))
 
     def _traces(self) -> Iterator[dict[str, Any]]:
-        """All traces, our columns by their own names."""
-        for _, table, names in tables(self.output):
-            wanted = {"custom_id": "custom_id", "tools": "tools"}
-            wanted |= {name: names[name] for name in COLUMNS}
-            kept = table.select(list(wanted.values())).rename_columns(list(wanted))
-            for piece in kept.to_batches(max_chunksize=1024):
+        """All traces, with our columns under their own names."""
+        for part in finished_parts(self.output):
+            columns = {"custom_id": "custom_id", "tools": "tools"}
+            columns |= {name: part.names[name] for name in COLUMNS}
+            table = part.read(list(columns.values())).rename_columns(list(columns))
+            for piece in table.to_batches(max_chunksize=1024):
                 yield from piece.to_pylist()
 
     def report(self, output: str) -> Iterator[str]:
-        """What came out, as a person reads it."""
+        """The result as text, with one answer as an example."""
         yield f"\n{self.statuses.total():,} requests in {output}"
         for status, count in sorted(self.statuses.items()):
             name = RESULTS if status == 200 else ERRORS
@@ -273,7 +278,8 @@ class Results:
         yield f"for example {self.example['custom_id']}:"
         for name in ("reasoning", "content"):
             text = " ".join((choice["message"][name] or "").split())
-            yield f"  {name:<10} {text[:SHOWN]}{' …' if len(text) > SHOWN else ''}"
+            shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+            yield f"  {name:<10} {shown}"
         yield (
             f"  {'ended':<10} {choice['finish_reason']} ({choice['state']}); tokens: "
             f"{usage['prompt_tokens']:,} prompt, {usage['completion_tokens']:,} completion"
@@ -289,22 +295,18 @@ def _line(result: Mapping[str, Any]) -> bytes:
     return json.dumps(result, ensure_ascii=False).encode() + b"\n"
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the batch and write the results; exit as `qwq-batch run` does."""
-    args = job_parser("openai_batch", __doc__.split("\n")[0]).parse_args(argv)
-
-    def command() -> int:
-        job = load_as(Job, args.config, args.overrides)
-        run = make_ready(job)
-        generate(run, args.retry)
-        results = Results.of(run)
-        results.write(Storage(job.output.path))
-        for line in results.report(job.output.path):
-            print(line)
-        return 0
-
-    exit_with(command)
+def openai_batch(job: Job, retry: Sequence[str] = ()) -> int:
+    """Run the remaining requests, write all results anew, and print a summary; the exit code."""
+    run = make_ready(job)
+    console.warn_about(run)
+    generate(run, retry)
+    results = Results.of(run)
+    results.write(Storage(job.output.path))
+    console.print_lines(results.report(job.output.path))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from pipeline.cli import main
+
+    main(["openai-batch", *sys.argv[1:]])

@@ -1,14 +1,16 @@
 """Make training data: prompts from seeds, verified samples, chats to train on.
 
-    python -m jobs.synthesize configs/synthesize.yaml
-    python -m jobs.synthesize configs/synthesize.yaml --retry truncated
+    qwq-batch synthesize configs/synthesize.yaml
+    qwq-batch synthesize configs/synthesize.yaml --retry truncated
+    python -m jobs.synthesize configs/synthesize.yaml        # the same as the first
 
-Below ``output.path``: ``prompts`` (made from the seeds, where they are expanded or a number of
-rows is wanted), ``traces`` (the run's output), ``samples`` (all of them, with what is accepted and
-why not) and ``export`` (chats to train on, with a dataset card).
+Below ``output.path``: ``prompts`` (made from the seeds, if they are expanded or a number of
+accepted samples is set), ``traces`` (the run's output), ``samples`` (all of them, each accepted or
+rejected with a reason) and ``export`` (chats to train on, with a dataset card).
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -17,12 +19,10 @@ from pydantic import Field, field_validator, model_validator
 from jobs.accept import REASONS, AcceptanceRules, SampleCounts, Samples
 from jobs.card import Provenance, card, dataset_info, in_bytes
 from jobs.chats import Exported, export
-from jobs.job import Job, generate, job_parser
+from jobs.job import Job, generate
 from jobs.seeds import PromptShards
+from pipeline import RunConfig, console
 from pipeline.answers.formats import parsed_formats
-from pipeline.cli import exit_with
-from pipeline.config.load import load_as
-from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import Section
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
@@ -34,46 +34,51 @@ from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage, check_reachable
 
 PROMPTS, SAMPLES_FOLDER, EXPORT = "prompts", "samples", "export"
-# So much more than the rate so far asks for, lest a round of a few rows follow.
+# A round generates this many times what the acceptance rate asks for, so that no round of a few
+# rows has to follow.
 MARGIN = 1.1
 SHOWN_CHARACTERS = 600
 KINDS = ((str,), (int,), (float,))
 
 
 class SynthesizeSection(Section):
-    """What is made of the seeds, which samples are accepted, and what the card says."""
+    """How to expand the seeds, which samples to accept, and what the card says."""
 
     expand: dict[str, list[Any]] = Field(
-        default_factory=dict, description="columns to add: each seed with each combination of these"
+        default_factory=dict,
+        description="columns to add: each seed with each combination of their values",
     )
     accepted: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="generate until so many samples are accepted; None: all seeds"
+        None, description="stop when so many samples are accepted; None: use all seeds"
     )
-    rescued: bool = Field(False, description="accept those whose thinking was closed, too")
+    rescued: bool = Field(
+        False, description="also accept samples whose thinking was closed for them"
+    )
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="where there is no right answer: accept what such a share agrees on"
+        None,
+        description="without a right answer: accept an answer with this share of a row's samples",
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="accept only up to so many tokens: prompt, thinking and answer"
+        None, description="accept samples up to so many tokens: prompt, thinking and answer"
     )
     near_duplicate: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.8, description="the likeness from which a sample repeats another; None: not looked for"
+        0.8, description="similarity (0 to 1) from which a sample is a duplicate; None: no check"
     )
     export: Literal["accepted", "all"] = Field(
-        "accepted", description="all: whatever has a whole answer, accepted or not"
+        "accepted", description="all: every sample with a whole answer, accepted or not"
     )
-    license: str | None = Field(None, description="of the data, for the card")
-    source: str | None = Field(None, description="where the seeds come from, and their license")
+    license: str | None = Field(None, description="license of the data, for the card")
+    source: str | None = Field(None, description="origin and license of the seeds, for the card")
 
     @field_validator("expand")
     @classmethod
     def _has_values(cls, expand: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for name, values in expand.items():
             if not values:
-                raise ValueError(f"{name} has no values, so that no prompt would be made")
+                raise ValueError(f"{name} has no values, so there would be no prompts")
             if not any(all(type(value) in kind for value in values) for kind in KINDS):
                 raise ValueError(
-                    f"{name} must have text, or whole numbers, or decimal ones, all of a kind (put "
+                    f"{name} must be all text, all whole numbers or all decimal numbers (put "
                     "quotes around yes, no, on, off and dates)"
                 )
             if len(set(values)) < len(values):
@@ -98,8 +103,8 @@ class Synthesis(Job):
         used = columns_of(self.prompt.template or "")
         if unused := [name for name in self.synthesize.expand if name not in used]:
             raise ValueError(
-                f"synthesize.expand has {', '.join(unused)}, which prompt.template does not name, "
-                "so that each of its values would make the same prompt"
+                f"synthesize.expand has {', '.join(unused)}, which prompt.template does not use, "
+                "so all its values would give the same prompt"
             )
         is_parsed = self.answer.load_format().is_parsed
         if self.synthesize.min_agreement is not None and not is_parsed:
@@ -108,35 +113,33 @@ class Synthesis(Job):
 
     @property
     def makes_prompts(self) -> bool:
-        """Whether the run reads prompts made from the seeds, rather than the seeds themselves."""
+        """Whether the run reads prompt shards made from the seeds, instead of the seeds."""
         return bool(self.synthesize.expand) or self.synthesize.accepted is not None
 
     @property
     def run(self) -> RunConfig:
-        """The run of the pipeline that the job is made of."""
+        """The run that generates the samples."""
         prompts = {"input": {"path": self.below(PROMPTS)}} if self.makes_prompts else {}
         return self.as_run(**prompts)
 
-    def below(self, folder: str) -> str:
-        """A folder of the job's."""
-        return f"{self.output.path.rstrip('/')}/{folder}"
-
 
 def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
-    """Do what is still to do and make the rest anew; prints what came out.
+    """Generate until enough is accepted, export anew, and print the result; the exit code.
 
-    Raises `IncompleteRunError` if nothing, or less than the target, is accepted.
+    ``retry``: redo only the traces that ended in these states. Raises `IncompleteRunError` if
+    nothing, or less than the target, is accepted.
     """
     run, shards = config.run, _prompt_shards(config, retry)
     prepared = prepare(run, RETRY_MAY_CHANGE if retry else ())
     samples = Samples(prepared, config.below(SAMPLES_FOLDER), config.synthesize.rules)
-    wanted, warned, limits = _first_round(config, shards), False, Limits(run)
+    wanted, limits = _first_round(config, shards), Limits(run)
+    console.warn_about(run)
     while True:
         if shards is not None and wanted > 0 and not retry:
             shards.write(wanted)
-        generate(run, retry, warned, limits)
+        generate(run, retry, limits)
         samples.add_new()
-        wanted, warned = _next_round(config, shards, samples.counts), True
+        wanted = _next_round(config, shards, samples.counts)
         if retry or wanted == 0:
             break
         print(
@@ -151,7 +154,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
 
 
 def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
-    """Where prompts are made from the seeds, their shards, of which one is there at least."""
+    """The shards of prompts made from the seeds, at least one written; None if there are none."""
     section, seeds, n = config.synthesize, config.input.path, config.sampling.n
     for url in (seeds, config.output.path):
         check_reachable(url)
@@ -164,7 +167,7 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
     if section.accepted is not None and section.accepted > shards.rows * n:
         raise ConfigError(
             f"synthesize.accepted is {section.accepted:,}, but {shards.rows:,} prompts with "
-            f"sampling.n={n} make {shards.rows * n:,} samples; raise sampling.n, or give more seeds"
+            f"sampling.n={n} make {shards.rows * n:,} samples; raise sampling.n, or add seeds"
         )
     if retry and not shards.rows_written:
         raise OutputError(f"{config.output.path} holds no run; there is nothing to retry")
@@ -174,18 +177,18 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
 
 
 def _refuse_foreign_files(config: Synthesis) -> None:
-    """Files in the folders that are made anew must be those of an earlier run."""
+    """Raise `OutputError` if the folders that the job rewrites hold files of something else."""
     if Ledger(Storage(config.traces)).manifest() is None:
         for folder in (SAMPLES_FOLDER, EXPORT):
-            if found := Storage(config.below(folder)).files():
+            if files := Storage(config.below(folder)).files():
                 raise OutputError(
                     f"output.path {config.output.path} is not the output of this job (it has "
-                    f"{folder}/{found[0].name}); choose another folder or empty this one"
+                    f"{folder}/{files[0].name}); choose another folder or empty this one"
                 )
 
 
 def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
-    """How many prompts more there must be if all samples are accepted."""
+    """How many more prompts are needed if all samples are accepted."""
     if shards is None:
         return 0
     target = config.synthesize.accepted
@@ -194,13 +197,13 @@ def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
 
 
 def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCounts) -> int:
-    """How many prompts more it takes, by the rate so far; 0 if there are enough, or no more."""
+    """How many more prompts the rate so far asks for; 0 if enough is accepted or no seed left."""
     target = config.synthesize.accepted
     if shards is None or target is None or tally.accepted >= target:
         return 0
     left = shards.rows - shards.rows_written
     if not tally.accepted and tally.samples >= target:
-        return 0  # it would go on so through all seeds
+        return 0  # nothing is accepted: more rounds would only use up the seeds
     if not tally.accepted:
         return min(left, tally.rows)
     rate = tally.accepted / tally.rows
@@ -208,7 +211,7 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCou
 
 
 def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Exported:
-    """Write the export and its card; the card is the last, and goes with the last conversation."""
+    """Write the export, its card last; without conversations, remove the card."""
     section, store = config.synthesize, Storage(config.below(EXPORT))
     exported = export(samples, prepared, store, section.export == "all")
     if not exported.rows:
@@ -227,7 +230,7 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Expor
 
 
 def report_lines(config: Synthesis, tally: SampleCounts, exported: Exported) -> Iterator[str]:
-    """The result as a person reads it, with one conversation."""
+    """The result as text, with one conversation as an example."""
     yield f"\n{tally.samples:,} samples of {tally.rows:,} prompts in {config.below(SAMPLES_FOLDER)}"
     counts = [("accepted", tally.accepted)]
     counts += [(reason, tally.rejected[reason]) for reason in REASONS if tally.rejected[reason]]
@@ -257,19 +260,15 @@ def _require_enough(config: Synthesis, tally: SampleCounts, retried: bool) -> No
             + (
                 "run the command without --retry to go on"
                 if retried
-                else f"all {tally.rows:,} prompts are done: raise sampling.n (the samples that are "
-                f"there stay), give more seeds, or see in {where} why samples are rejected"
+                else f"all {tally.rows:,} prompts are done: raise sampling.n (existing samples "
+                f"stay), add seeds, or see in {where} why samples are rejected"
             )
         )
     if not tally.accepted:
         raise IncompleteRunError(f"no sample is accepted; the column rejected in {where} says why")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exit codes as `pipeline.cli` has them."""
-    args = job_parser("synthesize", "make training data from seeds").parse_args(argv)
-    exit_with(lambda: synthesize(load_as(Synthesis, args.config, args.overrides), args.retry))
-
-
 if __name__ == "__main__":
-    main()
+    from pipeline.cli import main
+
+    main(["synthesize", *sys.argv[1:]])

@@ -1,276 +1,304 @@
-"""The command ``qwq-batch``: doctor, estimate, run, retry, plan, show, status, report.
+"""The command ``qwq-batch``: each function below is one of its commands.
 
-Exit codes: 0 every row is accounted for; 1 the run ended without all of them, or failed; 2 the
+Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit; 2 the
 command, the config, the input or the output can't be used as given; 143 ended by SIGTERM, 130 by
-Ctrl-C, with what was running saved.
+Ctrl-C, with running traces saved.
+
+Commands import what they need when they run: ``--help``, ``init`` and completion stay quick.
 """
 
-import argparse
 import json
-import logging
-import os
+import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.config.load import load_config
-from pipeline.config.run_config import RunConfig
-from pipeline.errors import (
-    EngineError,
-    IncompleteRunError,
-    InputError,
-    LimitReachedError,
-    OutputError,
-    QwqBatchError,
-    StoppedError,
-)
+import click
+
+import pipeline
+from pipeline import console
+from pipeline.errors import OutputError
+from pipeline.starters import STARTERS, write_starter
 
 if TYPE_CHECKING:
-    from pipeline.output.summary import Summary
+    from pipeline.config.run_config import RunConfig
+
+EPILOG = (
+    "Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit; "
+    "2 the command, the config, the input or the output can't be used; 143 and 130 ended by "
+    "SIGTERM or Ctrl-C, and the same command resumes."
+)
+# The arguments and options that several commands have.
+config_file = click.argument("config", metavar="CONFIG", type=click.Path())
+output_folder = click.argument("output", metavar="OUTPUT", type=click.Path())
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, such as sampling.n=4; may be repeated.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, run the command, exit with its code."""
-    args = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
-    exit_with(lambda: command(args))
+def _split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str]:
+    return value.split(",") if value else []
 
 
-def exit_with(command: Callable[[], int]) -> NoReturn:
-    """Run ``command`` and exit with the code that it returns or that its error has."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+retried = click.option(
+    "--retry",
+    "states",
+    metavar="STATES",
+    callback=_split,
+    help="Redo the traces that ended in these states, such as unparsed,failed.",
+)
+
+
+class Commands(click.Group):
+    """A group whose help lists the commands in the order of this file."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    no_args_is_help=False,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="qwq-batch", message="%(package)s %(version)s")
+def qwq_batch() -> None:
+    """Distributed batch generation with QwQ-32B and QwQ-32B-Preview."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line (by default the process's own) and exit with the command's code."""
+    console.exit_with(lambda: _invoke(arguments))
+
+
+def _invoke(arguments: Sequence[str] | None) -> int:
     try:
-        code = command()
-        sys.stdout.flush()
-    except StoppedError as error:
-        print(error, file=sys.stderr)
-        code = 128 + error.signal
-    except QwqBatchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1 if isinstance(error, (IncompleteRunError, EngineError)) else 2
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+        code = qwq_batch.main(arguments, prog_name="qwq-batch", standalone_mode=False)
+    except click.UsageError as error:
+        if error.ctx is not None:
+            print(error.ctx.get_usage(), file=sys.stderr)
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return 2
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    return int(code or 0)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qwq-batch", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+@qwq_batch.command()
+@click.argument("kind", type=click.Choice(STARTERS))
+@click.argument("folder", metavar="FOLDER", type=click.Path())
+def init(kind: str, folder: str) -> None:
+    """Write a commented config into FOLDER, with a small input, to start from.
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], about: str) -> Any:
-        sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(command=command)
-        return sub
-
-    for name, command, about in (
-        ("run", _run, "run what is still to do, then report"),
-        ("retry", _retry, "do traces again that ended in some state, then report"),
-        ("plan", _plan, "say what would run; starts no engine"),
-    ):
-        sub = add(name, command, about)
-        sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
-        add_overrides(sub)
-        if name == "retry":
-            sub.add_argument(
-                "--state", default=[], metavar="STATES", type=lambda text: text.split(","),
-                help="which, such as failed,looped,truncated",
-            )  # fmt: skip
-            sub.add_argument(
-                "--foreign", type=_share, metavar="SHARE",
-                help="those with more than this share (0 to 1) of letters, in thinking or answer, "
-                "in scripts that the prompt does not use",
-            )  # fmt: skip
-        if name == "plan":
-            sub.add_argument(
-                "--prompts", type=_count, metavar="N",
-                help="print the first N rendered prompts with their token counts as JSON lines",
-            )  # fmt: skip
-    doctor = add("doctor", _doctor, "say what would go wrong, and what to do; starts no engine")
-    doctor.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
-    add_overrides(doctor)
-    estimate = add("estimate", _estimate, "do some rows first and say what all will take")
-    estimate.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
-    add_overrides(estimate)
-    estimate.add_argument(
-        "--rows", type=_count, default=200, metavar="N",
-        help="how many, from all over the run; they are part of it (default: 200)",
-    )  # fmt: skip
-    estimate.add_argument("--json", action="store_true", help="as one line of JSON")
-    show = add("show", _show, "print some traces of an output")
-    show.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
-    show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many (default: 3)")
-    show.add_argument("--state", help="only traces in this state, such as truncated")
-    status = add("status", _status, "say where a run stands, from its output alone")
-    status.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
-    status.add_argument("--json", action="store_true", help="as one line of JSON")
-    report = add("report", _report, "write what came out as one HTML page")
-    report.add_argument("output", metavar="OUTPUT", help="the output.path of a run")
-    report.add_argument(
-        "--to", metavar="FILE", default="report.html", help="the page (default: report.html)"
-    )
-    return parser
+    It runs as it is on the built-in small model, without a GPU.
+    """
+    config, *inputs = write_starter(kind, folder)
+    console.print_lines(map(str, [config, *inputs]))
+    print("\nRun it, then put in your own input and model:")
+    print(f"  qwq-batch {kind} {shlex.quote(str(config))}")
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set``, as `pipeline.config.load.load_config` takes it, as ``overrides``."""
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override a setting, such as sampling.n=4; may be repeated",
-    )  # fmt: skip
+@qwq_batch.command()
+@config_file
+@overrides
+def run(config: str, overrides: tuple[str, ...]) -> None:
+    """Run the remaining rows, then print a summary."""
+    console.run_and_report(_load(config, overrides))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
-    return int(text)
+@qwq_batch.command()
+@config_file
+@overrides
+@click.option(
+    "--state",
+    "states",
+    metavar="STATES",
+    callback=_split,
+    help="Which traces, such as failed,looped,truncated.",
+)
+@click.option(
+    "--foreign",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Those with more than this share (0 to 1) of letters, in thinking or answer, in "
+    "scripts that the prompt does not use.",
+)
+def retry(
+    config: str, overrides: tuple[str, ...], states: list[str], foreign: float | None
+) -> None:
+    """Redo the traces that ended in some state, then print a summary."""
+    console.retry_and_report(_load(config, overrides), states, foreign)
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to below 1, not {text!r}")
-    return share
+@qwq_batch.command()
+@config_file
+@overrides
+@click.option(
+    "--prompts",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Print the first N rendered prompts with their token counts as JSON lines.",
+)
+def plan(config: str, overrides: tuple[str, ...], prompts: int | None) -> None:
+    """Print what would run. Starts no engine."""
+    run_plan = pipeline.plan(_load(config, overrides))
+    if prompts is None:
+        console.print_lines(run_plan.lines())
+        return
+    for prompt in run_plan.prompts(prompts):
+        print(json.dumps(prompt, ensure_ascii=False))
 
 
-def _load(args: argparse.Namespace) -> RunConfig:
-    config = load_config(args.config, args.overrides)
-    warn(config)
-    return config
-
-
-def warn(config: RunConfig) -> None:
-    """Print what is allowed but probably not meant."""
-    from pipeline.engines import engine_type
-
-    engine = config.engine
-    for warning in (*config.warnings, *engine_type(engine).warnings(engine)):
-        print(f"warning: {warning}", file=sys.stderr)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from pipeline.execution import run as flow
-    from pipeline.monitor import terminal as progress
-
-    config, started = _load(args), time.monotonic()
-    return report(flow.run(config, progress.watch), config, time.monotonic() - started)
-
-
-def _retry(args: argparse.Namespace) -> int:
-    from pipeline.execution import run as flow
-    from pipeline.monitor import terminal as progress
-
-    config, started = _load(args), time.monotonic()
-    summary = flow.retry(config, args.state, args.foreign, progress.watch)
-    return report(summary, config, time.monotonic() - started)
-
-
-def report(summary: "Summary", config: RunConfig, seconds: float) -> int:
-    """Print what came out; raises `IncompleteRunError` if not every row is there."""
-    whole = f"{summary.traces:,} of {summary.expected:,} traces"
-    if summary.agree is not None:
-        whole = f"{summary.traces:,} traces of {summary.rows:,} of {summary.expected_rows:,} rows"
-    print(f"\n{whole} in {config.output.path}")
-    for line in summary.lines():
-        print(f"  {line}")
-    print(f"  {'time':<10} {seconds:>9,.0f} s from start to end")
-    if not summary.is_complete:
-        raise IncompleteRunError(
-            f"{len(summary.missing_parts)} parts are not finished (the first: "
-            f"{summary.missing_parts[0]}); run the same command again to go on"
-            if summary.missing_parts
-            else f"{summary.expected} traces were expected"
-        )
-    return 0
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from pipeline.execution.prepare import prepare
-    from pipeline.insight import preview
-
-    prepared = prepare(_load(args))
-    if args.prompts is not None:
-        for prompt in preview.prompts(prepared, args.prompts):
-            print(json.dumps(prompt, ensure_ascii=False))
-        return 0
-    _print(preview.plan_lines(prepared))
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
+@qwq_batch.command()
+@config_file
+@overrides
+def doctor(config: str, overrides: tuple[str, ...]) -> int:
+    """Print what would go wrong, and what to do. Starts no engine."""
     from pipeline.insight.doctor import examine
 
-    worst = 0
-    for finding in examine(load_config(args.config, args.overrides)):
+    code = 0
+    for finding in examine(pipeline.load_config(config, overrides)):
         print(finding, flush=True)
-        worst = max(worst, 2 if finding.level == "error" else 0)
-    return worst
+        code = max(code, 2 if finding.level == "error" else 0)
+    return code
 
 
-def _estimate(args: argparse.Namespace) -> int:
-    from pipeline.execution import run as flow
-    from pipeline.execution.pilot import stratified_rows
-    from pipeline.execution.prepare import prepare
-    from pipeline.insight.estimate import estimate
-    from pipeline.insight.pilot_traces import traces_of
-    from pipeline.monitor import terminal as progress
-    from pipeline.monitor.history import all_figures
-
-    config = _load(args)
-    try:
-        flow.pilot(config, args.rows, progress.watch)
-    except LimitReachedError as error:
-        print(f"the pilot is not whole: {error}", file=sys.stderr)
-    prepared = prepare(config)
-    sample = list(traces_of(prepared, stratified_rows(prepared.parts, args.rows)))
-    if not sample:
-        raise InputError(f"there is no row of {config.input.path} to project from")
-    plan, runs = prepared.plan, all_figures(prepared.ledger.store)
-    found = estimate(config, sample, runs, plan.rows, plan.rows_todo)
-    _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
-    return 0
+@qwq_batch.command()
+@config_file
+@overrides
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="How many rows, spread over the whole run. They are part of it.",
+)
+@as_json
+def estimate(config: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> None:
+    """Run some rows first, and project time, tokens and cost of all."""
+    _print(pipeline.estimate(_load(config, overrides), rows), as_json)
 
 
-def _show(args: argparse.Namespace) -> int:
-    from pipeline.insight import preview
+@qwq_batch.command()
+@output_folder
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many traces.",
+)
+@click.option("--state", help="Only traces in this state, such as truncated.")
+def show(output: str, rows: int, state: str | None) -> None:
+    """Print some traces of an output."""
+    from pipeline.insight.preview import trace_lines
 
-    _print(preview.trace_lines(args.output, args.rows, args.state))
-    return 0
+    console.print_lines(trace_lines(output, rows, state))
 
 
-def _status(args: argparse.Namespace) -> int:
-    from pipeline.insight.status import status
+@qwq_batch.command()
+@output_folder
+@as_json
+def status(output: str, as_json: bool) -> None:
+    """Print where a run stands, from its output alone."""
+    _print(pipeline.status(output), as_json)
 
-    found = status(args.output)
-    _print(iter([json.dumps(found.to_json())]) if args.json else found.lines())
-    return 0
 
-
-def _report(args: argparse.Namespace) -> int:
+@qwq_batch.command()
+@output_folder
+@click.option(
+    "--to", "target", metavar="FILE", default="report.html", show_default=True, help="The page."
+)
+def report(output: str, target: str) -> None:
+    """Write what came out as one HTML page."""
     from pipeline.insight.html_report import page
     from pipeline.storage import Storage
 
-    data = page(args.output).encode()
-    if "://" in args.to:
-        folder, _, name = args.to.rpartition("/")
+    data = page(output).encode()
+    if "://" in target:
+        folder, _, name = target.rpartition("/")
         Storage(folder).put(name, data)
     else:
         try:
-            Path(args.to).write_bytes(data)
+            Path(target).write_bytes(data)
         except OSError as error:
-            raise OutputError(f"can't write {args.to}: {error.strerror}") from None
-    print(args.to)
-    return 0
+            raise OutputError(f"can't write {target}: {error.strerror}") from None
+    print(target)
 
 
-def _print(lines: Iterator[str]) -> None:
-    for line in lines:
-        print(line)
+@qwq_batch.command()
+@config_file
+@overrides
+@retried
+def label(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
+    """Label texts by a guideline, with a confidence for each."""
+    from jobs.label import LabelJob, label
+    from pipeline.config.load import load_as
+
+    return label(load_as(LabelJob, config, overrides), states)
+
+
+@qwq_batch.command()
+@config_file
+@overrides
+@retried
+def synthesize(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
+    """Make training data from seeds: prompts, verified samples, chats."""
+    from jobs.synthesize import Synthesis, synthesize
+    from pipeline.config.load import load_as
+
+    return synthesize(load_as(Synthesis, config, overrides), states)
+
+
+@qwq_batch.command()
+@config_file
+@overrides
+def nightly(config: str, overrides: tuple[str, ...]) -> int:
+    """Run new rows within limits, and leave a report. For schedulers."""
+    from jobs.nightly import nightly
+
+    return nightly(_load(config, overrides))
+
+
+@qwq_batch.command()
+@config_file
+@overrides
+@retried
+def openai_batch(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
+    """Run a file made for the OpenAI Batch API, and answer in its format."""
+    from jobs.job import Job
+    from jobs.openai_batch import openai_batch
+    from pipeline.config.load import load_as
+
+    return openai_batch(load_as(Job, config, overrides), states)
+
+
+@qwq_batch.command()
+@output_folder
+@click.option("--reference", required=True, metavar="COLUMN", help="The right answers.")
+@click.option("--as-qwen", is_flag=True, help="Score by the rules of Qwen's own evaluation.")
+def evaluate(output: str, reference: str, as_qwen: bool) -> int:
+    """Score an output against reference answers, as Qwen reports AIME."""
+    from jobs.evaluate import evaluate
+
+    return evaluate(output, reference, as_qwen)
+
+
+def _load(path: str, overrides: Sequence[str]) -> "RunConfig":
+    config = pipeline.load_config(path, overrides)
+    console.warn_about(config)
+    return config
+
+
+def _print(result: "pipeline.Estimate | pipeline.Status", as_json: bool) -> None:
+    console.print_lines([json.dumps(result.to_json())] if as_json else result.lines())

@@ -123,10 +123,11 @@ def line(case: str, policy: str, traces: Sequence[dict[str, Any]]) -> str:
     return f"| {case} | {policy} | {outcome} | {usable} | {right} | {tokens:,} | {wasted:,} |"
 
 
-async def second_pass() -> tuple[int, int]:
+async def second_pass(
+    engine: VllmEngine, thinking_tokens: int = SECOND_PASS_TOKENS
+) -> tuple[int, int]:
     """The prompt tokens of the second pass of a rescue, and how many of them were cached."""
-    config = parse_config(CONFIG)
-    engine = VllmEngine(config)
+    config = parse_config(CONFIG | {"sampling": {"max_tokens": thinking_tokens}})
     maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
         [{"role": "user", "content": "Go round in circles about time."}],
@@ -144,9 +145,15 @@ async def second_pass() -> tuple[int, int]:
     policy = config.sampling.model_copy(update={"max_tokens": len(carried) + 50})
     before = engine.prompt_tokens, engine.cached_tokens
     await engine.generate(Request("second", prompt, carried, policy, 1), keep)
-    tokens = engine.prompt_tokens - before[0], engine.cached_tokens - before[1]
-    engine.close()
-    return tokens
+    return engine.prompt_tokens - before[0], engine.cached_tokens - before[1]
+
+
+async def _measure_second_pass() -> tuple[int, int]:
+    engine = VllmEngine(parse_config(CONFIG))
+    try:
+        return await second_pass(engine)
+    finally:
+        engine.close()
 
 
 def main() -> None:
@@ -159,7 +166,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     traces = run(make, max_tokens, sections, thinking, Path(folder))
                 print(line(case, policy, traces), flush=True)
-    tokens, cached = asyncio.run(second_pass())
+    tokens, cached = asyncio.run(_measure_second_pass())
     print(
         f"\nThe second pass of a rescue: of {tokens:,} prompt tokens {cached:,} "
         f"({cached / tokens:.1%}) were in the prefix cache."

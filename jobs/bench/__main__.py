@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jobs.bench
 from jobs.bench import engines, estimates, overhead, queues, scale, start, tails
-from pipeline.cli import exit_with
+from pipeline.console import exit_with
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from jobs.bench.tails import (
     SLOTS,
     STEP_SECONDS,
 )
-from pipeline.execution.run import oversubscription
+from pipeline.execution.block_sizes import oversubscription
 from pipeline.input.longest_first import LONGEST_FIRST_WAVES
 
 

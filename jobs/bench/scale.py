@@ -70,12 +70,10 @@ def measured(at: str) -> dict[str, Any]:
     started, before = time.monotonic(), time.process_time()
     run = config(at)
     prepared = prepare(run)
-    ledger, settings = prepared.ledger, prepared.settings
-    ledger.open_run(settings, software_versions())
-    ledger.record_shards(prepared.shards, prepared.prompts, settings["input.path"])
-    [run_pass] = passes.to_run(ledger, run.sampling.n)
-    plan = passes.plan_pass(ledger, prepared.parts, run_pass)
-    source = PromptSource(plan.todo, run_pass.samples, run.input.path, prepared.prompts)
+    prepared.open_output()
+    [run_pass] = passes.to_run(prepared.ledger, run.sampling.n)
+    plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
+    source = PromptSource(prepared.context(run_pass), plan.todo)
     tasks = source.get_read_tasks(source.read_tasks)
     return {
         "rows": plan.rows, "rows_todo": plan.rows_todo, "read_tasks": len(tasks),

@@ -16,10 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-import ray
 import yaml
 
 from jobs.bench.engines import Bench, Setting
@@ -28,6 +26,7 @@ from pipeline.config.load import load_config
 from pipeline.config.run_config import RunConfig
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import PreparedRun, prepare
+from pipeline.monitor.coordinator import CoordinatorClient
 
 ROWS, MAX_TOKENS, SLOTS = 8, 64, 64
 POLL_SECONDS = 0.05
@@ -61,16 +60,16 @@ def measure(path: str) -> dict[str, float]:
         return run
 
     @contextmanager
-    def watch(coordinator: Any, rows: int, tier: str) -> Iterator[None]:  # noqa: ARG001
+    def watch(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:  # noqa: ARG001
         mark("planned")
         ended = threading.Event()
 
         def poll() -> None:
             while not ended.wait(POLL_SECONDS):
-                snapshot = ray.get(coordinator.snapshot.remote())
+                snapshot = coordinator.snapshot()
                 if snapshot.engines:
                     mark("first_engine")
-                if snapshot.engines >= config.engine.replicas:
+                if len(snapshot.engines) >= config.engine.replicas:
                     mark("all_engines")
                 if snapshot.totals.spent_tokens:
                     mark("first_token")

@@ -32,7 +32,7 @@ import yaml
 
 from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
-from pipeline.execution.run import TOKENS_A_BLOCK
+from pipeline.execution.block_sizes import TOKENS_A_BLOCK
 
 STEP_SECONDS, SEQUENCE_SECONDS = 15.5e-3, 0.24e-3
 MEDIAN, SIGMA, LONGEST, ENDLESS = 5000, 0.75, 32_768, 0.02

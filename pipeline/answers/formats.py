@@ -1,6 +1,6 @@
-"""The answer formats: one line each; a configuration may name others by import path; no I/O.
+r"""The answer formats: one line each; a configuration may name others by import path; no I/O.
 
-answer_format("boxed").parse(r"It is \\boxed{3}.")      # "3"
+answer_format("boxed").parse(r"It is \boxed{3}.")      # "3"
 answer_format("my_package.my_module:Roman")            # anybody's `AnswerFormat`
 """
 
@@ -27,7 +27,7 @@ def answer_format(name: str, form: JsonForm | None = None) -> AnswerFormat:
     """
     kind = ANSWER_FORMATS[name]
     if not (isinstance(kind, type) and issubclass(kind, AnswerFormat)):
-        raise ValueError(f"{name} is not a subclass of pipeline.answers.base.AnswerFormat")
+        raise ValueError(f"{name} is not a subclass of pipeline.answers.base.AnswerFormat")  # noqa: TRY004
     return kind(form)
 
 

@@ -287,8 +287,8 @@ class EngineConfig(Section):
 
     kind: str = Field(
         "vllm",
-        description="`vllm`; `simulated`, an engine without a model for scheduling and fault tests; "
-        "or an engine of your own, as `package.module:OBJECT`.",
+        description="`vllm`; `simulated`, an engine without a model for scheduling and fault "
+        "tests; or an engine of your own, as `package.module:OBJECT`.",
     )
     device: Literal["gpu", "cpu"] = Field("gpu", description="What the engines run on.")
     replicas: Annotated[int, Field(ge=1)] = Field(1, description="Number of engines.")

@@ -53,9 +53,9 @@ def make_context_tiers(config: RunConfig, model: Mapping[str, Any]) -> tuple[Con
     native, rope = _positions(config.model.path, model)
     if config.sampling.max_tokens >= native:
         raise ConfigError(
-            f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt "
-            f"in the model's own context of {native} tokens, which engine.context=auto needs; "
-            "lower it"
+            f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a "
+            f"prompt in the model's own context of {native} tokens, which engine.context=auto "
+            "needs; lower it"
         )
     tiers = [ContextTier(f"{native:,} tokens", native, kind.with_context(engine, native, None))]
     for factor in FACTORS:
@@ -64,10 +64,11 @@ def make_context_tiers(config: RunConfig, model: Mapping[str, Any]) -> tuple[Con
             stretched = {**rope, "rope_type": "yarn", "factor": factor}
             settings = kind.with_context(engine, context, stretched)
             tiers.append(ContextTier(f"{context:,} tokens, YaRN {factor:g}", context, settings))
-    none = EngineConfig(
-        kind=NO_ENGINE_KIND, device="cpu", options={"context_tokens": tiers[-1].context}
-    )
-    return (*tiers, ContextTier(NO_ENGINE, 0, none))
+    none = {
+        "kind": NO_ENGINE_KIND, "device": "cpu", "replicas": 1, "tensor_parallel": 1,
+        "pipeline_parallel": 1, "options": {"context_tokens": tiers[-1].context},
+    }  # fmt: skip
+    return (*tiers, ContextTier(NO_ENGINE, 0, engine.model_copy(update=none)))
 
 
 def assign(tiers: tuple[ContextTier, ...], prompt_tokens: Any, max_tokens: int) -> Any:

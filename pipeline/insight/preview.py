@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 
 from pipeline.engines import engine_type
 from pipeline.errors import OutputError, RowError
+from pipeline.execution.block_sizes import concurrency
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
-from pipeline.execution.run import concurrency
 from pipeline.input.shards import read_rows
 from pipeline.insight.text import printable, shortened
 from pipeline.output.ledger import Ledger

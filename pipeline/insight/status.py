@@ -8,16 +8,14 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.monitor.figures import Figures, clock
-from pipeline.monitor.history import LINE_SECONDS, last_figures
+from pipeline.monitor.history import last_figures
 from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import SAMPLES, Ledger
 from pipeline.output.passes import plan_run
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import Pass, Shard, split_parts
 from pipeline.storage import Storage
-
-# Older figures belong to a run that has ended or died.
-FRESH_SECONDS = 4 * LINE_SECONDS
+from pipeline.time_limits import FRESH_SECONDS
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,9 @@ import yaml
 from pipeline.errors import LeaseHeldError, QwqBatchError
 from pipeline.output.layout import LEASE, YAML
 from pipeline.storage import Storage
-
-RENEW_SECONDS = 10.0
-EXPIRE_SECONDS = 90.0
-LOOK_SECONDS = 1.0
+from pipeline.time_limits import LEASE_EXPIRE_SECONDS as EXPIRE_SECONDS
+from pipeline.time_limits import LEASE_LOOK_SECONDS as LOOK_SECONDS
+from pipeline.time_limits import LEASE_RENEW_SECONDS as RENEW_SECONDS
 
 OnLost = Callable[[QwqBatchError], None]
 

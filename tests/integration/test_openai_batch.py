@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from jobs.openai_batch import main
+from pipeline.cli import main
 from tests.unit.jobs.test_openai_batch import FORM, json_format, line
 
 ENGINE = {
     "kind": "simulated",
     "device": "cpu",
+    "block_rows": 4,
     "simulated": {"tokens_median": 20, "seconds_per_token": 0},
 }
 
@@ -26,7 +27,7 @@ def run(tmp_path: Path, *arguments: str) -> int:
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path / "config.yaml"), *arguments])
+        main(["openai-batch", str(tmp_path / "config.yaml"), *arguments])
     return int(caught.value.code or 0)
 
 
@@ -68,7 +69,7 @@ def test_a_batch_file_comes_back_as_the_api_gives_it(
     assert part.exists()
     (tmp_path / "in.jsonl").write_text(line("0", n=2))
     assert run(tmp_path) == 2
-    assert "in.jsonl is not what it was" in capsys.readouterr().err
+    assert "in.jsonl has changed since" in capsys.readouterr().err
 
 
 def test_requests_for_json_are_answered_in_it_and_retried(

@@ -67,6 +67,7 @@ def test_engine_from_outside_the_package_runs_long_rows(
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 400}))
     write_shards(tmp_path / "in", [2], prompt="x" * 10)
     write_shards(tmp_path / "in", [2, 2], prompt="x" * 1000)
+    write_shards(tmp_path / "in", [2, 2, 1], prompt="x" * 5000)
     config = toy(make_config, {}, context="auto")
     model = config.model.model_copy(update={"path": str(tmp_path / "model")})
     sampling = config.sampling.model_copy(update={"max_tokens": 200})
@@ -74,5 +75,8 @@ def test_engine_from_outside_the_package_runs_long_rows(
     flow.run(config.model_copy(update={"model": model, "sampling": sampling, "thinking": thinking}))
     rows = pq.read_table(config.output.path).to_pylist()
     assert [(row["yarn_factor"], row["parsed"]) for row in rows] == [
-        (None, "42"), (None, "42"), (4.0, "42"), (4.0, "42")
+        (None, "42"), (None, "42"), (4.0, "42"), (4.0, "42"), (None, None),
     ]  # fmt: skip
+    assert rows[-1]["error"].startswith(
+        "prompt_too_long: the prompt has 5021 tokens, the context 1600"
+    )

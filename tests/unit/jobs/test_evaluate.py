@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.evaluate import interval, lines, main, qwen_answer, score
+from jobs.evaluate import interval, lines, qwen_answer, score
+from pipeline.cli import main
 from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef, Pass
@@ -102,6 +103,6 @@ def test_what_can_not_be_scored_is_one_message(
     output: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([argument.format(output=output) for argument in arguments])
+        main(["evaluate", *(argument.format(output=output) for argument in arguments)])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err

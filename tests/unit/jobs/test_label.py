@@ -73,13 +73,13 @@ def test_the_text_is_data_between_tags_that_it_can_not_close() -> None:
         ({"json_schema": {"type": "object"}}, {}, "label: set one of labels and json_schema"),
         ({"labels": ["one"]}, {}, "label: labels must be two or more"),
         ({"labels": ["a", "b", "a"]}, {}, "twice in the list: a"),
-        ({"labels": {True: "x", False: "y"}}, {}, "True is no text; put quotes around it"),
+        ({"labels": {True: "x", False: "y"}}, {}, "True is not text; put quotes around it"),
         ({"rename": {"lable": "x"}}, {}, "unknown key lable; did you mean label?"),
         ({"text_column": "a:b"}, {}, "must be a column without"),
         ({"guidelines": "x"}, {}, "unknown key guidelines; did you mean guideline?"),
-        ({}, {"prompt": {"template": "{text}"}}, "prompt.template is made by the job"),
-        ({}, {"answer": {"format": "boxed"}}, "answer.format is made by the job"),
-        ({}, {"input": {"path": "in", "prompt_column": "text"}}, "input.prompt_column is made by"),
+        ({}, {"prompt": {"template": "{text}"}}, "prompt.template is set by the job"),
+        ({}, {"answer": {"format": "boxed"}}, "answer.format is set by the job"),
+        ({}, {"input": {"path": "in", "prompt_column": "text"}}, "input.prompt_column is set by"),
     ],
 )
 def test_what_can_not_be_meant_is_refused(

@@ -129,7 +129,7 @@ def test_all_bad_lines_are_told_together_and_nothing_is_written(tmp_path: Path) 
         "3 lines of the batch can't be run, so nothing was started:",
         "  in.jsonl:2: is not JSON: Expecting value: line 1 column 1 (char 0)",
         "  in.jsonl:4: body: unsupported: stop; remove it",
-        "  in.jsonl:5: custom_id 'a' is that of in.jsonl:1 too",
+        "  in.jsonl:5: custom_id 'a' is also that of in.jsonl:1",
     ]
     with pytest.raises(InputError, match=r"30 lines (?s:.*)in.jsonl:20: .*\n  and 10 more$"):
         make_ready(job(tmp_path, *["x"] * 30))
@@ -168,7 +168,7 @@ def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         make_ready(job(tmp_path, *lines))
     assert str(caught.value).splitlines()[:3] == [
-        "the requests differ in what a run has one value of:",
+        "the requests differ in settings that a run has one value of:",
         "  temperature: 0.6 at in.jsonl:1 (which says none), 0.7 at in.jsonl:2",
         "  seed: 0 at in.jsonl:1 (which says none), 1 at in.jsonl:3",
     ]
@@ -216,7 +216,7 @@ def test_shards_are_written_once_files_may_be_added_and_not_changed(
     assert (tmp_path / "out/requests/c.jsonl.00000.parquet").exists()
     assert (tmp_path / "out/requests" / SOURCES).exists()
     (tmp_path / "in/b.jsonl").write_text(line("0", n=1))
-    with pytest.raises(OutputError, match=r"^b.jsonl is not what it was when the job at "):
+    with pytest.raises(OutputError, match=r"^b.jsonl has changed since the job at "):
         make_ready(job(tmp_path, **folder))
 
 

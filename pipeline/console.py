@@ -1,0 +1,101 @@
+"""What commands print, and the exit codes that they end with."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError, StoppedError
+
+if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
+    from pipeline.monitor.limits import Limits
+    from pipeline.output.summary import Summary
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run ``command`` and exit with the code that it returns, or the code of its error."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        code = command()
+        sys.stdout.flush()
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        code = 128 + error.signal
+    except QwqBatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1 if isinstance(error, (IncompleteRunError, EngineError)) else 2
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, the same command resumes", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print each line."""
+    for line in lines:
+        print(line)
+
+
+def warn(message: str) -> None:
+    """Print a warning to stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def warn_about(config: "RunConfig") -> None:
+    """Print a warning for each setting that is allowed but probably a mistake."""
+    from pipeline.engines import engine_type
+
+    engine = config.engine
+    for warning in (*config.warnings, *engine_type(engine).warnings(engine)):
+        warn(warning)
+
+
+def run_and_report(config: "RunConfig", limits: "Limits | None" = None) -> None:
+    """Run the remaining rows and print the summary.
+
+    ``limits``: shared by several runs; by default those of ``config``. Raises `IncompleteRunError`
+    if rows are missing at the end.
+    """
+    from pipeline.execution.run import run
+    from pipeline.monitor.terminal import watch
+
+    started = time.monotonic()
+    print_summary(run(config, watch, limits), config, time.monotonic() - started)
+
+
+def retry_and_report(
+    config: "RunConfig", states: Sequence[str], foreign: float | None = None
+) -> None:
+    """Redo traces by state or by their share of foreign letters, and print the summary.
+
+    Raises `IncompleteRunError` if rows are missing at the end.
+    """
+    from pipeline.execution.run import retry
+    from pipeline.monitor.terminal import watch
+
+    started = time.monotonic()
+    print_summary(retry(config, states, foreign, watch), config, time.monotonic() - started)
+
+
+def print_summary(summary: "Summary", config: "RunConfig", seconds: float) -> None:
+    """Print the summary of an output; raises `IncompleteRunError` if rows are missing."""
+    traces = f"{summary.traces:,} of {summary.expected:,} traces"
+    if summary.agree is not None:
+        traces = f"{summary.traces:,} traces of {summary.rows:,} of {summary.expected_rows:,} rows"
+    print(f"\n{traces} in {config.output.path}")
+    for line in summary.lines():
+        print(f"  {line}")
+    print(f"  {'time':<10} {seconds:>9,.0f} s from start to end")
+    if summary.missing_parts:
+        raise IncompleteRunError(
+            f"{len(summary.missing_parts)} parts are not finished (the first: "
+            f"{summary.missing_parts[0]}); run the same command again to go on"
+        )
+    if not summary.is_complete:
+        raise IncompleteRunError(f"{summary.expected} traces were expected")
