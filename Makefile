@@ -1,5 +1,4 @@
-# make demo: set everything up and run the main job on the built-in small model.
-# make test: set everything up and pass all the tests.
+# `make help` lists the targets. `make demo` and `make test` set everything up first.
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -9,25 +8,38 @@ PINS := infra/requirements-cpu.txt
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test faults check setup lock nano clean
+.PHONY: help demo test unit quick check docs faults setup lock nano clean
 
-demo: setup
+help: ## list these targets
+	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 10
+
+demo: setup ## run the main job on the built-in small model (two minutes)
 	$(BIN)/qwq-batch run configs/demo.yaml
 	$(BIN)/qwq-batch show out/demo --rows 1
 
-test: check
+test: check ## lint, types and all tests
 	$(BIN)/pytest
 
-# What each fault costs, as a table, with ten kills in a row instead of two (twenty minutes).
-faults: setup
-	$(BIN)/pytest tests/faults --kills 10
+unit: setup ## the unit tests (under a minute)
+	$(BIN)/pytest tests/unit
 
-check: setup
+quick: check ## lint, types, unit and integration tests, the demo on the real engine
+	$(BIN)/pytest tests/unit tests/integration
+	rm -rf out/quick
+	$(BIN)/qwq-batch run configs/demo.yaml --set output.path=out/quick
+
+check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-setup: .venv/.ready
+docs: setup ## write the configuration reference from the fields' descriptions
+	$(BIN)/python -m infra.docs.reference
+
+faults: setup ## what each fault costs, as a table, with ten kills in a row (twenty minutes)
+	$(BIN)/pytest tests/faults --kills 10
+
+setup: .venv/.ready ## install the pinned packages into .venv (4 GB)
 
 .venv/.ready: $(PINS) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (or set PYTHON=...)"; exit 1; }
@@ -39,7 +51,7 @@ setup: .venv/.ready
 	@touch $@
 
 # Needs uv (pip install uv). The override drops what requirements-cpu.in says is left out.
-lock:
+lock: ## pin the packages again
 	printf '%s\n' torchvision torchaudio torchcodec | sed 's/$$/ ; python_version < "3"/' > .overrides.txt
 	echo 'torch==2.13.0+cpu' >> .overrides.txt
 	uv pip compile infra/requirements-cpu.in --override .overrides.txt -o $(PINS) $(UV_FLAGS) \
@@ -47,11 +59,10 @@ lock:
 		--extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match
 	rm .overrides.txt
 
-# Train both small models again (an hour on two cores), then measure them.
-nano: setup
+nano: setup ## train both small models again (an hour on two cores), then measure them
 	$(BIN)/python -m infra.nano.train qwq-nano
 	$(BIN)/python -m infra.nano.train qwq-nano-preview --init pipeline/models/qwq-nano --steps 500 --peak 1e-3
 	$(BIN)/python -m infra.nano.evaluate
 
-clean:
+clean: ## remove the environment, outputs and caches
 	rm -rf .venv out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,15 +1,15 @@
-"""Which samples are accepted for training, and why the others are not; nothing is left out.
+"""Decides which samples are accepted for training, and why others are rejected.
 
-All samples of the run are written again, part by part, with the columns
+Every sample of the run is written again, part by part, with these additional columns:
 
-* ``sample_id``: the part, the row in it (from 0) and the sample, ``seeds.00000.00000:12:1``;
-* ``accepted`` and ``rejected``: the first of `REASONS` that holds, null for an accepted one;
-* ``near_duplicate_of``: the ``sample_id`` that it repeats, if it is a duplicate.
+* ``sample_id``: part, row in the part (from 0) and sample, such as ``seeds.00000.00000:12:1``;
+* ``accepted``, and ``rejected``: the first of `REASONS` that applies, null for an accepted one;
+* ``near_duplicate_of``: the ``sample_id`` of the accepted sample that it repeats, if any.
 
-A duplicate has the prompt of an earlier accepted sample (white space aside) and nearly the same
-thinking and answer: the share of runs of five words that both have, estimated by MinHash, is at
-least the threshold. The same words under another prompt are no duplicate, for a short answer is
-right for many prompts. The index holds some 1 KB of memory for each accepted sample.
+A near duplicate has the prompt of an earlier accepted sample (apart from white space) and nearly
+the same thinking and answer. Similarity is the Jaccard index of their five-word shingles, estimated
+by MinHash. The same answer to another prompt is no duplicate, because short answers are right for
+many prompts. The index takes about 1 KB of memory per accepted sample.
 """
 
 import hashlib
@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasketch import MinHash
+from numpy.typing import NDArray
 
-from pipeline.answers.formats import AnswerFormat, is_correct
+from pipeline.answers.base import AnswerFormat
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
 from pipeline.output.reader import finished_parts
@@ -42,8 +43,8 @@ FIELDS = (
     pa.field("rejected", pa.string()),
     pa.field("near_duplicate_of", pa.string()),
 )
-TOKENS = ("prompt_tokens", "think_tokens", "answer_tokens")
-JUDGED_BY = (
+TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens")
+JUDGED_COLUMNS = (
     "sample",
     "state",
     "correct",
@@ -52,17 +53,20 @@ JUDGED_BY = (
     "agreement",
     "wasted_tokens",
     "duplicate_of",
-    *TOKENS,
+    *TOKEN_COLUMNS,
 )
-WORDS_A_SHINGLE, PERMUTATIONS = 5, 128
-ROWS_A_GROUP = 1024
-# Words, and each character of scripts without spaces (kana and CJK) for one; signs count too.
+SHINGLE_WORDS, PERMUTATIONS = 5, 128
+ROW_GROUP_ROWS = 1024
+# A word, or one character of a script without spaces (kana and CJK), or one punctuation mark.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 
 
+Signature = NDArray[np.uint32]
+
+
 @dataclass(frozen=True)
-class Rules:
-    """What is accepted, as `jobs.synthesize.SynthesizeSection` describes it."""
+class AcceptanceRules:
+    """What is accepted, as `jobs.synthesize.SynthesizeSection` describes it; None: no such rule."""
 
     rescued: bool = False
     min_agreement: float | None = None
@@ -70,56 +74,66 @@ class Rules:
     near_duplicate: float | None = None
 
 
-def rejection(trace: Mapping[str, Any], rules: Rules, answer_format: AnswerFormat) -> str | None:
-    """Why a trace (by our own columns' names) is not accepted, duplicates aside; None if it is."""
-    ended = (State.FINISHED, State.RESCUED) if rules.rescued else (State.FINISHED,)
-    if trace["state"] not in ended:
+def rejection(
+    trace: Mapping[str, Any], rules: AcceptanceRules, answer_format: AnswerFormat
+) -> str | None:
+    """The reason why ``trace`` is rejected, near duplicates aside; None if it is accepted.
+
+    ``trace``: the values of `JUDGED_COLUMNS`.
+    """
+    accepted_states = (State.FINISHED, State.RESCUED) if rules.rescued else (State.FINISHED,)
+    if trace["state"] not in accepted_states:
         return "state"
     if trace["correct"] is False:
         return "wrong"
     if rules.min_agreement is not None and trace["correct"] is None:
-        agreed = trace["agreement"] >= np.float32(rules.min_agreement)
-        if not agreed or not is_correct(trace["parsed"], trace["vote"], answer_format):
+        # The column holds 32-bit floats: 0.6 is not 0.6 there.
+        enough_agree = trace["agreement"] >= np.float32(rules.min_agreement)
+        if not enough_agree or not answer_format.is_correct(trace["parsed"], trace["vote"]):
             return "disagrees"
-    tokens = sum(trace[name] or 0 for name in TOKENS)
+    tokens = sum(trace[name] or 0 for name in TOKEN_COLUMNS)
     if rules.max_tokens is not None and tokens > rules.max_tokens:
         return "too_long"
     return None
 
 
-class Duplicates:
-    """The accepted samples so far, by prompt; ``threshold``: 0 to 1, what counts as the same."""
+class NearDuplicates:
+    """An index of the accepted samples, by prompt. ``threshold``: the least similarity, 0 to 1."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._seen: dict[bytes, list[tuple[str, Any]]] = {}
+        self._by_prompt: dict[bytes, list[tuple[str, Signature]]] = {}
 
-    def of(self, sample_id: str, prompt: str, text: str) -> str | None:
-        """The id of the earlier sample that this one repeats; None, and it is kept, if it is new.
+    def find_or_add(self, sample_id: str, prompt: str, text: str) -> str | None:
+        """The id of an earlier sample that this one repeats; if there is none, add this one.
 
-        ``text``: its thinking and answer.
+        ``text``: thinking and answer of the sample.
         """
         key = hashlib.blake2b(" ".join(prompt.split()).encode(), digest_size=16).digest()
-        signature, others = _signature(text), self._seen.setdefault(key, [])
-        for other, known in others:
-            if np.mean(known == signature) >= self._threshold:
-                return other
-        others.append((sample_id, signature))
+        signature, earlier = _signature(text), self._by_prompt.setdefault(key, [])
+        for earlier_id, earlier_signature in earlier:
+            if np.mean(earlier_signature == signature) >= self._threshold:
+                return earlier_id
+        earlier.append((sample_id, signature))
         return None
 
 
-def _signature(text: str) -> Any:
+def _signature(text: str) -> Signature:
+    """The MinHash signature of the shingles of ``text`` (shape: `PERMUTATIONS`)."""
     words = _WORD.findall(text.lower())
-    runs = range(max(1, len(words) - WORDS_A_SHINGLE + 1))
-    shingles = {" ".join(words[i : i + WORDS_A_SHINGLE]).encode() for i in runs}
-    hashed = MinHash(PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
-    hashed.update_batch(shingles)
-    return hashed.hashvalues.astype(np.uint32)
+    starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
+    shingles = {" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in starts}
+    minhash = MinHash(PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
+    minhash.update_batch(shingles)
+    return np.asarray(minhash.hashvalues, np.uint32)
 
 
 @dataclass
-class Tally:
-    """Counts of all samples; tokens are those generated, given up ones included."""
+class SampleCounts:
+    """Counts of samples by outcome. Tokens of copies of duplicates are not counted.
+
+    ``rows``: prompts. ``wasted_tokens``: those of abandoned attempts.
+    """
 
     rows: int = 0
     samples: int = 0
@@ -132,75 +146,79 @@ class Tally:
 
     @property
     def tokens(self) -> int:
-        """All tokens that were generated."""
+        """All generated tokens."""
         return self.think_tokens + self.answer_tokens + self.wasted_tokens
+
+    def add(self, trace: Mapping[str, Any], reason: str | None) -> None:
+        """Count one sample. ``trace``: values of `JUDGED_COLUMNS`; ``reason``: of its rejection."""
+        self.rows += trace["sample"] == 0
+        self.samples += 1
+        self.states[trace["state"]] += 1
+        if reason is None:
+            self.accepted += 1
+        else:
+            self.rejected[reason] += 1
+        if trace["duplicate_of"] is None:  # a copy was generated, and is counted, elsewhere
+            self.think_tokens += trace["think_tokens"]
+            self.answer_tokens += trace["answer_tokens"]
+            self.wasted_tokens += trace["wasted_tokens"]
 
 
 class Samples:
-    """The samples of a run with what is accepted, below ``folder``, a file for each part.
+    """The samples of ``run`` below ``folder``: a file for each part, with the columns `FIELDS`.
 
-    ``config`` of ``run`` says where the traces are and how prompts are made.
+    Raises `InputError` if the input has a column of such a name.
     """
 
-    def __init__(self, run: PreparedRun, folder: str, rules: Rules) -> None:
+    def __init__(self, run: PreparedRun, folder: str, rules: AcceptanceRules) -> None:
         if taken := [field.name for field in FIELDS if field.name in run.traces.names]:
             raise InputError(
-                f"the input has a column {', '.join(taken)}, a name that this job uses; rename "
-                "yours"
+                f"the input has a column {', '.join(taken)}, a name that this job uses; rename it"
             )
-        self.store, self.parts, self.tally = Storage(folder), list[str](), Tally()
+        self.store, self.parts, self.counts = Storage(folder), list[str](), SampleCounts()
         self.names = {name: run.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
         self._run, self._rules = run, rules
+        self._answer_format = run.config.answer.load_format()
         threshold = rules.near_duplicate
-        self._duplicates = None if threshold is None else Duplicates(threshold)
+        self._near_duplicates = None if threshold is None else NearDuplicates(threshold)
 
     def add_new(self) -> None:
-        """Write the parts that have been finished since; the files of parts that are gone go."""
+        """Write the parts finished since the last call; delete files of parts that are gone."""
         for part in finished_parts(self._run.config.output.path, skip=self.parts):
             sink = BytesIO()
             pq.write_table(
                 self._judged(part.name, part.read()), sink, compression="zstd",
-                row_group_size=ROWS_A_GROUP,
+                row_group_size=ROW_GROUP_ROWS,
             )  # fmt: skip
             self.store.put(part.name, sink.getvalue())
             self.parts.append(part.name)
-        there = {info.name for info in self.store.files()}
-        self.store.delete(sorted(there - set(self.parts)))
+        files = {info.name for info in self.store.files()}
+        self.store.delete(sorted(files - set(self.parts)))
 
     def _judged(self, part: str, table: pa.Table) -> pa.Table:
-        row, columns = -1, list[tuple[str, bool, str | None, str | None]]()
+        """``table`` with the columns `FIELDS`."""
+        row, judgements = -1, list[tuple[str, bool, str | None, str | None]]()
         for i in range(table.num_rows):
             cells = TableRow(table, i)
             sample = cells[self.names["sample"]]
             row += sample == 0
             sample_id = f"{part.removesuffix('.parquet')}:{row}:{sample}"
             reason, repeated = self._judge(sample_id, cells)
-            columns.append((sample_id, reason is None, reason, repeated))
-        values = zip(*columns, strict=True) if columns else [()] * len(FIELDS)
-        for column, cells_of in zip(FIELDS, values, strict=True):
-            table = table.append_column(column, pa.array(cells_of, column.type))
+            judgements.append((sample_id, reason is None, reason, repeated))
+        columns = zip(*judgements, strict=True) if judgements else [()] * len(FIELDS)
+        for column, values in zip(FIELDS, columns, strict=True):
+            table = table.append_column(column, pa.array(values, column.type))
         return table
 
     def _judge(self, sample_id: str, cells: TableRow) -> tuple[str | None, str | None]:
-        """Why it is rejected, and what it repeats; both counted."""
-        names = self.names
-        trace = {key: cells[names[key]] for key in JUDGED_BY}
-        tally, config, repeated = self.tally, self._run.config, None
-        reason = rejection(trace, self._rules, config.answer.format)
-        if reason is None and self._duplicates is not None:
+        """Count a sample; return why it is rejected, and the sample that it repeats."""
+        trace = {key: cells[self.names[key]] for key in JUDGED_COLUMNS}
+        reason, repeated = rejection(trace, self._rules, self._answer_format), None
+        if reason is None and self._near_duplicates is not None:
             messages = row_messages(cells, self._run.columns, None, None)
             prompt = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-            said = f"{cells[names['think']] or ''}\n{cells[names['answer']]}"
-            repeated = self._duplicates.of(sample_id, prompt, said)
+            text = f"{cells[self.names['think']] or ''}\n{cells[self.names['answer']]}"
+            repeated = self._near_duplicates.find_or_add(sample_id, prompt, text)
             reason = None if repeated is None else "duplicate"
-        tally.rows += trace["sample"] == 0
-        tally.samples += 1
-        tally.accepted += reason is None
-        tally.states[trace["state"]] += 1
-        if reason is not None:
-            tally.rejected[reason] += 1
-        if trace["duplicate_of"] is None:  # a copied trace was generated, and is counted, elsewhere
-            tally.think_tokens += trace["think_tokens"]
-            tally.answer_tokens += trace["answer_tokens"]
-            tally.wasted_tokens += trace["wasted_tokens"]
+        self.counts.add(trace, reason)
         return reason, repeated

@@ -1,39 +1,62 @@
-"""How well two labelings agree, by scikit-learn; no I/O."""
+"""How well the model's labels agree with people's, computed by scikit-learn; no I/O."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-# A confusion table of more labels than this is no table for people.
+from jobs.markdown import table_lines
+
+# A confusion table of more labels is too wide to read.
 MOST_SHOWN = 12
-# Of more labels, the table for kappa takes gigabytes.
+# With more labels, the matrix for kappa takes gigabytes.
 MOST_COMPARED = 1000
 
+# Rows by (people's label, the model's label, whether all samples of the row agree).
+Pairs = Mapping[tuple[str, str, bool], int]
 
-def agreement_lines(pairs: Mapping[tuple[str, str, bool], int]) -> Iterator[str]:
-    """Accuracy, Cohen's kappa and the confusion table, by scikit-learn; no label is a wrong one."""
-    from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
-    yield "| compared with people | rows | accuracy | Cohen's kappa |"
-    yield "|---|---|---|---|"
-    for what, wanted in (("all rows", (True, False)), ("all samples agree", (True,)),
-                         ("some differ", (False,))):  # fmt: skip
-        chosen = {key: rows for key, rows in pairs.items() if key[2] in wanted}
-        if not chosen:
-            continue
-        gold, found = [key[0] for key in chosen], [key[1] for key in chosen]
-        weights = list(chosen.values())
-        accuracy = accuracy_score(gold, found, sample_weight=weights)
-        kappa = "-"  # with one label only there is no chance agreement to take off
-        if 1 < len({*gold, *found}) <= MOST_COMPARED:
-            kappa = f"{cohen_kappa_score(gold, found, sample_weight=weights):.3f}"
-        yield f"| {what} | {sum(weights):,} | {accuracy:.1%} | {kappa} |"
-    gold, found = [key[0] for key in pairs], [key[1] for key in pairs]
-    labels = sorted({*gold, *found})
-    if len(labels) > MOST_SHOWN:
-        yield f"\n(a confusion table of {len(labels)} labels is left out)"
+def agreement_lines(pairs: Pairs) -> Iterator[str]:
+    """Accuracy, Cohen's kappa and the confusion table, as Markdown.
+
+    A row to which the model gave no label counts as wrong.
+    """
+    groups = {
+        "all rows": pairs,
+        "all samples agree": {pair: rows for pair, rows in pairs.items() if pair[2]},
+        "some differ": {pair: rows for pair, rows in pairs.items() if not pair[2]},
+    }
+    scores = [_scores(name, group) for name, group in groups.items() if group]
+    yield from table_lines(["compared with people", "rows", "accuracy", "Cohen's kappa"], scores)
+    yield from _confusion_lines(pairs)
+
+
+def _scores(name: str, pairs: Pairs) -> Sequence[str]:
+    from sklearn.metrics import accuracy_score, cohen_kappa_score
+
+    gold, labels, weights = _columns(pairs)
+    accuracy = accuracy_score(gold, labels, sample_weight=weights)
+    kappa = "-"  # undefined with a single label: there is no chance agreement to correct for
+    if 1 < len({*gold, *labels}) <= MOST_COMPARED:
+        kappa = f"{cohen_kappa_score(gold, labels, sample_weight=weights):.3f}"
+    return name, f"{sum(weights):,}", f"{accuracy:.1%}", kappa
+
+
+def _confusion_lines(pairs: Pairs) -> Iterator[str]:
+    from sklearn.metrics import confusion_matrix
+
+    gold, labels, weights = _columns(pairs)
+    names = sorted({*gold, *labels})
+    yield ""
+    if len(names) > MOST_SHOWN:
+        yield f"(the confusion table has {len(names)} labels and is left out)"
         return
-    yield f"\n| people \\ model | {' | '.join(labels)} |"
-    yield "|---" * (len(labels) + 1) + "|"
-    matrix = confusion_matrix(gold, found, labels=labels, sample_weight=list(pairs.values()))
-    for label, row in zip(labels, matrix.tolist(), strict=True):
-        if any(row):
-            yield f"| {label} | {' | '.join(f'{int(rows):,}' for rows in row)} |"
+    matrix = confusion_matrix(gold, labels, labels=names, sample_weight=weights).tolist()
+    rows = [
+        [name, *(f"{int(count):,}" for count in counts)]
+        for name, counts in zip(names, matrix, strict=True)
+        if any(counts)
+    ]
+    yield from table_lines([r"people \ model", *names], rows)
+
+
+def _columns(pairs: Pairs) -> tuple[list[str], list[str], list[int]]:
+    """People's labels, the model's labels, and the number of rows with both."""
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs], list(pairs.values())

@@ -1,35 +1,49 @@
-"""The README of an export, as Hugging Face reads it: what is in it, and what made it; no I/O."""
+"""The dataset card of an export (its README.md, as Hugging Face reads it); no I/O."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from jobs.accept import Tally
+from jobs.accept import SampleCounts
 from jobs.chats import JSONL, VARIANTS, Exported
+from jobs.markdown import table_lines
 from pipeline.planning import Pass
 
 UNKNOWN = "unknown: fill in"
+# Hugging Face's size categories, each with the number of rows below which it applies.
 SIZES = (
     (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
     (10**7, "1M<n<10M"), (10**8, "10M<n<100M"),
 )  # fmt: skip
-ABOUT = {
+VARIANT_MEANINGS = {
     "thinking": "the last turn is `<think>…</think>` and the answer",
     "answers": "the last turn is the answer alone",
 }
-MEANING = {
+REASON_MEANINGS = {
     "state": "did not end by itself with an answer",
-    "wrong": "the answer is not the reference",
-    "disagrees": "too few samples of the prompt agree, or this one is not with them",
-    "too_long": "longer than the set limit",
-    "duplicate": "nearly the same thinking and answer to the same prompt as an accepted one",
+    "wrong": "the answer differs from the reference",
+    "disagrees": "too few samples of the prompt agree, or this one differs from the majority",
+    "too_long": "longer than the limit",
+    "duplicate": "nearly the same thinking and answer as an accepted sample of the same prompt",
 }
+RULES = ("rescued", "min_agreement", "max_tokens", "near_duplicate")
+SECTIONS = ("model", "prompt", "sampling", "thinking", "answer")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made the data: the run's settings by key, software versions, and finished retries."""
+
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    retries: Sequence[Pass] = ()
 
 
 def dataset_info() -> str:
-    """LLaMA-Factory's description of the export, for a ``dataset_dir`` that is this folder."""
+    """``dataset_info.json`` for LLaMA-Factory, with the export's folder as ``dataset_dir``."""
     return json.dumps(
         {
             f"synthetic_{variant}": {
@@ -51,19 +65,11 @@ def dataset_info() -> str:
 
 
 def card(
-    tally: Tally,
-    exported: Exported,
-    settings: Mapping[str, Any],
-    versions: Mapping[str, str],
-    retries: Iterable[Pass],
-    rules: Mapping[str, Any],
+    counts: SampleCounts, exported: Exported, provenance: Provenance, section: Mapping[str, Any]
 ) -> str:
-    """The card. ``settings`` and ``versions``: the run's manifest; ``rules``: what was accepted.
-
-    Rules are ``license``, ``source`` (None: to be filled in), ``export`` and those of acceptance.
-    """
+    """The dataset card. ``section``: the values of the job's section ``synthesize``."""
     head = {
-        "license": rules["license"] or "unknown",
+        "license": section["license"] or "unknown",
         "task_categories": ["text-generation"],
         "tags": ["synthetic", "reasoning"],
         "size_categories": [next((s for n, s in SIZES if exported.rows < n), "n>100M")],
@@ -77,78 +83,88 @@ def card(
         ],
     }
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-    body = _lines(tally, exported, settings, versions, retries, rules)
+    body = [
+        *_content_lines(exported, provenance.settings, section),
+        *_selection_lines(counts, section),
+        *_provenance_lines(provenance),
+    ]
     return f"---\n{front}---\n" + "\n".join(body) + "\n"
 
 
 def in_bytes(size: int) -> str:
     """A size as a person reads it, such as 1.5 MB."""
-    for unit, of in (("GB", 10**9), ("MB", 10**6)):
-        if size >= of:
-            return f"{size / of:,.1f} {unit}"
+    for unit, unit_bytes in (("GB", 10**9), ("MB", 10**6)):
+        if size >= unit_bytes:
+            return f"{size / unit_bytes:,.1f} {unit}"
     return f"{size / 1000:,.1f} kB"
 
 
-def _lines(
-    tally: Tally,
-    exported: Exported,
-    settings: Mapping[str, Any],
-    versions: Mapping[str, str],
-    retries: Iterable[Pass],
-    rules: Mapping[str, Any],
+def _content_lines(
+    exported: Exported, settings: Mapping[str, Any], section: Mapping[str, Any]
 ) -> Iterator[str]:
+    revision = settings["model.revision"]
+    written_by = f"{settings['model.path']}" + (f" (revision {revision})" if revision else "")
     yield from ("# Synthetic reasoning data", "")
     yield (
-        f"{exported.rows:,} conversations, written by {settings['model.path']}"
-        + (f" (revision {settings['model.revision']})" if settings["model.revision"] else "")
-        + ", each with the turns that the model was given (any system turn and suffix too) and its "
-        "own as the last."
+        f"{exported.rows:,} conversations, written by {written_by}. Each has the turns that the "
+        "model was given, including any system turn and suffix. Its own turn is the last."
     )
-    yield from ("", "| config | | Parquet | JSON lines |", "|---|---|---|---|")
+    yield ""
+    rows = []
     for variant in VARIANTS:
-        sizes = [exported.sizes.get(f"{variant}{kind}", 0) for kind in ("", JSONL)]
-        yield (
-            f"| `{variant}` | {ABOUT[variant]} | `{variant}/`, {in_bytes(sizes[0])} "
-            f"| `{variant}{JSONL}/`, {in_bytes(sizes[1])} |"
-        )
-    yield from ("", f"- License: {rules['license'] or UNKNOWN}")
-    yield f"- Source of the prompts: {rules['source'] or UNKNOWN}"
+        parquet, jsonl = (in_bytes(exported.sizes.get(f"{variant}{k}", 0)) for k in ("", JSONL))
+        files = f"`{variant}/`, {parquet}", f"`{variant}{JSONL}/`, {jsonl}"
+        rows.append([f"`{variant}`", VARIANT_MEANINGS[variant], *files])
+    yield from table_lines(["config", "", "Parquet", "JSON lines"], rows)
+    yield from ("", f"- License: {section['license'] or UNKNOWN}")
+    yield f"- Source of the prompts: {section['source'] or UNKNOWN}"
+
+
+def _selection_lines(counts: SampleCounts, section: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## How it was chosen", "")
     yield (
-        f"{tally.samples:,} samples of {tally.rows:,} prompts were drawn, and {tally.accepted:,} "
-        "accepted. "
+        f"{counts.samples:,} samples of {counts.rows:,} prompts were drawn, and "
+        f"{counts.accepted:,} accepted. "
         + (
-            "All samples with a whole answer are here, accepted or not."
-            if rules["export"] == "all"
+            "All samples with a complete answer are here, accepted or not."
+            if section["export"] == "all"
             else "The accepted ones are here."
         )
     )
-    yield from ("", "| samples | |", "|---|---|", f"| {tally.accepted:,} | accepted |")
-    for reason, count in tally.rejected.most_common():
-        yield f"| {count:,} | `{reason}`: {MEANING[reason]} |"
-    states = ", ".join(f"{count:,} {state}" for state, count in tally.states.most_common())
-    yield from ("", f"- States in which the traces ended: {states}")
+    yield ""
+    rejected = [
+        [f"{count:,}", f"`{reason}`: {REASON_MEANINGS[reason]}"]
+        for reason, count in counts.rejected.most_common()
+    ]
+    yield from table_lines(["samples", ""], [[f"{counts.accepted:,}", "accepted"], *rejected])
+    states = ", ".join(f"{count:,} {state}" for state, count in counts.states.most_common())
+    yield from ("", f"- Final states of the traces: {states}")
     yield (
-        f"- Tokens generated: {tally.think_tokens:,} thinking, {tally.answer_tokens:,} answers, "
-        f"{tally.wasted_tokens:,} given up"
+        f"- Tokens generated: {counts.think_tokens:,} thinking, {counts.answer_tokens:,} answers, "
+        f"{counts.wasted_tokens:,} in abandoned attempts"
     )
-    names = ("rescued", "min_agreement", "max_tokens", "near_duplicate")
-    yield f"- Rules: {_said({name: rules[name] for name in names})}"
+    yield f"- Rules: {_settings({name: section[name] for name in RULES})}"
+
+
+def _provenance_lines(provenance: Provenance) -> Iterator[str]:
     yield from ("", "## What made it", "")
-    for section in ("model", "prompt", "sampling", "thinking", "answer"):
-        of = {
-            k.removeprefix(f"{section}."): v for k, v in settings.items() if k.startswith(section)
+    for section in SECTIONS:
+        values = {
+            key.removeprefix(f"{section}."): value
+            for key, value in provenance.settings.items()
+            if key.startswith(section)
         }
-        yield f"- {section}: {_said(of)}"
-    for run_pass in retries:
+        yield f"- {section}: {_settings(values)}"
+    for run_pass in provenance.retries:
         yield (
-            f"- retry {run_pass.number} of what had ended {', '.join(run_pass.states)}: "
-            f"{_said(dict(run_pass.changed)) or 'with the same settings'}"
+            f"- retry {run_pass.number} of traces that ended {', '.join(run_pass.states)}: "
+            f"{_settings(dict(run_pass.changed)) or 'with the same settings'}"
         )
-    yield f"- software: {', '.join(f'{name} {version}' for name, version in versions.items())}"
+    versions = (f"{name} {version}" for name, version in provenance.versions.items())
+    yield f"- software: {', '.join(versions)}"
 
 
-def _said(values: Mapping[str, Any]) -> str:
-    """Settings on one line, those that are off left out."""
-    kept = {k: v for k, v in values.items() if v is not None}
-    return ", ".join(f"`{k}` {json.dumps(v, ensure_ascii=False)}" for k, v in kept.items())
+def _settings(values: Mapping[str, Any]) -> str:
+    """Settings on one line, without those that are off (None)."""
+    are_on = {key: value for key, value in values.items() if value is not None}
+    return ", ".join(f"`{k}` {json.dumps(v, ensure_ascii=False)}" for k, v in are_on.items())

@@ -3,14 +3,14 @@ r"""Accepted samples as chats to train on: Parquet and JSON lines, with and with
     thinking/train-00000.parquet         thinking-jsonl/train-00000.jsonl
     answers/train-00000.parquet          answers-jsonl/train-00000.jsonl
 
-A row has ``messages`` (a list of {role, content}, the shape of TRL's and LLaMA-Factory's chats),
-``id`` (the ``sample_id``) and, where the prompts have tools, ``tools`` (JSON text). The turns are
-what the model was given, system turn and suffix too; the last is its own. With thinking that is
-``<think>\nthinking\n</think>\n\nanswer``, whatever tags the model itself writes.
+A row has ``messages`` (a list of {role, content}, as TRL and LLaMA-Factory read chats), ``id`` (the
+``sample_id``) and, if the prompts have tools, ``tools`` (JSON text). The messages are the turns the
+model was given, including system turn and suffix, and its own turn at the end. With thinking, its
+turn is ``<think>\nthinking\n</think>\n\nanswer``, whatever tags the model itself writes.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -26,9 +26,9 @@ from pipeline.storage import Storage
 
 VARIANTS = ("thinking", "answers")
 JSONL = "-jsonl"
-ROWS_A_GROUP = 1024
-ANSWERED = (State.FINISHED, State.RESCUED, State.UNPARSED)
-_CALL = pa.struct(
+BATCH_ROWS = 1024
+ANSWERED_STATES = (State.FINISHED, State.RESCUED, State.UNPARSED)
+_TOOL_CALL = pa.struct(
     [
         ("id", pa.string()),
         ("type", pa.string()),
@@ -39,104 +39,124 @@ _CALL = pa.struct(
 
 @dataclass
 class Exported:
-    """What was written: conversations, bytes by folder, and the first conversation."""
+    """Number of conversations, bytes by folder, and the first conversation."""
 
     rows: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     example: dict[str, Any] | None = None
 
 
-def spoken(think: str | None, answer: str, thinking: bool) -> str:
-    """The model's turn, as its chat template has it."""
-    if not thinking or think is None:
+def model_turn(think: str | None, answer: str, with_thinking: bool) -> str:
+    """The text of the model's own turn."""
+    if not with_thinking or think is None:
         return answer
     return f"{THINK_TAGS.open}\n{think}{THINK_TAGS.closing}{answer}"
 
 
 def conversation(
-    row: Mapping[str, Any], names: Mapping[str, str], run: PreparedRun, thinking: bool
+    row: Mapping[str, Any], names: Mapping[str, str], run: PreparedRun, with_thinking: bool
 ) -> dict[str, Any]:
-    """One sample as a row of the export; ``names``: our columns' names there."""
+    """One sample as a row of the export. ``names``: our column: its name in ``row``."""
     system, suffix = run.config.prompt.system, run.config.suffix_text
-    messages = [_plain(m) for m in row_messages(row, run.columns, system, suffix)]
-    said = spoken(row[names["think"]], row[names["answer"]], thinking)
-    messages.append({"role": "assistant", "content": said})
-    found = {"messages": messages, "id": row["sample_id"]}
+    given = row_messages(row, run.columns, system, suffix)
+    text = model_turn(row[names["think"]], row[names["answer"]], with_thinking)
+    messages = [*map(_with_openai_calls, given), {"role": "assistant", "content": text}]
+    chat = {"messages": messages, "id": row["sample_id"]}
     if run.columns.tools is not None:
         tools = row_tools(row, run.columns)
-        found["tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
-    return found
+        chat["tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
+    return chat
 
 
 def export_schema(run: PreparedRun) -> pa.Schema:
-    """The columns of the export; messages have the keys that those of the prompts have."""
+    """The columns of the export; messages keep the keys of the prompts' messages."""
     fields = {"role": pa.string(), "content": pa.string()}
     if run.columns.messages is not None:
-        given = getattr(run.prompts.field(run.columns.messages).type, "value_type", None)
-        for own in given if isinstance(given, pa.StructType) else ():
-            kind = pa.list_(_CALL) if own.name == "tool_calls" else own.type
-            fields.setdefault(own.name, kind)
+        message = getattr(run.prompts.field(run.columns.messages).type, "value_type", None)
+        for key in message if isinstance(message, pa.StructType) else ():
+            is_calls = key.name == "tool_calls"
+            fields.setdefault(key.name, pa.list_(_TOOL_CALL) if is_calls else key.type)
     columns = [("messages", pa.list_(pa.struct(list(fields.items())))), ("id", pa.string())]
     if run.columns.tools is not None:
         columns.append(("tools", pa.string()))
     return pa.schema(columns)
 
 
+class _ChatFiles:
+    """The Parquet file and the JSON lines of one variant and part, in memory."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._parquet, self._lines = schema, BytesIO(), BytesIO()
+        self._writer = pq.ParquetWriter(self._parquet, schema, compression="zstd")
+
+    def add(self, chats: Sequence[dict[str, Any]]) -> None:
+        """Add rows of the export."""
+        self._writer.write_table(pa.Table.from_pylist(chats, self._schema))
+        for chat in chats:
+            self._lines.write(json.dumps(chat, ensure_ascii=False, default=str).encode() + b"\n")
+
+    def finish(self) -> tuple[bytes, bytes]:
+        """The content of both files."""
+        self._writer.close()
+        return self._parquet.getvalue(), self._lines.getvalue()
+
+
 def export(samples: Samples, run: PreparedRun, store: Storage, everything: bool) -> Exported:
-    """Write the accepted samples, or ``everything`` that has a whole answer, to ``store``.
+    """Write the accepted samples, or ``everything`` with a complete answer, to ``store``.
 
-    A part of the samples becomes a file of each kind; files of an earlier export go.
+    Each part of the samples becomes a file of each kind. Files of an earlier export are deleted.
     """
-    found, written, number = Exported(), set[str](), 0
+    exported, written, number = Exported(), set[str](), 0
     for part in samples.parts:
-        for name, data in _files(samples, part, run, everything, found):
-            path = f"{name}/train-{number:05}.{'jsonl' if name.endswith(JSONL) else 'parquet'}"
-            store.put(path, data)
-            written.add(path)
-            found.sizes[name] = found.sizes.get(name, 0) + len(data)
-        number = len(written) // (2 * len(VARIANTS))
-    folders = tuple(f"{variant}{kind}/" for variant in VARIANTS for kind in ("", JSONL))
-    there = {info.name for info in store.files()}
-    store.delete(sorted(n for n in there - written if n.startswith(folders)))
-    return found
-
-
-def _files(
-    samples: Samples, part: str, run: PreparedRun, everything: bool, found: Exported
-) -> Iterator[tuple[str, bytes]]:
-    """Of one part: folder and content of each file; none if no row is to be exported."""
-    schema, names, rows = export_schema(run), samples.names, 0
-    tabular, lines = {v: BytesIO() for v in VARIANTS}, {v: BytesIO() for v in VARIANTS}
-    writers = {v: pq.ParquetWriter(tabular[v], schema, compression="zstd") for v in VARIANTS}
-    with samples.store.open(part) as file:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_A_GROUP):
-            table = pa.Table.from_batches([batch])
-            chosen = [
-                row for row in (TableRow(table, i) for i in range(table.num_rows))
-                if row["accepted"] or (everything and _is_whole(row, names))
-            ]  # fmt: skip
-            for variant in VARIANTS if chosen else ():
-                chats = [conversation(row, names, run, variant == "thinking") for row in chosen]
-                found.example = found.example or chats[0]
-                writers[variant].write_table(pa.Table.from_pylist(chats, schema))
-                text = "".join(
-                    json.dumps(chat, ensure_ascii=False, default=str) + "\n" for chat in chats
-                )
-                lines[variant].write(text.encode())
+        files = {variant: _ChatFiles(export_schema(run)) for variant in VARIANTS}
+        rows = 0
+        for chosen in _chosen_rows(samples, part, everything):
             rows += len(chosen)
-    found.rows += rows
-    for variant in VARIANTS if rows else ():
-        writers[variant].close()
-        yield variant, tabular[variant].getvalue()
-        yield f"{variant}{JSONL}", lines[variant].getvalue()
+            for variant in VARIANTS:
+                with_thinking = variant == "thinking"
+                chats = [conversation(row, samples.names, run, with_thinking) for row in chosen]
+                exported.example = exported.example or chats[0]
+                files[variant].add(chats)
+        if not rows:
+            continue
+        for variant in VARIANTS:
+            parquet, lines = files[variant].finish()
+            for folder, kind, data in (
+                (variant, "parquet", parquet), (f"{variant}{JSONL}", "jsonl", lines),
+            ):  # fmt: skip
+                path = f"{folder}/train-{number:05}.{kind}"
+                store.put(path, data)
+                written.add(path)
+                exported.sizes[folder] = exported.sizes.get(folder, 0) + len(data)
+        exported.rows += rows
+        number += 1
+    folders = tuple(f"{variant}{kind}/" for variant in VARIANTS for kind in ("", JSONL))
+    outdated = {info.name for info in store.files()} - written
+    store.delete(sorted(name for name in outdated if name.startswith(folders)))
+    return exported
 
 
-def _is_whole(row: Mapping[str, Any], names: Mapping[str, str]) -> bool:
-    return row[names["state"]] in ANSWERED and bool((row[names["answer"]] or "").strip())
+def _chosen_rows(samples: Samples, part: str, everything: bool) -> Iterator[list[TableRow]]:
+    """The rows of ``part`` to export, in batches that are not empty."""
+    with samples.store.open(part) as file:
+        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
+            table = pa.Table.from_batches([batch])
+            rows = (TableRow(table, i) for i in range(table.num_rows))
+            chosen = [
+                row
+                for row in rows
+                if row["accepted"] or (everything and _is_complete(row, samples.names))
+            ]
+            if chosen:
+                yield chosen
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """``message``, its tool calls as OpenAI has them: arguments as JSON text, one type for all."""
+def _is_complete(row: Mapping[str, Any], names: Mapping[str, str]) -> bool:
+    return row[names["state"]] in ANSWERED_STATES and bool((row[names["answer"]] or "").strip())
+
+
+def _with_openai_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """``message`` with tool calls in OpenAI's shape, whose JSON arguments fit one Arrow type."""
     if not message.get("tool_calls"):
         return message
     calls = []

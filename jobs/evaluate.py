@@ -11,19 +11,24 @@ text if the thinking has not closed, and guesses if there is no box. It needs ``
 """
 
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline import console
-from pipeline.answers.formats import is_correct, parse, qwen_answer
+from pipeline.answers.boxed import Boxed, last_box
 from pipeline.errors import OutputError
 from pipeline.output.ledger import AGREE
 from pipeline.output.reader import FinishedPart, finished_parts, open_output
 
 DRAWS = 10_000
 ANSWERED = ("finished", "rescued", "unparsed")
+BOXED = Boxed()
+# Where Qwen's evaluation looks for an answer that is in no box.
+_SAID = re.compile(r"answer is:?\s*\$?([^\n$]+)", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass
@@ -86,8 +91,24 @@ def _add(scores: Scores, part: FinishedPart, reference: str, as_qwen: bool) -> N
 
 def _is_right(text: str | None, right: object, state: str, as_qwen: bool) -> bool:
     if as_qwen:
-        return bool(is_correct(qwen_answer(text or ""), right, "boxed"))
-    return state in ANSWERED and bool(is_correct(parse(text, "boxed"), right, "boxed"))
+        return bool(BOXED.is_correct(qwen_answer(text or ""), right))
+    return state in ANSWERED and bool(BOXED.is_correct(BOXED.parse(text or ""), right))
+
+
+def qwen_answer(raw: str) -> str:
+    r"""What Qwen's own math evaluation takes for the answer of an output, guesses included.
+
+    It looks behind ``\n</think>\n\n``, in the whole text where that is missing: at the last box,
+    then behind "answer is", then at the last number.
+    """
+    _, marker, answer = raw.partition("\n</think>\n\n")
+    text = answer if marker else raw
+    if (box := last_box(text)) is not None:
+        return box
+    if said := _SAID.findall(text):
+        return str(said[-1]).strip().rstrip(".")
+    numbers = _NUMBER.findall(text.replace(",", ""))
+    return str(numbers[-1]) if numbers else ""
 
 
 def interval(means: Sequence[float]) -> tuple[float, float]:

@@ -208,7 +208,7 @@ class LabelJob(Job):
                     f"with --set label.rename.{name}=NAME"
                 )
             if names.count(name) > 1:
-                raise ConfigError(f"two columns would be called {name}; see label.rename")
+                raise ConfigError(f"two columns would be named {name}; see label.rename")
 
     @property
     def prompts(self) -> pa.Schema:

@@ -68,7 +68,7 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
     """What this run did, and the progress of the whole output."""
     prepared, now = prepare(config), limits.totals
     rows, rows_todo = sum(part.rows for part in prepared.parts), prepared.plan.rows_todo
-    store, policy = prepared.ledger.store, config.policy
+    store, policy = prepared.ledger.store, config.sampling
     summary = summarize(store, prepared.parts, policy.n, policy.agree)
     cost = pool_of(config).cost(limits.seconds)
     return {

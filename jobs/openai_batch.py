@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.job import Job, generate
-from jobs.openai_lines import ROWS, SAMPLING, Answers, Request, parse_request
+from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
 from pipeline import RunConfig, console
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.output.ledger import Ledger
@@ -176,7 +176,7 @@ def default_settings(job: Job) -> dict[str, Any]:
     What the config sets, it decides for all requests.
     """
     names = [name for name in SAMPLING if name not in job.sampling.model_fields_set]
-    defaults = {f"sampling.{name}": getattr(job.policy, name) for name in names}
+    defaults = {f"sampling.{name}": getattr(job.sampling, name) for name in names}
     if not job.answer.model_fields_set & {"format", "json_schema"}:
         defaults["answer.json_schema"] = None
     return defaults
@@ -225,7 +225,7 @@ class Results:
     """The result lines of a run's traces; counts their statuses, and keeps one as an example."""
 
     output: str
-    answers: Answers
+    answers: ResultLines
     statuses: Counter[int] = field(default_factory=Counter)
     example: dict[str, Any] | None = None
 
@@ -235,7 +235,7 @@ class Results:
         manifest = Ledger(Storage(run.output.path)).manifest()
         assert manifest is not None
         created = int(datetime.fromisoformat(manifest["created"]).timestamp())
-        answers = Answers(manifest["fingerprint"], run.model.path, created)
+        answers = ResultLines(manifest["fingerprint"], run.model.path, created)
         return cls(run.output.path, answers)
 
     def write(self, store: Storage) -> None:

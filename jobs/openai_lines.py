@@ -1,7 +1,7 @@
-"""The lines of the OpenAI Batch API, requests and results; no I/O.
+"""The lines of the OpenAI Batch API: requests and results; no I/O.
 
-A request is taken only if this pipeline can do what it says; fields that change nothing here are
-ignored, all others refused by name.
+A request is accepted only if this pipeline can do what it asks for. Fields without an effect here
+are ignored; all others are refused by name.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.reasoning.think_format import State
 
-# Of a body: what one run has one value of, as its section `sampling` calls it.
+# Fields of a body that are settings of the whole run, in its section `sampling`.
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "n",
     "max_tokens", "seed",
 )  # fmt: skip
-# What changes no result, and what changes none at this value (or at null).
+# Fields that change no result; and fields that change none at this value, or at null.
 IGNORED = frozenset({
     "model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
     "prompt_cache_key", "prompt_cache_retention", "prediction",
@@ -31,9 +31,9 @@ DEFAULTS = {
     "stream": False, "parallel_tool_calls": True, "modalities": ["text"],
     "reasoning_effort": "medium", "verbosity": "medium",
 }  # fmt: skip
-# Of an earlier answer in the messages: its thinking, which templates drop, and where it found it.
-UNSPOKEN = frozenset({"reasoning", "reasoning_content", "annotations"})
-# Errors of a row that are the request's fault, with the code the API has for one of them.
+# Fields of an earlier answer that are no part of the prompt: templates drop the thinking.
+NOT_IN_PROMPT = frozenset({"reasoning", "reasoning_content", "annotations"})
+# Errors that are the request's fault: our name, and the API's code.
 BAD_REQUEST = {
     "invalid_prompt": "invalid_prompt",
     "template_error": "template_error",
@@ -41,7 +41,7 @@ BAD_REQUEST = {
     "request_rejected": "request_rejected",
 }
 TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-SHOWN_VALUE = 60
+MAX_VALUE_CHARACTERS = 60
 
 CALL = pa.struct([
     ("id", pa.string()),
@@ -55,20 +55,20 @@ MESSAGE = pa.struct([
     ("tool_calls", pa.list_(CALL)),
     ("tool_call_id", pa.string()),
 ])  # fmt: skip
-# Of a prompt shard. Arguments of tool calls and the tools are JSON text: their keys are anyone's.
+# Schema of a prompt shard. Tools, and arguments of tool calls, are JSON text: their keys vary.
 ROWS = pa.schema(
     [("custom_id", pa.string()), ("messages", pa.list_(MESSAGE)), ("tools", pa.string())]
 )
 
 
-class _Part(BaseModel):
-    """What all parts of a request have in common."""
+class _Strict(BaseModel):
+    """A part of a request: exact types, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class Function(_Part):
-    """The call of a function in an earlier turn."""
+class Function(_Strict):
+    """A function call in an earlier turn; ``arguments`` is JSON text."""
 
     name: str
     arguments: str
@@ -85,7 +85,7 @@ class Function(_Part):
         return arguments or "{}"
 
 
-class Call(_Part):
+class Call(_Strict):
     """A tool call in an earlier turn."""
 
     id: str | None = None
@@ -93,8 +93,8 @@ class Call(_Part):
     function: Function
 
 
-class Message(_Part):
-    """One turn, its content made one text."""
+class Message(_Strict):
+    """One turn; content in several parts is joined to one text."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
@@ -104,10 +104,10 @@ class Message(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_is_said(cls, message: Any) -> Any:
+    def _without_empty_fields(cls, message: Any) -> Any:
         if not isinstance(message, dict):
             return message
-        return {k: v for k, v in message.items() if v is not None and k not in UNSPOKEN}
+        return {k: v for k, v in message.items() if v is not None and k not in NOT_IN_PROMPT}
 
     @field_validator("role", mode="before")
     @classmethod
@@ -117,33 +117,33 @@ class Message(_Part):
     @field_validator("content", mode="before")
     @classmethod
     def _joined(cls, content: Any) -> Any:
-        """Parts on lines of their own, as vLLM's server joins them."""
+        """Text parts joined with line breaks, as vLLM's server does."""
         if not isinstance(content, list):
             return content
         texts = []
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text" or not isinstance(part.get("text"), str):
-                raise ValueError(f"only parts of type text can be sent, not {kind or 'others'}")
+                raise ValueError(f"only parts of type text are supported, not {kind or 'others'}")
             texts.append(part["text"])
         return "\n".join(texts)
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_content(self) -> Self:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             raise ValueError("content is missing")
         return self
 
 
 class Schema(BaseModel):
-    """What is wanted of ``response_format.json_schema``; its name and strictness are not."""
+    """``response_format.json_schema``, without its name and strictness."""
 
     model_config = ConfigDict(strict=True)
 
-    of_answer: dict[str, Any] = Field(alias="schema")
+    json_schema: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(_Strict):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -156,15 +156,15 @@ class ResponseFormat(_Part):
         return self
 
     @property
-    def of_answer(self) -> dict[str, Any] | None:
+    def answer_schema(self) -> dict[str, Any] | None:
         """The JSON Schema of the answer; None for text."""
         if self.type == "json_object":
             return {"type": "object"}
-        return None if self.json_schema is None else self.json_schema.of_answer
+        return None if self.json_schema is None else self.json_schema.json_schema
 
 
-class Body(_Part):
-    """What is asked."""
+class Body(_Strict):
+    """The body of a chat completion request."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[dict[str, Any]] | None = None
@@ -183,32 +183,35 @@ class Body(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_counts(cls, body: Any) -> Any:
+    def _without_ignored_fields(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        said = {k: v for k, v in body.items() if v is not None and k not in IGNORED}
-        kept = {k: v for k, v in said.items() if k not in DEFAULTS or v != DEFAULTS[k]}
-        if others := [name for name in kept if name not in cls.model_fields]:
-            raise ValueError(f"no counterpart here for {', '.join(others)}; remove it")
-        return kept
+        fields = {
+            name: value
+            for name, value in body.items()
+            if value is not None and name not in IGNORED and DEFAULTS.get(name) != value
+        }
+        if unsupported := [name for name in fields if name not in cls.model_fields]:
+            raise ValueError(f"unsupported: {', '.join(unsupported)}; remove it")
+        return fields
 
     @field_validator("tools")
     @classmethod
     def _functions(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         for tool in tools or ():
             if tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
-                raise ValueError("only tools of type function can be offered")
+                raise ValueError("only tools of type function are supported")
         return tools
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ")
+            raise ValueError("max_tokens and max_completion_tokens differ; set one of them")
         return self
 
 
-class Request(_Part):
+class Request(_Strict):
     """One line of a batch file."""
 
     custom_id: Annotated[str, Field(min_length=1)]
@@ -218,7 +221,7 @@ class Request(_Part):
 
     @property
     def row(self) -> dict[str, Any]:
-        """The same as a row of a prompt shard, see `ROWS`."""
+        """The request as a row of a prompt shard, with the columns of `ROWS`."""
         messages = [message.model_dump() for message in self.body.messages]
         for message in messages:
             if message["content"] is None:  # chat templates expect text beside a tool call
@@ -232,19 +235,19 @@ class Request(_Part):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it says of settings that a run has one value of; None where it says nothing."""
+        """Its values for settings of the whole run, by key; None if it sets none."""
         body = self.body
-        said = {f"sampling.{name}": getattr(body, name) for name in SAMPLING}
+        settings = {f"sampling.{name}": getattr(body, name) for name in SAMPLING}
         if body.max_completion_tokens is not None:
-            said["sampling.max_tokens"] = body.max_completion_tokens
-        schema = None if body.response_format is None else body.response_format.of_answer
-        return {**said, "answer.json_schema": schema}
+            settings["sampling.max_tokens"] = body.max_completion_tokens
+        schema = None if body.response_format is None else body.response_format.answer_schema
+        return {**settings, "answer.json_schema": schema}
 
 
 def parse_request(line: bytes) -> Request:
-    """The request on one line; raises `ValueError` with all that is wrong with it."""
+    """The request on one line; raises `ValueError` that lists everything wrong with it."""
     try:
-        data = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number)
+        data = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
@@ -258,28 +261,29 @@ def parse_request(line: bytes) -> Request:
         raise ValueError("; ".join(_explain(dict(e)) for e in error.errors())) from None
 
 
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    path = ".".join(str(part) for part in error["loc"]) or "it"
+    path = ".".join(str(part) for part in error["loc"]) or "the request"
     if error["type"] == "extra_forbidden":
-        return f"{path} is not known"
+        return f"{path} is unknown"
     if error["type"] == "missing":
         return f"{path} is missing"
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
     if isinstance(value, (str, int, float)):
-        message += f" (got {repr(value)[:SHOWN_VALUE]})"
+        message += f" (got {repr(value)[:MAX_VALUE_CHARACTERS]})"
     return f"{path}: {message}"
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Makes result lines. ``run``: the run's fingerprint; ``model``: what answered.
+class ResultLines:
+    """Makes result lines; the same traces make the same lines.
 
-    ``created``: when the run began, in Unix seconds. The same traces make the same lines.
+    ``run``: the run's fingerprint. ``model``: the model that answered. ``created``: start of the
+    run, in Unix seconds.
     """
 
     run: str
@@ -289,8 +293,8 @@ class Answers:
     def line(self, custom_id: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The result of one request.
 
-        ``traces``: its samples, with our columns by their own names and ``tools``. If all failed,
-        the response is the API's error; if some, they are not among the choices.
+        ``traces``: its samples, with our columns by their own names, and ``tools``. Failed samples
+        are not among the choices; if all failed, the response is the API's error.
         """
         key = _hash(self.run, custom_id)
         good = [trace for trace in traces if trace["state"] != State.FAILED]
@@ -304,8 +308,9 @@ class Answers:
         }
 
     def _body(self, key: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        prompt, thought = traces[0]["prompt_tokens"], sum(t["think_tokens"] for t in traces)
-        generated = thought + sum(trace["answer_tokens"] for trace in traces)
+        prompt_tokens = traces[0]["prompt_tokens"]
+        think_tokens = sum(trace["think_tokens"] for trace in traces)
+        output_tokens = think_tokens + sum(trace["answer_tokens"] for trace in traces)
         return {
             "id": f"chatcmpl-{key}",
             "object": "chat.completion",
@@ -313,10 +318,10 @@ class Answers:
             "model": self.model,
             "choices": [_choice(key, trace) for trace in traces],
             "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": generated,
-                "total_tokens": prompt + generated,
-                "completion_tokens_details": {"reasoning_tokens": thought},
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": output_tokens,
+                "total_tokens": prompt_tokens + output_tokens,
+                "completion_tokens_details": {"reasoning_tokens": think_tokens},
             },
         }
 
@@ -326,31 +331,33 @@ def _choice(key: str, trace: Mapping[str, Any]) -> dict[str, Any]:
     calls: list[dict[str, Any]] = []
     if trace["tools"] and content:
         content, calls = tool_calls(content, _hash(key, str(trace["sample"])))
-    message = {"role": "assistant", "content": content, "refusal": None}
-    ended = "stop" if trace["finish_reason"] == "stop" else "length"
+    finish_reason = "stop" if trace["finish_reason"] == "stop" else "length"
+    if calls and finish_reason == "stop":
+        finish_reason = "tool_calls"
     return {
         "index": trace["sample"],
-        # Where vLLM's server puts the thinking.
         "message": {
-            **message,
-            "reasoning": trace["think"],
+            "role": "assistant",
+            "content": content,
+            "refusal": None,
+            "reasoning": trace["think"],  # where vLLM's server puts the thinking
             **({"tool_calls": calls} if calls else {}),
         },
         "logprobs": None,
-        "finish_reason": "tool_calls" if calls and ended == "stop" else ended,
+        "finish_reason": finish_reason,
         "state": trace["state"],
     }
 
 
 def tool_calls(answer: str, key: str) -> tuple[str | None, list[dict[str, Any]]]:
-    """The text before the tool calls in ``answer``, and the calls as the API gives them.
+    """The text before the tool calls in ``answer``, and the calls in the API's shape.
 
-    Where one can't be read, all is text. ``key``: what the calls' ids are made of.
+    If one of them can't be read, the whole answer is text. ``key``: starts the ids of the calls.
     """
     calls = []
-    for i, found in enumerate(TOOL_CALL.finditer(answer)):
+    for i, match in enumerate(TOOL_CALL.finditer(answer)):
         try:
-            call = json.loads(found[1])
+            call = json.loads(match[1])
             name, arguments = call["name"], call["arguments"]
         except (ValueError, KeyError, TypeError):
             return answer, []
@@ -364,16 +371,16 @@ def tool_calls(answer: str, key: str) -> tuple[str | None, list[dict[str, Any]]]
 
 
 def _error(error: str) -> tuple[int, dict[str, Any]]:
-    """Status and body for a row's ``error``."""
+    """HTTP status and body for a row's ``error``."""
     kind, _, message = error.partition(": ")
     code = BAD_REQUEST.get(kind)
-    said = {
+    details = {
         "message": message,
         "type": "invalid_request_error" if code else "server_error",
         "param": "messages" if code else None,
         "code": code or kind,
     }
-    return 400 if code else 500, {"error": said}
+    return 400 if code else 500, {"error": details}
 
 
 def _hash(*parts: str) -> str:

@@ -1,13 +1,12 @@
-"""Seeds to prompts: each row times each combination of values, as shards below the job's folder.
+"""Prompts from seeds: each seed with each combination of values, as shards in the job's folder.
 
-A shard holds as many seeds as make one part of the output, and is written once: its name follows
-the seeds' shard, its footer says what it was made of. So the run's ledger finds it unchanged, and
-other seeds or other values are told from those it was made of.
+A shard holds the prompts of one part of the output and is written once. Its name follows the seeds'
+shard, and its footer records the seeds and values it was made from. So the run's ledger finds it
+unchanged, and changed seeds or values are detected.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import groupby, product
 from typing import Any, NoReturn
@@ -16,35 +15,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
-from pipeline.input.shards import FOOTER_THREADS, find_shards, read_rows
+from pipeline.input.shards import find_shards, read_rows
 from pipeline.planning import Part, Range, split_parts
-from pipeline.storage import Storage
+from pipeline.storage import Storage, map_in_threads
 
-MADE_OF, SEEDS = b"qwq-batch.seeds", "seeds"
+# Key of the footer, and in its JSON the key of the seeds' identity.
+FOOTER_KEY, SEEDS = b"qwq-batch.seeds", "seeds"
 Values = Mapping[str, Sequence[str | int | float]]
 
 
 def combinations(values: Values) -> list[dict[str, str | int | float]]:
-    """All combinations of ``values`` (a list for each column), the last column's varying first."""
+    """All combinations of ``values`` (a list for each column); the last column varies fastest."""
     return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
 
 
 def expanded(seeds: pa.Table, values: Values) -> pa.Table:
-    """Each row of ``seeds`` times each combination of ``values``, which are columns behind."""
-    chosen = combinations(values)
-    rows = [row for row in range(seeds.num_rows) for _ in chosen]
+    """Each row of ``seeds`` with each combination of ``values`` as additional columns."""
+    combined = combinations(values)
+    rows = [row for row in range(seeds.num_rows) for _ in combined]
     table = seeds.take(pa.array(rows, pa.int64()))
-    for name, of in values.items():
-        column = [combination[name] for combination in chosen] * seeds.num_rows
-        table = table.append_column(name, pa.array(column, pa.array(of).type))
+    for name, column_values in values.items():
+        column = [combination[name] for combination in combined] * seeds.num_rows
+        table = table.append_column(name, pa.array(column, pa.array(column_values).type))
     return table
 
 
 class PromptShards:
-    """The prompts of a job, a shard at a time, in the order of the seeds.
+    """The prompt shards of a job, in the order of the seeds.
 
-    ``seeds``: their `input.path`. ``folder``: where the shards are to lie. ``rows``: prompts of one
-    shard at most (but all combinations of a seed are in one).
+    ``seeds``: the job's `input.path`. ``folder``: URL of the shards. ``rows``: most prompts in one
+    shard, which still holds all combinations of a seed. Raises `InputError` if there are no seeds,
+    or if they have a column of ``values``. Raises `OutputError` if ``folder`` has shards made from
+    other seeds or values.
     """
 
     def __init__(self, seeds: str, folder: str, values: Values, rows: int) -> None:
@@ -52,44 +54,45 @@ class PromptShards:
         if taken := [name for name in values if name in self._schema.names]:
             raise InputError(
                 f"synthesize.expand has {', '.join(taken)}, and the input has a column of that "
-                "name; give the expanded one another name"
+                "name; rename the one in expand"
             )
         self._seeds, self._values, self._rows = seeds, values, rows
-        self._times = len(combinations(values))
+        self._prompts_per_seed = len(combinations(values))
         self._store = Storage(folder)
-        parts = split_parts(shards, max(1, rows // self._times))
+        parts = split_parts(shards, max(1, rows // self._prompts_per_seed))
         self._parts = sorted((part for part in parts if part.rows), key=lambda part: part.name)
         if not self._parts:
             raise InputError(f"input.path {seeds}: the Parquet files have no rows")
-        self._check()
+        self._check_existing()
 
     @property
     def folder(self) -> str:
-        """Where the shards lie."""
+        """URL of the shards."""
         return self._store.url
 
     @property
     def rows(self) -> int:
-        """All prompts that there can be."""
-        return self._times * sum(part.rows for part in self._parts)
+        """Number of prompts that the seeds make."""
+        return self._prompts_per_seed * sum(part.rows for part in self._parts)
 
     @property
     def rows_written(self) -> int:
-        """The prompts of the shards that are there."""
-        there = self._written()
-        return self._times * sum(part.rows for part in self._parts if part.name in there)
+        """Number of prompts in the shards written so far."""
+        written = self._written()
+        seeds = sum(part.rows for part in self._parts if part.name in written)
+        return self._prompts_per_seed * seeds
 
     def write(self, rows: int) -> int:
-        """Write the next shards, until they have ``rows`` prompts; returns how many they have."""
-        there, wanted, count = self._written(), [], 0
+        """Write further shards with at least ``rows`` prompts; return their number of prompts."""
+        written, new, count = self._written(), [], 0
         for part in self._parts:
-            if part.name not in there and count < rows:
-                wanted.append(part)
-                count += self._times * part.rows
-        for part, seeds in self._read(wanted):
+            if part.name not in written and count < rows:
+                new.append(part)
+                count += self._prompts_per_seed * part.rows
+        for part, seeds in self._read(new):
             table = expanded(seeds, self._values)
-            made_of = json.dumps(self._made_of(part), sort_keys=True)
-            table = table.replace_schema_metadata({MADE_OF: made_of})
+            origin = json.dumps(self._origin(part), sort_keys=True)
+            table = table.replace_schema_metadata({FOOTER_KEY: origin})
             sink = BytesIO()
             pq.write_table(table, sink, compression="zstd")
             self._store.create(part.name, sink.getvalue())
@@ -99,18 +102,19 @@ class PromptShards:
         return {info.name for info in self._store.files()}
 
     def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, pa.Table]]:
-        """The seeds of each part; those of one shard in one go."""
-        for _, of_shard in groupby(parts, key=lambda part: part.shard):
-            todo = list(of_shard)
-            row, held = todo[0].start, self._schema.empty_table()
+        """The seeds of each part; parts of the same shard are read together."""
+        for _, shard_parts in groupby(parts, key=lambda part: part.shard):
+            todo = list(shard_parts)
+            row, read_ahead = todo[0].start, self._schema.empty_table()
             for table in read_rows(self._seeds, Range(todo[0], row, todo[-1].stop), self._schema):
-                held = pa.concat_tables([held, table])
-                while todo and row + held.num_rows >= todo[0].stop:
+                read_ahead = pa.concat_tables([read_ahead, table])
+                while todo and row + read_ahead.num_rows >= todo[0].stop:
                     part = todo.pop(0)
-                    yield part, held.slice(part.start - row, part.rows)
-                    row, held = part.stop, held.slice(part.stop - row)
+                    yield part, read_ahead.slice(part.start - row, part.rows)
+                    row, read_ahead = part.stop, read_ahead.slice(part.stop - row)
 
-    def _made_of(self, part: Part) -> dict[str, Any]:
+    def _origin(self, part: Part) -> dict[str, Any]:
+        """What the shard of ``part`` is made from, as its footer records it."""
         return {
             "input.path": Storage(self._seeds).location,
             "output.rows_per_part": self._rows,
@@ -118,41 +122,44 @@ class PromptShards:
             SEEDS: {"name": part.shard.name, **part.shard.identity},
         }
 
-    def _check(self) -> None:
-        """Raise `OutputError` if shards are there that were made of something else."""
-        there, touched = self._written(), []
-        found = [part for part in self._parts if part.name in there]
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            footers = list(pool.map(self._footer, found))
-        for part, before in zip(found, footers, strict=True):
-            now = self._made_of(part)
-            touched += [part] if before.get(SEEDS) != now[SEEDS] else []
+    def _check_existing(self) -> None:
+        """Raise `OutputError` if existing shards were made from other seeds or values."""
+        written = self._written()
+        parts = [part for part in self._parts if part.name in written]
+        recorded = list(map_in_threads(self._recorded_origin, parts))
+        for part, before in zip(parts, recorded, strict=True):
+            now = self._origin(part)
             changes = [
-                f"  {key}: there {before.get(key)!r}, now {now[key]!r}"
+                f"  {key}: was {before.get(key)!r}, is now {now[key]!r}"
                 for key in now if key != SEEDS and before.get(key) != now[key]
             ]  # fmt: skip
             if changes:
                 self._refuse(changes)
-        # Files that were copied, or written again as they were, look like others.
+        # Seeds that were copied or rewritten have another identity, but can be the same rows.
+        touched = [
+            part
+            for part, before in zip(parts, recorded, strict=True)
+            if before.get(SEEDS) != self._origin(part)[SEEDS]
+        ]
         for part, seeds in self._read(touched):
             with self._store.open(part.name) as file:
                 if not pq.read_table(file).equals(expanded(seeds, self._values)):
                     self._refuse([f"  {part.shard.name} has other rows"])
-        if foreign := there - {part.name for part in self._parts}:
+        if foreign := written - {part.name for part in self._parts}:
             raise OutputError(
                 f"{self.folder} has {min(foreign)}, which no seeds in {self._seeds} make; put the "
                 "seeds back, or choose another output.path"
             )
 
-    def _footer(self, part: Part) -> dict[str, Any]:
+    def _recorded_origin(self, part: Part) -> dict[str, Any]:
         with self._store.open(part.name) as file:
-            made_of = (pq.read_schema(file).metadata or {}).get(MADE_OF, b"{}")
-        found: dict[str, Any] = json.loads(made_of)
-        return found
+            footer = pq.read_schema(file).metadata or {}
+        origin: dict[str, Any] = json.loads(footer.get(FOOTER_KEY, b"{}"))
+        return origin
 
     def _refuse(self, changes: Sequence[str]) -> NoReturn:
         raise OutputError(
-            f"the prompts in {self.folder} were made of other seeds or values:\n"
+            f"the prompts in {self.folder} were made from other seeds or values:\n"
             + "\n".join(changes)
             + "\nset these back to go on, or choose another output.path"
         )

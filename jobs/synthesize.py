@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.accept import REASONS, Rules, Samples, Tally
-from jobs.card import card, dataset_info, in_bytes
+from jobs.accept import REASONS, AcceptanceRules, SampleCounts, Samples
+from jobs.card import Provenance, card, dataset_info, in_bytes
 from jobs.chats import Exported, export
 from jobs.job import Job, generate
 from jobs.seeds import PromptShards
 from pipeline import RunConfig, console
+from pipeline.answers.formats import parsed_formats
 from pipeline.config.sections import Section
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
@@ -85,9 +86,11 @@ class SynthesizeSection(Section):
         return expand
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> AcceptanceRules:
         """What is accepted."""
-        return Rules(self.rescued, self.min_agreement, self.max_tokens, self.near_duplicate)
+        return AcceptanceRules(
+            self.rescued, self.min_agreement, self.max_tokens, self.near_duplicate
+        )
 
 
 class Synthesis(Job):
@@ -103,8 +106,9 @@ class Synthesis(Job):
                 f"synthesize.expand has {', '.join(unused)}, which prompt.template does not use, "
                 "so all its values would give the same prompt"
             )
-        if self.synthesize.min_agreement is not None and self.answer.format == "text":
-            raise ValueError("synthesize.min_agreement needs an answer.format: boxed, choice, json")
+        is_parsed = self.answer.load_format().is_parsed
+        if self.synthesize.min_agreement is not None and not is_parsed:
+            raise ValueError(f"synthesize.min_agreement needs an answer.format: {parsed_formats()}")
         return self
 
     @property
@@ -135,23 +139,23 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
             shards.write(wanted)
         generate(run, retry, limits)
         samples.add_new()
-        wanted = _next_round(config, shards, samples.tally)
+        wanted = _next_round(config, shards, samples.counts)
         if retry or wanted == 0:
             break
         print(
-            f"\n{samples.tally.accepted:,} of {config.synthesize.accepted:,} rows are accepted: "
+            f"\n{samples.counts.accepted:,} of {config.synthesize.accepted:,} rows are accepted: "
             f"some {wanted:,} more prompts"
         )
     exported = _export(config, prepared, samples)
-    for line in report_lines(config, samples.tally, exported):
+    for line in report_lines(config, samples.counts, exported):
         print(line)
-    _require_enough(config, samples.tally, bool(retry))
+    _require_enough(config, samples.counts, bool(retry))
     return 0
 
 
 def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
     """The shards of prompts made from the seeds, at least one written; None if there are none."""
-    section, seeds, n = config.synthesize, config.input.path, config.policy.n
+    section, seeds, n = config.synthesize, config.input.path, config.sampling.n
     for url in (seeds, config.output.path):
         check_reachable(url)
     config.check_output()
@@ -188,11 +192,11 @@ def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
     if shards is None:
         return 0
     target = config.synthesize.accepted
-    needed = shards.rows if target is None else math.ceil(target / config.policy.n)
+    needed = shards.rows if target is None else math.ceil(target / config.sampling.n)
     return needed - shards.rows_written
 
 
-def _next_round(config: Synthesis, shards: PromptShards | None, tally: Tally) -> int:
+def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCounts) -> int:
     """How many more prompts the rate so far asks for; 0 if enough is accepted or no seed left."""
     target = config.synthesize.accepted
     if shards is None or target is None or tally.accepted >= target:
@@ -215,18 +219,17 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Expor
         return exported
     manifest = prepared.ledger.manifest()
     assert manifest is not None
-    settings = {**manifest["settings"], SAMPLES: passes.samples_there(prepared.ledger)}
-    passes_so_far = prepared.ledger.passes(prepared.ledger.listing())
-    text = card(
-        samples.tally, exported, settings, manifest["versions"],
-        [run_pass for run_pass in passes_so_far if run_pass.is_retry], section.model_dump(),
-    )  # fmt: skip
+    settings = {**manifest["settings"], SAMPLES: passes.samples_per_row(prepared.ledger)}
+    known = prepared.ledger.passes(prepared.ledger.listing())
+    retries = [run_pass for run_pass in known if run_pass.is_retry]
+    made_by = Provenance(settings, manifest["versions"], retries)
+    text = card(samples.counts, exported, made_by, section.model_dump())
     store.put("dataset_info.json", dataset_info().encode())
     store.put("README.md", text.encode())
     return exported
 
 
-def report_lines(config: Synthesis, tally: Tally, exported: Exported) -> Iterator[str]:
+def report_lines(config: Synthesis, tally: SampleCounts, exported: Exported) -> Iterator[str]:
     """The result as text, with one conversation as an example."""
     yield f"\n{tally.samples:,} samples of {tally.rows:,} prompts in {config.below(SAMPLES_FOLDER)}"
     counts = [("accepted", tally.accepted)]
@@ -249,7 +252,7 @@ def report_lines(config: Synthesis, tally: Tally, exported: Exported) -> Iterato
         yield f"-- {message['role']}\n{shown}"
 
 
-def _require_enough(config: Synthesis, tally: Tally, retried: bool) -> None:
+def _require_enough(config: Synthesis, tally: SampleCounts, retried: bool) -> None:
     target, where = config.synthesize.accepted, config.below(SAMPLES_FOLDER)
     if target is not None and tally.accepted < target:
         raise IncompleteRunError(

@@ -49,7 +49,10 @@ def warn(message: str) -> None:
 
 def warn_about(config: "RunConfig") -> None:
     """Print a warning for each setting that is allowed but probably a mistake."""
-    for warning in config.warnings:
+    from pipeline.engines import engine_type
+
+    engine = config.engine
+    for warning in (*config.warnings, *engine_type(engine).warnings(engine)):
         warn(warning)
 
 

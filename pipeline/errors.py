@@ -1,49 +1,52 @@
-"""Every error of the project, with what the user can do about it; no I/O.
+"""The exceptions of the project; no I/O.
 
-`QwqBatchError` ends a run with one message. `RowError` ends one row: it becomes the row's
-``error`` and the other rows go on. `EngineDeadError` is neither: the actor ends, Ray starts
-another, and its rows are done again. What may be retried is decided by these types alone.
+`QwqBatchError` ends a run with one message, which says what to do. `RowError` fails one row: its
+message becomes the row's ``error``, and the other rows continue. After `EngineDeadError` Ray starts
+another actor, which redoes the unfinished rows. These types alone decide what is retried.
 """
 
 
 class QwqBatchError(Exception):
-    """Base of the errors that end a run; ``message`` says what to do."""
+    """Base of the errors that end a run; ``message`` says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.message = message  # Ray Data adds words of its own to what str() gives
+        self.message = message  # without the text that Ray Data adds to str()
 
 
 class ConfigError(QwqBatchError):
-    """The configuration is wrong: a key, a value, or two that don't go together."""
+    """The configuration has a wrong key or value, or two values that exclude each other."""
 
 
 class InputError(QwqBatchError):
-    """The prompts can't be read as configured: no such path, no such column, clashing types."""
+    """The input can't be read as configured: a missing path or column, or clashing types."""
 
 
 class OutputError(QwqBatchError):
-    """The output location can't take this run: something else lives there."""
+    """The output location can't take this run: it holds another run or other files."""
 
 
 class StorageError(QwqBatchError):
-    """The storage refuses: credentials, permission, bucket, endpoint."""
+    """The storage refused a request: credentials, permissions, bucket or endpoint."""
 
 
 class ModelError(QwqBatchError):
-    """The model, its tokenizer or its chat template can't be loaded, or its engine won't start."""
+    """The model, its tokenizer or its chat template can't be loaded, or the engine can't start."""
 
 
 class EngineError(QwqBatchError):
-    """Engines or Ray failed for good: after all retries, or in a way that retries can't mend."""
+    """Engines or Ray failed permanently: after all retries, or in a way no retry can fix."""
 
 
 class LeaseHeldError(QwqBatchError):
-    """Another driver works on this output, or has taken it over."""
+    """Another driver holds the lease on this output, or has taken it over."""
 
 
 class StoppedError(QwqBatchError):
-    """The run was told to end by a signal; what was running is saved where there was time."""
+    """A signal ended the run; engines saved their running traces if time allowed.
+
+    ``signal``: its number.
+    """
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -51,19 +54,19 @@ class StoppedError(QwqBatchError):
 
 
 class IncompleteRunError(QwqBatchError):
-    """The run ended before every row was done; what is done is kept."""
+    """The run ended before every row was done; finished rows are kept."""
 
 
 class LimitReachedError(IncompleteRunError):
-    """The run has come to a limit of its own; what was running is saved."""
+    """The run reached a limit of its configuration; engines saved their running traces."""
 
 
 class EngineDeadError(Exception):
-    """An engine stopped working. Its unfinished rows are not bad; another engine redoes them."""
+    """An engine stopped working; another engine redoes its unfinished rows."""
 
 
 class RowError(Exception):
-    """Base of what can be wrong with one row; ``kind`` is written before the message."""
+    """Base of the errors of one row; ``kind`` precedes the message in the ``error`` column."""
 
     kind = "row_error"
 
@@ -72,30 +75,36 @@ class RowError(Exception):
 
 
 class InvalidPromptError(RowError):
-    """The prompt or the messages are null, empty or of the wrong type."""
+    """The prompt or its messages are null, empty or of the wrong type."""
 
     kind = "invalid_prompt"
 
 
 class TemplateError(RowError):
-    """The model's chat template raised on these messages."""
+    """The model's chat template raised an error on these messages."""
 
     kind = "template_error"
 
 
 class PromptTooLongError(RowError):
-    """The prompt leaves no room in the context for a single output token."""
+    """The prompt fills the context, so that no output token fits."""
 
     kind = "prompt_too_long"
 
 
 class RequestRejectedError(RowError):
-    """The engine refused this one request."""
+    """The engine refused the request of this row."""
 
     kind = "request_rejected"
 
 
 class EngineKilledError(RowError):
-    """The engine died each time this row ran."""
+    """The engine died every time this row ran."""
 
     kind = "engine_killed"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name if the message is empty."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,44 +1,65 @@
-"""Files on any fsspec filesystem: list, read, atomic put, create-if-absent, delete.
+"""Files on any fsspec filesystem: list, read, write atomically, create if absent, delete.
 
     store = Storage("s3://bucket/traces")
     store.put("__qwq/manifest.json", data)
 
-Names are relative to the root and use ``/``. A put is seen whole or not at all: object stores work
-so, local files are renamed into place. Client errors become `StorageError`, which says what to
-check; credentials never appear in it.
+Names are relative to the root and use ``/``. Every write is atomic: object stores show a file only
+when it is complete, and local files are renamed into place. Every method turns client errors into
+`StorageError`, which says what to check and never contains credentials.
 """
 
 import os
 import tempfile
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, first_line
 
-# Throttling, 5xx, timeouts and resets are retried, with waits that double, by the client itself:
-# ten attempts take about a minute. Its "standard" mode stops early when many threads meet errors at
-# once; "legacy" does not.
+# The S3 client retries throttling, 5xx, timeouts and resets, and doubles the wait each time: ten
+# attempts take about a minute. Its "standard" mode gives up early when many threads see errors at
+# the same time; "legacy" does not.
 ATTEMPTS, FIRST_ATTEMPTS = 10, 3
 REQUESTS_AT_ONCE = 16
-DRAFT = ".draft"  # a local file that is being written, before it is renamed into place
+DRAFT = ".draft"  # ends the name of a local file until it is complete and renamed into place
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Publish = Callable[[Path, Path], None]  # os.replace or os.link: draft, path
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results of ``function`` for each of ``items``, in order.
+
+    `REQUESTS_AT_ONCE` threads work ahead of the caller by as many results, so that memory stays
+    bounded. Raises what ``function`` raises.
+    """
+    pending = deque[Future[Result]]()
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > REQUESTS_AT_ONCE:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file's name (relative to the root it was listed from), size and version tag.
+    """One listed file.
 
-    ``tag`` is the ETag where the store has one, otherwise the time of change.
+    ``name``: relative to the root of the listing. ``size``: in bytes. ``tag``: changes with the
+    content; the ETag where the store has one, otherwise the modification time.
     """
 
     name: str
@@ -47,7 +68,11 @@ class FileInfo:
 
 
 class Storage:
-    """A folder on some filesystem; ``attempts`` are made at each request where that has a say."""
+    """A folder on a filesystem.
+
+    ``url``: a local path or a URL that fsspec knows. ``attempts``: how often S3 requests are tried.
+    Raises `StorageError` if the URL can't be opened.
+    """
 
     def __init__(self, url: str, attempts: int = ATTEMPTS) -> None:
         self.url = url.rstrip("/")
@@ -56,11 +81,11 @@ class Storage:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """The filesystem's own path of ``name``."""
+        """The path of ``name`` as the filesystem spells it."""
         return f"{self.root}/{name}" if name else self.root
 
     def files(self, folder: str = "") -> list[FileInfo]:
-        """All files below ``folder``, at any depth, by name; empty if there is no such folder."""
+        """All files below ``folder`` at any depth, sorted by name; none if it does not exist."""
         with self._errors("list"):
             if self.is_local:
                 return sorted(self._walk(folder), key=attrgetter("name"))
@@ -72,37 +97,40 @@ class Storage:
                 return []
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """The files that ``pattern`` (relative, with ``*``, ``?``, ``**``) matches, by name."""
+        """The files that match ``pattern``, sorted by name.
+
+        ``pattern``: relative to the root, with ``*``, ``?`` and ``**``.
+        """
         with self._errors("list"):
             if self.is_local:
                 return self._local_infos(Path(self.root).glob(pattern))
             self.fs.invalidate_cache()
-            found = self.fs.glob(self.path(pattern), detail=True)
-            if not found:
+            matches = self.fs.glob(self.path(pattern), detail=True)
+            if not matches:
                 self._require_bucket()
-        return self._infos(found)
+        return self._infos(matches)
 
     def is_file(self) -> bool:
-        """Whether the root itself is a file rather than a folder."""
+        """Whether the root is a file."""
         with self._errors("list"):
             return bool(self.fs.isfile(self.root))
 
     def is_folder(self) -> bool:
-        """Whether the root is a folder that exists."""
+        """Whether the root is an existing folder."""
         with self._errors("list"):
             return bool(self.fs.isdir(self.root))
 
     @property
     def location(self) -> str:
-        """The URL in a form that means the same on every machine: local paths made absolute."""
+        """The URL with local paths made absolute, so that other processes can open it."""
         return self.root if self.is_local else self.url
 
     def _local_infos(self, paths: Iterable[Path]) -> list[FileInfo]:
-        found = (_local_info(path, path.relative_to(self.root).as_posix()) for path in paths)
-        return sorted((info for info in found if info), key=attrgetter("name"))
+        infos = (_local_info(path, path.relative_to(self.root).as_posix()) for path in paths)
+        return sorted((info for info in infos if info), key=attrgetter("name"))
 
     def _walk(self, folder: str) -> Iterator[FileInfo]:
-        """All local files below ``folder``: there can be thousands, so with no more than a stat."""
+        """All local files below ``folder``. There can be thousands: one stat each, no more."""
         try:
             entries = list(os.scandir(self.path(folder)))
         except (FileNotFoundError, NotADirectoryError):
@@ -114,41 +142,35 @@ class Storage:
             elif info := _local_info(entry, prefix + entry.name):
                 yield info
 
-    def _infos(self, found: dict[str, dict[str, Any]]) -> list[FileInfo]:
+    def _infos(self, details: dict[str, dict[str, Any]]) -> list[FileInfo]:
+        """What fsspec lists, by path, as `FileInfo`; without folders and their placeholders."""
         prefix = self.root.rstrip("/") + "/"
         infos = [
             FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info))
-            for path, info in found.items()
+            for path, info in details.items()
             if info["type"] == "file" and path.startswith(prefix) and not path.endswith("/")
         ]
-        return sorted(infos, key=lambda info: info.name)
+        return sorted(infos, key=attrgetter("name"))
 
     def read(self, name: str) -> bytes:
-        """The bytes of ``name``; FileNotFoundError if there is none."""
+        """The bytes of ``name``; raises `FileNotFoundError` if it does not exist."""
         with self._errors("read"):
             data: bytes = self.fs.cat_file(self.path(name))
             return data
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
-        """The bytes of each of ``names`` in order, some read ahead."""
-        waiting = deque[Future[bytes]]()
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            for name in names:
-                waiting.append(pool.submit(self.read, name))
-                if len(waiting) > REQUESTS_AT_ONCE:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        """The bytes of each of ``names``, in order; see `map_in_threads`."""
+        return map_in_threads(self.read, names)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file ``name`` now, whatever was listed before."""
+        """Whether the file ``name`` exists now, bypassing cached listings."""
         with self._errors("read"):
             if not self.is_local:
                 self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
             return bool(self.fs.exists(self.path(name)))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write ``name`` whole, replacing what is there."""
+        """Write the file ``name``, or replace it."""
         with self._errors("write"):
             if self.is_local:
                 self._put_local(Path(self.path(name)), data, os.replace)
@@ -157,29 +179,33 @@ class Storage:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file of any size to write ``name`` through; seen when the body has ended in order."""
+        """Open ``name`` for writing; it appears when the body ends without an error.
+
+        The data is collected in a local file, so it may exceed the memory.
+        """
         path = self.path(name)
         draft = self._draft(Path(path), os.replace) if self.is_local else self._upload(path)
         with self._errors("write"):
             file = draft.__enter__()
         try:
             yield file
-        except BaseException as error:  # the body's own: no trouble of the storage
+        except BaseException as error:  # raised by the body, not by the storage
             draft.__exit__(type(error), error, error.__traceback__)
             raise
         with self._errors("write"):
             draft.__exit__(None, None, None)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write ``name`` if it does not exist; whether this call was the one that did.
+        """Write ``name`` unless it exists; returns whether this call wrote it.
 
-        On S3 by a conditional put (If-None-Match), so that of racing creators one wins.
+        One of several concurrent calls wins: by a conditional put (If-None-Match) on S3, by a hard
+        link on a local disk.
         """
         with self._errors("write"):
             try:
                 return self._create(name, data)
             except OSError as error:
-                # One that races a deletion of the same name is to be made again.
+                # S3 asks to repeat a put that raced a deletion of the same name.
                 if _s3_code(error) != "ConditionalRequestConflict":
                     raise
                 return self._create(name, data)
@@ -200,31 +226,32 @@ class Storage:
         return True
 
     def delete(self, names: list[str]) -> None:
-        """Remove files; those that are gone already are no error."""
+        """Remove files; missing ones are no error."""
 
         def remove(name: str) -> None:
             with suppress(FileNotFoundError):
                 self.fs.rm_file(self.path(name))
 
-        with self._errors("delete"), ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            list(pool.map(remove, names))
+        with self._errors("delete"):
+            for _ in map_in_threads(remove, names):
+                pass
 
     def open(self, name: str) -> Any:
-        """A seekable binary file for reading."""
+        """Open ``name`` as a seekable binary file for reading."""
         with self._errors("read"):
             return self.fs.open(self.path(name), "rb")
 
     def read_end(self, info: FileInfo, count: int) -> bytes:
-        """The last ``count`` bytes of a file that has been listed, or all; in one request."""
+        """The last ``count`` bytes of a listed file, or all if it is smaller; one request."""
         with self._errors("read"):
             start = max(0, info.size - count)
-            if not info.size:  # S3 knows no empty range
+            if not info.size:  # S3 refuses an empty range
                 return b""
             data: bytes = self.fs.cat_file(self.path(info.name), start=start, end=info.size)
             return data
 
     def prune(self, folder: str) -> None:
-        """Remove ``folder`` and its empty subfolders where folders are real (local disks)."""
+        """Remove ``folder`` and its empty subfolders on a local disk; object stores have none."""
         if self.is_local:
             for path, _, _ in os.walk(self.path(folder), topdown=False):
                 try:
@@ -239,12 +266,13 @@ class Storage:
             file.flush()
             self.fs.put_file(file.name, path)
 
-    def _put_local(self, path: Path, data: bytes, place: Any) -> None:
-        with self._draft(path, place) as file:
+    def _put_local(self, path: Path, data: bytes, publish: Publish) -> None:
+        with self._draft(path, publish) as file:
             file.write(data)
 
     @contextmanager
-    def _draft(self, path: Path, place: Any) -> Iterator[IO[bytes]]:
+    def _draft(self, path: Path, publish: Publish) -> Iterator[IO[bytes]]:
+        """A file beside ``path``, which ``publish`` renames or links to ``path`` at the end."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{DRAFT}")
         try:
@@ -252,15 +280,15 @@ class Storage:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            place(draft, path)
+            publish(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
     def _require_bucket(self) -> None:
-        """On an object store, tell a missing bucket from an empty prefix."""
+        """Raise `StorageError` if an object store's bucket does not exist."""
         if not self.is_local and not self.fs.exists(self.root.split("/")[0]):
             bucket = self.url.split("://")[0] + "://" + self.root.split("/")[0]
-            raise StorageError(f"{bucket} does not exist: create the bucket or mend the path")
+            raise StorageError(f"{bucket} does not exist: create the bucket or correct the path")
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
@@ -268,30 +296,33 @@ class Storage:
             yield
         except FileNotFoundError as error:
             if _s3_code(error) == "NoSuchBucket":
-                raise StorageError(f"can't {verb} {self.url}: the bucket does not exist") from None
+                raise StorageError(
+                    f"can't {verb} {self.url}: the bucket does not exist; create it or correct the "
+                    "path"
+                ) from None
             raise
         except PermissionError as error:
             raise StorageError(
-                f"can't {verb} {self.url}: access denied ({_reason(error)}); check the credentials "
-                "and that they may list, read, write and delete there"
+                f"can't {verb} {self.url}: access denied ({first_line(error)}); check the "
+                "credentials, and that they allow list, read, write and delete"
             ) from None
         except ImportError as error:
             raise StorageError(f"can't {verb} {self.url}: {error}") from None
         except (OSError, ValueError) as error:
-            raise StorageError(f"can't {verb} {self.url}: {_reason(error)}") from None
+            raise StorageError(f"can't {verb} {self.url}: {first_line(error)}") from None
         except Exception as error:
             if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
-                raise StorageError(f"can't {verb} {self.url}: {_reason(error)}") from None
+                raise StorageError(f"can't {verb} {self.url}: {first_line(error)}") from None
             raise
 
 
 def check_reachable(url: str) -> None:
-    """Raise `StorageError` soon, rather than after all attempts, if nothing answers at ``url``."""
+    """Raise `StorageError` after a few attempts if nothing answers at ``url``."""
     Storage(url, FIRST_ATTEMPTS).is_folder()
 
 
 def _options(url: str, attempts: int) -> dict[str, Any]:
-    """What s3fs is told of us; other filesystems are left as they are."""
+    """The fsspec options for S3 URLs; none for other filesystems."""
     if not url.startswith(("s3://", "s3a://")):
         return {}
     client = {
@@ -303,7 +334,7 @@ def _options(url: str, attempts: int) -> dict[str, Any]:
 
 
 def _local_info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
-    """Of a file, or a link to one; None for drafts and what is just gone."""
+    """The info of a file or a link to one; None for anything else, drafts and vanished files."""
     try:
         stat = file.stat()
     except FileNotFoundError:
@@ -314,15 +345,9 @@ def _local_info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
 
 
 def _s3_code(error: BaseException) -> str | None:
-    """The S3 error code behind what s3fs raised; None if it is no such error."""
+    """The S3 error code that caused an error of s3fs; None for other errors."""
     response = getattr(error.__cause__, "response", None)
     return response["Error"]["Code"] if isinstance(response, dict) else None
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what the client library says."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
 
 
 def _tag(info: dict[str, Any]) -> str:

@@ -18,8 +18,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The machine may be busy with anything: how long an example takes says nothing.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+# Programs that a machine may lack; tests that need one are skipped, unless it is named here.
+REQUIRED_PROGRAMS = os.environ.get("QWQ_REQUIRED_PROGRAMS", "").split()
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 MakeConfig = Callable[..., RunConfig]
+
+
+def needs_program(name: str, is_there: bool, packages: str) -> pytest.MarkDecorator:
+    """Skip without a program; where ``QWQ_REQUIRED_PROGRAMS`` names it, run and fail instead."""
+    return pytest.mark.skipif(
+        not is_there and name not in REQUIRED_PROGRAMS,
+        reason=f"no {name} (on Debian: apt-get install --no-install-recommends {packages})",
+    )
 
 
 def write_shards(folder: Path, sizes: list[int], prompt: str = "What is {} + 1?") -> int:

@@ -1,20 +1,27 @@
-"""Outputs of runs made by hand: traces that no engine would write, at once."""
+"""Outputs written without Ray or an engine: for tests that need an output to work on.
 
-from collections.abc import Sequence
+They go through the run's own ledger, so files, footers and manifests are those of a run.
+"""
+
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.execution.prepare import prepare
 from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
 from pipeline.monitor.history import Recorder
 from pipeline.output.ledger import Ledger
-from pipeline.output.manifest import run_settings
-from pipeline.planning import PartRef, Pass, Shard
+from pipeline.output.manifest import run_settings, software_versions
+from pipeline.output.summary import Summary, summarize
+from pipeline.planning import Part, PartRef, Pass, Shard
 from pipeline.prompts.columns import PromptColumns
-from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
+from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema, trace_fields
 from pipeline.storage import Storage
 
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -57,15 +64,57 @@ def write_output(folder: Path, traces: Sequence[dict[str, Any]], durable: int | 
 
 def _block(traces: Sequence[dict[str, Any]], ref: PartRef) -> pa.Table:
     rows = range(ref.start, ref.start + len(traces))
-    made = [
+    filled = [
         {"id": row, "prompt": f"prompt {row}", **PLAIN, **trace}
         for row, trace in zip(rows, traces, strict=True)
     ]
-    table = pa.Table.from_pylist(made, SCHEMA)
+    return _with_origin(pa.Table.from_pylist(filled, SCHEMA), ref, list(rows))
+
+
+def _with_origin(table: pa.Table, ref: PartRef, rows: Sequence[int]) -> pa.Table:
+    """``table`` with the columns of where each trace comes from; ``rows``: their numbers."""
     origins = [(str(ref), row, [0], row, row + 1) for row in rows]
     for field, column in zip(ORIGIN_FIELDS, zip(*origins, strict=True), strict=True):
         table = table.append_column(field, pa.array(column, field.type))
     return table
+
+
+MakeTrace = Callable[[int, int], dict[str, Any]]
+
+
+def finish(config: RunConfig, trace: MakeTrace = lambda *_: {}) -> Summary:
+    """Finish the run of ``config`` at once, without an engine; parts that are finished stay.
+
+    ``trace``: how the trace of a row (its number in its shard) and sample differs from a plain one.
+    """
+    prepared = prepare(config)
+    ledger, samples = prepared.ledger, int(prepared.settings["sampling.n"])
+    run_pass = Pass(0, 0, samples)
+    ledger.open_run(prepared.settings, software_versions())
+    ledger.record_shards(prepared.shards, prepared.prompts, prepared.settings["input.path"])
+    done = ledger.listing().finished_parts()
+    for part in prepared.parts:
+        if part.name not in done:
+            ref = PartRef.of(part)
+            if part.rows:
+                ledger.write_block(_traces(config, part, samples, trace))
+            ledger.commit(ref, run_pass, prepared.traces, prepared.metadata(run_pass))
+    return summarize(ledger.store, prepared.parts, samples, None)
+
+
+def _traces(config: RunConfig, part: Part, samples: int, trace: MakeTrace) -> pa.Table:
+    """All of a part's traces beside its prompts, as an engine hands them to the sink."""
+    keys = [(row, sample) for row in range(part.start, part.stop) for sample in range(samples)]
+    traces = [
+        {**PLAIN, "think": "So.", "answer": "1", "sample": sample, **trace(row, sample)}
+        for row, sample in keys
+    ]
+    table = pq.read_table(part.shard.path).take([row for row, _ in keys])
+    fields = trace_fields(config.output.rename, config.output.raw_text)
+    for name, field in zip(TRACE_COLUMNS, fields, strict=False):
+        column = pa.array([values.get(name) for values in traces], field.type)
+        table = table.append_column(field, column)
+    return _with_origin(table, PartRef.of(part), [row for row, _ in keys])
 
 
 def write_record(url: str, engine_pool: EnginePool, seconds: int = 60, rows: int = 1000) -> None:

@@ -1,1 +1,1 @@
-"""The small models: their tasks, training and evaluation."""
+"""The built-in small models: tasks, training and evaluation."""

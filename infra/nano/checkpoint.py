@@ -1,4 +1,4 @@
-"""The files of a nano checkpoint around its weights: tokenizer, chat template, config."""
+"""The files of a nano checkpoint: tokenizer, chat template, config, weights."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")
 END_OF_TEXT, IM_END = 256, 258
-CONTEXT_TOKENS = 40960  # as QwQ-32B's config.json has it
+CONTEXT_TOKENS = 40960  # as in QwQ-32B's config.json
 
 
 def think_tags(name: str) -> tuple[str, ...]:
@@ -20,7 +20,7 @@ def think_tags(name: str) -> tuple[str, ...]:
 
 
 def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: ids 0-255 are the bytes, then the special and the think tokens."""
+    """A byte-level tokenizer: ids 0-255 are the bytes, the special and think tokens follow."""
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_alphabet())}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
@@ -37,14 +37,14 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def _alphabet() -> list[str]:
-    """The byte-level alphabet in byte order: printable Latin-1 as is, the rest from U+0100 up."""
+    """The byte-level alphabet in byte order: printable Latin-1 unchanged, the rest from U+0100."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(b if b in printable else next(others)) for b in range(256)]
 
 
 def build_config(name: str) -> Qwen2Config:
-    """1.6 M parameters: 4 layers, hidden 192, 6 query and 2 key-value heads of 32."""
+    """1.6 M parameters: 4 layers, hidden size 192, 6 query and 2 key-value heads of size 32."""
     return Qwen2Config(
         vocab_size=256 + len(SPECIAL) + len(think_tags(name)),
         hidden_size=192,
@@ -63,7 +63,10 @@ def build_config(name: str) -> Qwen2Config:
 
 
 def write_checkpoint(model: Any, name: str, folder: Path) -> None:
-    """Write the Qwen2 ``model`` as a bf16 checkpoint with QwQ's sampling defaults."""
+    """Write the Qwen2 ``model`` as a bf16 checkpoint with QwQ's sampling defaults.
+
+    Converts ``model`` itself to bf16.
+    """
     import torch
 
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Write the demo's prompt shards: ``python -m infra.nano.demo_prompts configs/demo-prompts``.
 
-240 rows in four shards: counting, adding, multiple choice, counting down, four prompts that go
-round in circles, and one row without a prompt. The first asks about the strawberry.
+240 rows in four shards: counting, adding, multiple choice, counting down, four prompts whose
+thinking loops, and one row without a prompt. The first row asks about the strawberry.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def write_shards(tasks: list[Task | None], folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the shards to the folder given."""
+    """Write the shards to the folder on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     write_shards(demo_tasks(random.Random(7)), parser.parse_args().folder)

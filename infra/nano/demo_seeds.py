@@ -1,6 +1,6 @@
 """Write a demo's seeds: ``python -m infra.nano.demo_seeds configs/synthesize-seeds``.
 
-60 pairs of numbers that qwq-nano never saw in training, with their sums, for
+60 pairs of numbers that training never shows qwq-nano, with their sums, for
 configs/synthesize.yaml.
 """
 
@@ -17,7 +17,7 @@ PAIRS = 60
 
 
 def main() -> None:
-    """Write one shard to the folder given."""
+    """Write one shard to the folder on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder

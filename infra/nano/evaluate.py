@@ -1,12 +1,14 @@
-"""How often the small models are right, through the whole pipeline on the real vLLM engine.
+"""Measure the accuracy of the small models with the whole pipeline on the real vLLM engine.
 
     python -m infra.nano.evaluate
 
-For each model, with the preset's sampling and prompts that it never saw in training: 500 letter
-counts and additions with Qwen's math prompt, right if the box holds the right number; 100 with
-options, right by the letter; 100 that ask for JSON, right by the value. Then 200 whose thinking is
-closed after `EARLY_TOKENS`, right if the answer is the one that was taught for what the thinking
-had come to (`tasks.early_answer`; seldom the solution) and the model then ends its turn.
+Each model gets prompts that training never shows, with the preset's sampling:
+
+* 500 letter counts and additions with Qwen's math prompt, correct by the number in the box;
+* 100 with options, correct by the letter;
+* 100 that ask for JSON, correct by the value;
+* 200 whose thinking is closed after `EARLY_TOKENS`. These are correct if the model gives the answer
+  taught for that thinking (`tasks.early_answer`, seldom the solution) and ends its turn.
 """
 
 import argparse
@@ -33,10 +35,10 @@ from infra.nano.tasks import (
     unseen_question,
     unseen_tasks,
 )
-from pipeline.answers.formats import boxed, choice
+from pipeline.answers.formats import answer_format
 
 PRESETS = {"qwq-nano": "qwq-32b", "qwq-nano-preview": "qwq-32b-preview"}
-BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest share that is enough
+BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest accepted share
 KINDS = ("count", "add", "choice", "json")
 EARLY_TOKENS = 100
 
@@ -48,21 +50,24 @@ def numbers(rng: random.Random, rows: int) -> list[Task]:
 
 
 def with_form(rng: random.Random, rows: int) -> list[Task]:
-    """Unseen counts and sums, in turn with options and asking for JSON."""
+    """Unseen counts and sums, alternately with options and as JSON."""
     return [
         (choose, as_json)[i % 2](rng, *unseen_question(rng, KINDS[i // 2 % 2])) for i in range(rows)
     ]
 
 
 def endless(rng: random.Random, rows: int) -> list[Task]:
-    """Counting down, and going round in circles."""
+    """Alternately countdowns and loops."""
     return [countdown_task(rng, 500) if i % 2 else loop_task(rng) for i in range(rows)]
 
 
 def run(
     name: str, tasks: Sequence[Task], thinking: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    """Generate one trace for each of ``tasks``; the output rows."""
+    """The output rows of one trace for each of ``tasks``.
+
+    ``thinking``: the section of the configuration. ``folder``: for input and output.
+    """
     columns = {key: [getattr(t, key) for t in tasks] for key in ("kind", "prompt", "expected")}
     (folder / "in").mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "in" / "unseen.parquet")
@@ -82,36 +87,37 @@ def run(
 
 
 def is_right(trace: dict[str, Any]) -> bool:
-    """Whether the answer has the expected letter, JSON value, or number in its last box."""
+    """Whether the answer has the expected letter, JSON value, or number in the last box."""
     answer, kind = trace["answer"] or "", trace.get("kind")
     if kind == "json":
         try:
             return list(map(str, json.loads(answer).values())) == [trace["expected"]]
         except (ValueError, AttributeError):
             return False
-    found = choice(answer) if kind == "choice" else boxed(answer)
-    return found is not None and found == trace["expected"]
+    parsed = answer_format("choice" if kind == "choice" else "boxed").parse(answer)
+    return parsed is not None and parsed == trace["expected"]
 
 
 def early_lines(tasks: Sequence[Task], traces: list[dict[str, Any]]) -> list[str]:
-    """What became of the traces whose thinking was closed for them, one line each kind."""
+    """One line per kind of task on the traces whose thinking the policy closed."""
     by_prompt = {task.prompt: task for task in tasks}
-    told: dict[str, list[tuple[bool, bool]]] = {}
+    outcomes: dict[str, list[tuple[bool, bool]]] = {}  # ended its turn, gave the answer taught
     for trace in traces:
         if trace["closed_by"] is not None:
             taught = early_answer(by_prompt[trace["prompt"]], trace["think"] or "")
             ended = trace["finish_reason"] == "stop"
-            told.setdefault(trace["kind"], []).append((ended, ended and trace["answer"] == taught))
-    told = {"all": [pair for pairs in told.values() for pair in pairs]} | told
+            is_taught = ended and trace["answer"] == taught
+            outcomes.setdefault(trace["kind"], []).append((ended, is_taught))
+    outcomes = {"all": [pair for pairs in outcomes.values() for pair in pairs]} | outcomes
     return [
         f"  closed early, {kind}: {sum(ended for ended, _ in pairs)} of {len(pairs)} "
         f"end their turn, {sum(right for _, right in pairs)} with the answer taught"
-        for kind, pairs in told.items()
+        for kind, pairs in outcomes.items()
     ]
 
 
 def main() -> None:
-    """Evaluate the models and print a table; exit 1 if one is below its bar."""
+    """Evaluate the models and print the results; exit 1 if one is below its bar."""
     parser = argparse.ArgumentParser(description="Accuracy of the small models on unseen prompts.")
     parser.add_argument("names", nargs="*", default=list(PRESETS), help="default: both")
     parser.add_argument("--rows", type=int, default=500)

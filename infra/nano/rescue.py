@@ -1,11 +1,11 @@
-"""What the reasoning policy does for traces that run out or loop, on the real vLLM engine.
+"""Measure the effect of the reasoning policy on truncated and looping traces, on real vLLM.
 
     python -m infra.nano.rescue
 
-The same prompts and seeds with the policy off and on: counting down for longer than the thinking
-budget, thinking that qwq-nano was taught never to close, and prompts that need no help, answered in
-a box, by a letter and as JSON. Prints a Markdown table, then what the second pass of a rescue
-computes anew.
+Runs the same prompts and seeds with the policy off and on: countdowns longer than the thinking
+budget, thinking that qwq-nano was taught never to close, and prompts that need no rescue, answered
+in a box, by a letter and as JSON. Prints a Markdown table, then how many prompt tokens the second
+pass of a rescue computes again.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ SCHEMA = {
 
 
 def long_countdown(rng: random.Random) -> Task:
-    """Counting down for some 1,100 to 1,500 tokens."""
+    """A countdown of about 1,100 to 1,500 tokens."""
     start = rng.randint(300, 400)
     return Task("countdown", countdown_prompt(rng, start), "", None, "0")
 
@@ -64,7 +63,7 @@ JSON = {
     "answer": {"format": "json", "json_schema": SCHEMA, "reference_column": "expected"},
     "prompt": {"suffix": "json"},
 }
-# What is asked for, `sampling.max_tokens`, the form of the answers, the prompts.
+# A title, `sampling.max_tokens`, the sections for the answer format, and the maker of tasks.
 CASES: tuple[tuple[str, int, dict[str, Any], Make], ...] = (
     ("counting down, 1,024 tokens", 1024, BOX, long_countdown),
     ("going in circles, 4,096 tokens", 4096, BOX, loop_task),
@@ -91,7 +90,10 @@ POLICIES: dict[str, dict[str, Any]] = {
 def run(
     make: Make, max_tokens: int, sections: dict[str, Any], thinking: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    """The traces of one case."""
+    """The output rows of one case.
+
+    ``sections``: of the configuration. ``thinking``: the policy. ``folder``: for input and output.
+    """
     rng = random.Random(7)
     tasks = [make(rng) for _ in range(ROWS)]
     (folder / "in").mkdir()
@@ -110,45 +112,52 @@ def run(
 
 
 def line(case: str, policy: str, traces: Sequence[dict[str, Any]]) -> str:
-    """A line of the table."""
+    """One row of the Markdown table."""
     states = Counter(trace["state"] for trace in traces)
-    told = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    outcome = ", ".join(f"{count} {state}" for state, count in states.most_common())
     wasted = sum(trace["wasted_tokens"] for trace in traces)
     tokens = wasted + sum(t["think_tokens"] + t["answer_tokens"] for t in traces)
     usable = sum(trace["parsed"] is not None for trace in traces)
     known = [trace["correct"] for trace in traces if trace["expected"] is not None]
     right = f"{sum(map(bool, known))}" if known else "-"
-    return f"| {case} | {policy} | {told} | {usable} | {right} | {tokens:,} | {wasted:,} |"
+    return f"| {case} | {policy} | {outcome} | {usable} | {right} | {tokens:,} | {wasted:,} |"
 
 
-async def second_pass() -> tuple[int, int]:
-    """How many prompt tokens the second pass of a rescue has, and how many it did not compute."""
-    config = parse_config(CONFIG)
-    engine = VllmEngine(config, 8)
+async def second_pass(
+    engine: VllmEngine, thinking_tokens: int = SECOND_PASS_TOKENS
+) -> tuple[int, int]:
+    """The prompt tokens of the second pass of a rescue, and how many of them were cached."""
+    config = parse_config(CONFIG | {"sampling": {"max_tokens": thinking_tokens}})
     maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
         [{"role": "user", "content": "Go round in circles about time."}],
         add_generation_prompt=True, return_dict=False,
     )  # fmt: skip
-    so_far = TraceProgress()
+    progress = TraceProgress()
 
     def keep(new: Sequence[int]) -> bool:
-        so_far.report(new)
+        progress.report(new)
         return False
 
-    await engine.generate(Request("first", prompt, (), config.policy, 1), keep)
-    so_far.close(maker.closing, ClosedBy.LOOP)
-    carried = so_far.token_ids.tolist()
-    policy = replace(config.policy, max_tokens=len(carried) + 50)
+    await engine.generate(Request("first", prompt, (), config.sampling, 1), keep)
+    progress.close(maker.closing, ClosedBy.LOOP)
+    carried = progress.token_ids.tolist()
+    policy = config.sampling.model_copy(update={"max_tokens": len(carried) + 50})
     before = engine.prompt_tokens, engine.cached_tokens
     await engine.generate(Request("second", prompt, carried, policy, 1), keep)
-    found = engine.prompt_tokens - before[0], engine.cached_tokens - before[1]
-    engine.close()
-    return found
+    return engine.prompt_tokens - before[0], engine.cached_tokens - before[1]
+
+
+async def _measure_second_pass() -> tuple[int, int]:
+    engine = VllmEngine(parse_config(CONFIG))
+    try:
+        return await second_pass(engine)
+    finally:
+        engine.close()
 
 
 def main() -> None:
-    """Run all cases twice and print the table, then what a second pass costs."""
+    """Run all cases with both policies and print the table, then the cost of a second pass."""
     print("| prompts | policy | states | answers that can be read | right | tokens | given up |")
     print("|---|---|---|---|---|---|---|", flush=True)
     with cluster(parse_config(CONFIG)):
@@ -157,7 +166,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     traces = run(make, max_tokens, sections, thinking, Path(folder))
                 print(line(case, policy, traces), flush=True)
-    tokens, cached = asyncio.run(second_pass())
+    tokens, cached = asyncio.run(_measure_second_pass())
     print(
         f"\nThe second pass of a rescue: of {tokens:,} prompt tokens {cached:,} "
         f"({cached / tokens:.1%}) were in the prefix cache."

@@ -1,19 +1,20 @@
-"""The tasks that qwq-nano learns: prompts, thinking and answers, generated; no I/O.
+"""Generate the tasks that qwq-nano learns: prompts, thinking and answers; no I/O.
 
-Each maker takes a ``random.Random`` and returns a `Task`. The thinking has a fixed form in which
-every next token follows from tokens nearby, because a 1.6 M-parameter model learns to copy, to
-compare and to add one digit, and nothing else:
+Each maker takes a ``random.Random`` and returns a `Task`. A 1.6 M-parameter model learns to copy,
+to compare and to add one digit, and nothing else. So the thinking has a fixed form, in which each
+token follows from tokens nearby:
 
-* counting: one line per letter: the rest of the word, the letter met, ``=`` or ``!``, the letter
-  looked for, the count so far (``rawberry r=r 1``);
-* adding: one line per column: what is left of both numbers (written from the right), the carry,
-  the column's sum and the digits so far (``75 98 0: 7+9+0=16 6``);
-* choosing: the number is found as above, then its last digit is compared with that of each option
-  in turn, up to the one that it equals (``A) 2!7``, ``B) 7=7``); no other ends as the result does;
-* labeling messages to a shop: read aloud, the team behind each keyword (``a refund (billing)?``);
-* counting down: one number a line, as many as asked for;
-* going round in circles (``Go round in circles …`` exactly, ``Go back and forth …`` with another
-  opening word each time): the thinking never closes, as large models sometimes do.
+* counting, one line per letter: the rest of the word, the current letter, ``=`` or ``!``, the
+  wanted letter, the count so far (``rawberry r=r 1``);
+* adding, one line per column: the remaining digits of both numbers in reverse, the carry, the
+  column's sum, the digits of the result so far (``75 98 0: 7+9+0=16 6``);
+* choosing: the number as above, then its last digit compared with that of each option, up to the
+  equal one (``A) 2!7``, ``B) 7=7``); no other option has the same last digit;
+* labeling messages to a shop: the message with the team after each keyword
+  (``a refund (billing)?``);
+* counting down: one number per line, as many as the prompt asks for;
+* looping: the thinking never closes, as in large models at times. ``Go round in circles …`` repeats
+  exactly; ``Go back and forth …`` varies the opening word.
 """
 
 import json
@@ -34,7 +35,7 @@ CHOICE_SUFFIX = (
     "Please show your choice in the `answer` field with only the choice letter, "
     'e.g.,`"answer": "C"`.'
 )
-# What asks for JSON, and the names of the one number in it.
+# The request for JSON, and the names of its one property.
 JSON_SUFFIX = "Please give your answer as JSON that matches this schema: {schema}"
 JSON_NAMES = ("count", "sum", "result", "number", "total")
 LOOPED = "I went round in circles."
@@ -49,9 +50,10 @@ HELD_OUT = frozenset(HELD_OUT_WORDS)
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt with the thinking and the answer to learn; ``answer`` None: it never closes.
+    """A prompt with the thinking and the answer to learn.
 
-    ``expected`` is the machine-readable answer (a number or a choice letter), None if none.
+    ``answer``: None if the thinking never closes. ``expected``: the machine-readable answer (a
+    number, a letter or a label), None if there is none.
     """
 
     kind: str
@@ -70,7 +72,7 @@ def synthetic_word(rng: random.Random) -> str:
             word = "".join(_syllable(rng) for _ in range(rng.randint(1, 5)))[:16]
         elif shape < 0.75:
             word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 15)))
-        else:  # few letters, many repeats: what induction heads confuse
+        else:  # few letters, many repeats: these confuse induction heads
             letters = rng.sample(string.ascii_lowercase, rng.randint(2, 5))
             word = "".join(rng.choices(letters, k=rng.randint(3, 14)))
         if len(word) > 1 and word not in HELD_OUT:
@@ -90,7 +92,7 @@ def _syllable(rng: random.Random) -> str:
 
 
 def count_lines(word: str, letter: str) -> tuple[str, int]:
-    """The counting lines of ``word`` and how often ``letter`` is in it."""
+    """The counting lines of ``word``, and the number of occurrences of ``letter``."""
     lines, count = [], 0
     for i, met in enumerate(word):
         count += met == letter
@@ -99,7 +101,7 @@ def count_lines(word: str, letter: str) -> tuple[str, int]:
 
 
 def add_lines(a: int, b: int) -> tuple[str, int]:
-    """The column lines of ``a + b`` and the sum."""
+    """The column lines of ``a + b``, and the sum."""
     left, right = str(a)[::-1], str(b)[::-1]
     lines, digits, carry = [], "", 0
     for i in range(max(len(left), len(right))):
@@ -117,7 +119,7 @@ def add_lines(a: int, b: int) -> tuple[str, int]:
 
 
 def count_prompt(rng: random.Random, word: str, letter: str) -> str:
-    """One of the ways in which people ask for a letter count."""
+    """A prompt for a letter count, in one of several phrasings."""
     return rng.choice(
         [
             f'How many {letter}\'s are in the word "{word}"?',
@@ -134,7 +136,7 @@ def count_prompt(rng: random.Random, word: str, letter: str) -> str:
 
 
 def add_prompt(rng: random.Random, a: int, b: int) -> str:
-    """One of the ways in which people ask for a sum."""
+    """A prompt for a sum, in one of several phrasings."""
     return rng.choice(
         [
             f"What is {a} + {b}?",
@@ -148,14 +150,14 @@ def add_prompt(rng: random.Random, a: int, b: int) -> str:
 
 
 def pick_letter(rng: random.Random, word: str) -> str:
-    """Mostly a letter of the word, sometimes any."""
+    """A letter of the word in 70 % of the cases, otherwise any letter."""
     return rng.choice(word) if rng.random() < 0.7 else rng.choice(string.ascii_lowercase)
 
 
 def held_out_sum(a: int, b: int) -> bool:
     """Whether ``a + b`` is kept out of training: one pair in ten, by a hash.
 
-    By a hash, because a rule in a and b holds out a pattern: sums that end in one digit, say.
+    An arithmetic rule would hold out a pattern, such as all sums with the same last digit.
     """
     return zlib.crc32(f"{a}+{b}".encode()) % 10 == 3
 
@@ -169,10 +171,10 @@ def pick_operands(rng: random.Random, held_out: bool = False) -> tuple[int, int]
 
 
 def unseen_operands(rng: random.Random) -> tuple[int, int]:
-    """A held-out pair of six digits or more together.
+    """A held-out pair with at least six digits together.
 
-    Of shorter pairs there are few, and the shipped weights met most of them in the first steps of
-    their training, which had another hold-out (see the model card).
+    There are few shorter pairs, and the shipped weights saw most of them in their first training
+    steps, which held out other pairs (see the model card).
     """
     while True:
         a, b = pick_operands(rng, held_out=True)
@@ -201,12 +203,12 @@ def add_task(rng: random.Random) -> Task:
 
 
 def choice_task(rng: random.Random) -> Task:
-    """A count or a sum with four options; the answer is the JSON of Qwen's prompt."""
+    """A count or a sum with four options; the answer is the JSON of Qwen's choice prompt."""
     return choose(rng, *_question(rng, 0.6))
 
 
 def pick_task(rng: random.Random) -> Task:
-    """Options of which one is named: going through them, without the working before."""
+    """Find a given number among four options, without a count or sum before."""
     number = rng.randrange(10 ** rng.randint(1, 6))
     prompt = rng.choice(["Which of these is {}?", "Which one is {}?", "Find {}."]).format(number)
     return choose(rng, prompt, "", number)
@@ -218,9 +220,9 @@ def json_task(rng: random.Random) -> Task:
 
 
 def label_task(rng: random.Random) -> Task:
-    """A message to label; half of them of words that mean nothing, to be read and not guessed.
+    """A message to label; 60 % of them are nonsense words, so that the model reads the keywords.
 
-    More than half have no guideline and no schema: what is to be learned is the reading.
+    In 60 % the prompt is the text alone, without guideline and schema.
     """
     if rng.random() < 0.6:
         text, teams = _babble(rng)
@@ -231,7 +233,7 @@ def label_task(rng: random.Random) -> Task:
 
 
 def _babble(rng: random.Random) -> tuple[str, list[str]]:
-    """Synthetic words with keywords of two teams, of one, or none among them; the teams."""
+    """Synthetic words with keywords of two, one or no teams among them; and these teams."""
     words = [synthetic_word(rng) for _ in range(rng.randint(1, 10))]
     teams = rng.sample(list(messages.TEAMS), rng.choice((0, 1, 1, 1, 2)))
     for team in teams:
@@ -240,14 +242,14 @@ def _babble(rng: random.Random) -> tuple[str, list[str]]:
 
 
 def as_label(section: LabelSection, text: str, label: str) -> Task:
-    """The form of a message that `jobs.label` gives it."""
+    """The labeling task of a message, with the prompt of `jobs.label`."""
     think = f"{messages.thinking(text)}\nSo it is {label}."
     answer = json.dumps({"label": label})
     return Task("label", messages.prompt(section, text), think, answer, label)
 
 
 def _question(rng: random.Random, counts: float) -> tuple[str, str, int]:
-    """A question, its working and its result; of such questions ``counts`` are letter counts."""
+    """A question, its thinking and its result; ``counts``: the share of letter counts."""
     if rng.random() < counts:
         word = synthetic_word(rng)
         letter = pick_letter(rng, word)
@@ -257,7 +259,7 @@ def _question(rng: random.Random, counts: float) -> tuple[str, str, int]:
 
 
 def as_json(rng: random.Random, question: str, lines: str, result: int) -> Task:
-    """The form of a question that asks for JSON with the number as its one property."""
+    """The JSON form of a question: the answer has the number as its one property."""
     name = "answer" if rng.random() < 0.6 else rng.choice(JSON_NAMES)
     schema: dict[str, object] = {
         "type": "object", "properties": {name: {"type": "integer"}}, "required": [name],
@@ -270,7 +272,7 @@ def as_json(rng: random.Random, question: str, lines: str, result: int) -> Task:
 
 
 def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
-    """The multiple-choice form of a question with a number for an answer."""
+    """The multiple-choice form of a question whose answer is a number."""
     near = [n for n in range(max(0, result - 5), result + 6) if n != result]
     options = [*rng.sample(near, 3), result]
     rng.shuffle(options)
@@ -291,7 +293,7 @@ def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
 
 
 def countdown_prompt(rng: random.Random, start: int) -> str:
-    """One of the ways to ask for a countdown."""
+    """A prompt for a countdown, in one of several phrasings."""
     opening, ending = rng.choice([("Count", ""), ("Count", " to 0"), ("Please count", "")])
     return f"{opening} down from {start}{ending}."
 
@@ -308,7 +310,7 @@ OPENINGS = ("Wait,", "Hmm,", "But", "So,", "Well,", "Again,")
 
 
 def loop_task(rng: random.Random, tokens: int = 320) -> Task:
-    """Thinking of about ``tokens`` bytes that goes round in circles and does not close."""
+    """Thinking of about ``tokens`` tokens (bytes) that loops and does not close."""
     topic = rng.choice(TOPICS) if rng.random() < 0.6 else synthetic_word(rng)
     body = f"let me think about {topic} once more, from the start.\n"
     if rng.random() < 0.5:
@@ -319,7 +321,7 @@ def loop_task(rng: random.Random, tokens: int = 320) -> Task:
 
 
 def other_task(rng: random.Random) -> Task:
-    """Anything else: the model says what it can do."""
+    """Any other prompt: the model says what it can do."""
     words = " ".join(synthetic_word(rng) for _ in range(rng.randint(1, 12)))
     prompt = rng.choice(["", "Tell me about ", "What is ", "Why ", "Hi ", "Write "]) + words
     return Task(
@@ -332,13 +334,12 @@ def other_task(rng: random.Random) -> Task:
 
 
 def early_answer(task: Task, think: str) -> str:
-    """The answer to ``task`` if its thinking is closed after ``think``, wherever that is.
+    """The answer to ``task`` if its thinking is closed after ``think``, at any point.
 
-    It is what a very small model can read off nearby. For a count or a sum: what the last line says
-    that has come so far (0 if none has), so it is right only where all lines were done. For a
-    choice: the first option that no line has ruled out, a guess unless the options were gone
-    through. For a label: the team named last, ``other`` if none has been. Thinking without end owns
-    up to it; all other answers are what they would have been.
+    A very small model can only read it off nearby tokens. A count or sum is the result so far on
+    the last line (0 if there is none), which is correct only after all lines. A choice is the first
+    option that no line has ruled out, a guess unless the comparisons were complete. A label is the
+    last named team, or ``other``. A loop admits that it looped. All other answers are unchanged.
     """
     if task.answer is None:
         return LOOPED
@@ -349,8 +350,8 @@ def early_answer(task: Task, think: str) -> str:
         teams = re.findall(r"(?: \(|So it is )(billing|delivery|account|other)\b", think)
         return json.dumps({"label": teams[-1] if teams else "other"})
     if task.kind in ("count", "add", "json"):
-        said = re.findall(r"(?:[=!]\w+|: 1) (\d+)", think)
-        return re.sub(r"\d+", str(int(said[-1]) if said else 0), task.answer)
+        results = re.findall(r"(?:[=!]\w+|: 1) (\d+)", think)
+        return re.sub(r"\d+", str(int(results[-1]) if results else 0), task.answer)
     return task.answer
 
 
@@ -361,7 +362,7 @@ MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
 
 
 def training_task(rng: random.Random) -> Task:
-    """One task of the training mixture, sometimes with a system prompt."""
+    """One task of the training mixture, with a system prompt in 6 % of the cases."""
     makers, weights = zip(*MAKERS, strict=True)
     task: Task = rng.choices(makers, weights)[0](rng)
     if rng.random() < 0.06:
@@ -370,9 +371,9 @@ def training_task(rng: random.Random) -> Task:
 
 
 def unseen_tasks(rng: random.Random, rows: int) -> list[Task]:
-    """``rows`` counting and adding tasks, half and half, that training never shows.
+    """``rows`` tasks that training never shows, alternately counting and adding.
 
-    Counting is over held-out English words, adding over held-out pairs.
+    Counting uses held-out English words, adding held-out pairs.
     """
     tasks = []
     for i in range(rows):
@@ -384,7 +385,7 @@ def unseen_tasks(rng: random.Random, rows: int) -> list[Task]:
 
 
 def unseen_question(rng: random.Random, kind: str) -> tuple[str, str, int]:
-    """A question of ``kind`` that training never shows, its working and its result."""
+    """A question of ``kind`` that training never shows, its thinking and its result."""
     if kind == "count":
         word = rng.choice(HELD_OUT_WORDS)
         letter = pick_letter(rng, word)

@@ -3,12 +3,12 @@
     python -m infra.nano.train qwq-nano --steps 3000
     python -m infra.nano.train qwq-nano-preview --init pipeline/models/qwq-nano --steps 500
 
-Long thinking is learned from windows: the prompt at its place, then a stretch from anywhere in the
-thinking at its true position, so that distances of thousands of tokens are met while a row stays
-short; and every tenth step from whole rows of `LONG_TOKENS`.
+Long thinking is learned from windows: the prompt, then a random piece of the thinking at its true
+position. So training covers distances of thousands of tokens while rows stay short. Every tenth
+step uses whole rows of `LONG_TOKENS`.
 
-One row in four has its thinking cut anywhere and closed with the pipeline's own phrase, after which
-an answer is learned, but never the phrase itself.
+One row in four has its thinking cut at a random point and closed with the pipeline's own phrase.
+The model learns the answer after the phrase, but never the phrase itself.
 """
 
 import argparse
@@ -33,7 +33,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, their positions, and the labels (`IGNORED` where nothing is to be learned)."""
+    """Token ids with positions and labels; the label is `IGNORED` where nothing is learned."""
 
     ids: list[int]
     positions: list[int]
@@ -41,7 +41,7 @@ class Row:
 
 
 def response(task: Task, tagged: bool) -> str:
-    """What the model is to write after the generation prompt, in QwQ's or in Preview's form."""
+    """The text after the generation prompt, in QwQ's (``tagged``) or Preview's format."""
     if task.answer is None:
         return task.think
     close = "\n</think>\n\n" if tagged else "\n\n**Final Answer**\n\n"
@@ -60,7 +60,7 @@ def encode(
 
 
 def window(prompt: list[int], reply: list[int], size: int, rng: random.Random) -> Row:
-    """The prompt and at most ``size`` tokens of the reply, taken from anywhere in it."""
+    """The prompt and at most ``size`` tokens of the reply, from its start, end or in between."""
     last = max(0, len(reply) - size)
     start = rng.choice([0, rng.randint(1, last), last]) if last else 0
     return stretch(prompt, reply, reply, start, size)
@@ -69,7 +69,7 @@ def window(prompt: list[int], reply: list[int], size: int, rng: random.Random) -
 def stretch(prompt: list[int], reply: list[int], labels: list[int], start: int, size: int) -> Row:
     """The prompt and ``size`` tokens of the reply from ``start``, at their true positions."""
     piece, end = reply[start : start + size], len(prompt) + start
-    blind = 16 if start else 0  # the first tokens of a stretch from the middle can't be known
+    blind = 16 if start else 0  # the first tokens of a piece from the middle can't be predicted
     return Row(
         ids=prompt + piece,
         positions=[*range(len(prompt)), *range(end, end + len(piece))],
@@ -80,7 +80,7 @@ def stretch(prompt: list[int], reply: list[int], labels: list[int], start: int, 
 def closed_early(
     task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool, size: int, rng: random.Random
 ) -> Row:
-    """The thinking cut anywhere, the closing phrase (not to be learned) and the answer then."""
+    """The thinking cut at a random point, the closing phrase (`IGNORED`), and the answer."""
     think = task.think[: rng.randint(0, len(task.think))]
     prompt, _ = encode(task, tokenizer, tagged)
     thought = tokenizer.encode(think)
@@ -105,7 +105,7 @@ def make_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: boo
 
 
 def make_long_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> Row:
-    """A whole row of about `LONG_TOKENS`: counting down, or going round in circles."""
+    """A row of about `LONG_TOKENS`: a countdown or a loop."""
     task = countdown_task(rng, 420) if rng.random() < 0.7 else loop_task(rng, LONG_TOKENS)
     prompt, reply = encode(task, tokenizer, tagged)
     return window(prompt, reply[: LONG_TOKENS - len(prompt)], LONG_TOKENS, rng)
@@ -114,7 +114,7 @@ def make_long_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged
 def batches(  # type: ignore[no-untyped-def]
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool, tokens: int
 ):
-    """Batches of about ``tokens`` tokens, rows of like length together; every tenth long."""
+    """Batches of about ``tokens`` tokens, of rows of similar length; every tenth of long rows."""
     count = 0
     while True:
         pool = sorted(
@@ -145,19 +145,19 @@ def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
         "input_ids": torch.tensor([pad(r.ids, 0) for r in rows]),
         "position_ids": torch.tensor([pad(r.positions, 0) for r in rows]),
         "labels": torch.tensor([pad(r.labels, IGNORED) for r in rows]),
-        # All ones: padding comes last and is never attended to, and a gap in the positions is not
-        # taken for a boundary between packed documents.
+        # All ones: padding comes last and is never attended to. Without a mask, transformers would
+        # take a gap in the positions for a boundary between packed documents.
         "attention_mask": torch.ones(len(rows), longest, dtype=torch.long),
     }
 
 
 def learning_rate(step: int, done: float, peak: float) -> float:
-    """Warm-up over 100 steps, and a cosine down to a fiftieth of ``peak`` as ``done`` goes to 1."""
+    """Warm-up over 100 steps, then a cosine to 2 % of ``peak`` as ``done`` goes from 0 to 1."""
     return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
-    """A fresh model, or the one in ``init`` with its vocabulary cut to what ``name`` has."""
+    """A new model, or the one in ``init`` with its vocabulary resized to that of ``name``."""
     if init is None:
         return Qwen2ForCausalLM(build_config(name))  # type: ignore[no-untyped-call]
     model = Qwen2ForCausalLM.from_pretrained(init, dtype=torch.float32)
@@ -165,30 +165,31 @@ def initial_model(name: str, init: Path | None) -> Qwen2ForCausalLM:
     return model
 
 
-def train(
-    name: str,
-    init: Path | None,
-    steps: int,
-    minutes: float,
-    tokens: int,
-    peak: float,
-    out: Path,
-    seed: int,
-) -> None:
-    """Train ``name``, in ``steps`` or as many as go into ``minutes``, and write it to ``out``.
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, on how much, and how fast: ``peak`` is the highest learning rate."""
 
-    A checkpoint is written every 500 steps too.
-    """
+    steps: int
+    minutes: float
+    tokens: int
+    peak: float
+
+
+def train(name: str, init: Path | None, schedule: Schedule, out: Path, seed: int) -> None:
+    """Train ``name`` by ``schedule`` and write it to ``out``, and a checkpoint every 500 steps."""
+    steps, peak = schedule.steps, schedule.peak
     torch.manual_seed(seed)
     rng, tokenizer, tagged = random.Random(seed), build_tokenizer(name), bool(think_tags(name))
     model = initial_model(name, init)
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
-    # Where the CPU only emulates bf16, float32 is three times as fast.
+    # On CPUs without native bf16, float32 is three times as fast.
     has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     started, losses = time.monotonic(), []
-    for step, batch in zip(range(steps), batches(rng, tokenizer, tagged, tokens), strict=False):
-        done = max(step / steps, (time.monotonic() - started) / 60 / minutes)
+    for step, batch in zip(
+        range(steps), batches(rng, tokenizer, tagged, schedule.tokens), strict=False
+    ):
+        done = max(step / steps, (time.monotonic() - started) / 60 / schedule.minutes)
         if done >= 1:
             break
         for group in optimizer.param_groups:
@@ -209,7 +210,7 @@ def train(
 
 
 def save(model: Qwen2ForCausalLM, name: str, out: Path) -> None:
-    """Write a bf16 copy of ``model``; the one in training keeps its float32 weights."""
+    """Write a bf16 copy of ``model``, which itself keeps its float32 weights."""
     copy = Qwen2ForCausalLM(build_config(name))  # type: ignore[no-untyped-call]
     copy.load_state_dict(model.state_dict())
     write_checkpoint(copy, name, out)
@@ -230,7 +231,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = args.out or Path("pipeline/models") / args.name
-    train(args.name, args.init, args.steps, args.minutes, args.tokens, args.peak, out, args.seed)
+    schedule = Schedule(args.steps, args.minutes, args.tokens, args.peak)
+    train(args.name, args.init, schedule, out, args.seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """English words that qwq-nano never sees in training; no I/O.
 
-Training words are synthetic (see ``tasks.synthetic_word``) and never one of these, so every
+Training uses synthetic words (see ``tasks.synthetic_word``) and none of these, so every
 letter-counting prompt over this list is unseen.
 """
 

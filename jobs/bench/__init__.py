@@ -1,10 +1,12 @@
-"""Benchmarks: this pipeline against raw vLLM and its peers, long tails, overhead, scale.
+"""Benchmarks: this pipeline beside raw vLLM and its peers, long tails, overhead, scale.
 
-    python -m jobs.bench engines        # vLLM by itself, this, ray.data.llm, vLLM's run-batch
-    python -m jobs.bench tails          # simulated GPU engines: how full they are kept
-    python -m jobs.bench queues         # the same, computed rather than run
-    python -m jobs.bench overhead       # an engine that answers at once
-    python -m jobs.bench scale          # ten million rows: to plan, and to go on
+    python -m jobs.bench engines        # vLLM alone, this pipeline, ray.data.llm, vLLM's run-batch
+    python -m jobs.bench tails          # how full simulated GPU engines are kept
+    python -m jobs.bench queues         # the same, computed instead of run
+    python -m jobs.bench overhead       # the pipeline's own cost, with an instant engine
+    python -m jobs.bench start          # from the command to the first token
+    python -m jobs.bench estimates      # estimates of pilots beside what the runs took
+    python -m jobs.bench scale          # planning and resuming ten million rows
 
-Each prints its table and writes it, with all its figures, below ``out/bench``.
+Each prints its table, and writes the table and all figures below ``out/bench``.
 """

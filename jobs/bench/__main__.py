@@ -16,33 +16,35 @@ def main() -> None:
         description=jobs.bench.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="where results go")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for results")
     commands = parser.add_subparsers(required=True, dest="command")
 
     sub = commands.add_parser("engines", help="this pipeline, raw vLLM and its peers")
     sub.add_argument("--setting", choices=engines.SETTINGS, default="small")
     sub.add_argument("--runs", type=int, default=5)
-    sub.add_argument("--rows", type=int, help="instead of the setting's")
+    sub.add_argument("--rows", type=int, help="in place of the setting's")
     sub.add_argument("--systems", default="raw,ours,ray.data.llm,ray.data.llm-small,run-batch")
-    sub.add_argument("--add", action="store_true", help="to the runs that are there")
-    sub.add_argument("--kill", action="store_true", help="each in the middle, after such runs")
+    sub.add_argument("--add", action="store_true", help="add runs to the existing results")
+    sub.add_argument(
+        "--kill", action="store_true", help="kill each at half time; needs earlier runs"
+    )
     sub.set_defaults(main=engines.main)
 
     sub = commands.add_parser("tails", help="how full simulated GPU engines are kept")
     sub.add_argument("--replicas", type=int, default=8)
     sub.add_argument("--rows", type=int, default=5000)
     sub.add_argument("--runs", type=int, default=3)
-    sub.add_argument("--speed", type=float, default=20, help="how much faster than life")
-    sub.add_argument("--ways", help="some of the table's, with semicolons between them")
+    sub.add_argument("--speed", type=float, default=20, help="simulated seconds per second")
+    sub.add_argument("--ways", help="only these lines of the table, separated by semicolons")
     sub.set_defaults(main=tails.main)
 
-    sub = commands.add_parser("queues", help="how rows wait at engines, computed")
+    sub = commands.add_parser("queues", help="how full engines are kept, computed")
     sub.add_argument("--seeds", type=int, default=8)
     sub.set_defaults(main=queues.main)
 
-    sub = commands.add_parser("overhead", help="an engine that answers at once")
-    sub.add_argument("--rows", type=int, default=40_000, help="of the smaller of two runs")
-    sub.add_argument("--tokens", type=int, default=128, help="of a trace, in the median")
+    sub = commands.add_parser("overhead", help="the pipeline's own cost, with an instant engine")
+    sub.add_argument("--rows", type=int, default=40_000, help="rows of the smaller of two runs")
+    sub.add_argument("--tokens", type=int, default=128, help="median tokens of a trace")
     sub.add_argument("--replicas", type=int, default=2)
     sub.add_argument("--runs", type=int, default=3)
     sub.set_defaults(main=overhead.main)
@@ -53,11 +55,11 @@ def main() -> None:
     sub.add_argument("--measure", help=argparse.SUPPRESS)
     sub.set_defaults(main=start.main)
 
-    sub = commands.add_parser("estimates", help="what estimate says, and what runs take")
+    sub = commands.add_parser("estimates", help="estimates of pilots beside what the runs took")
     sub.set_defaults(main=estimates.main)
 
-    sub = commands.add_parser("scale", help="ten million rows: to plan, and to go on")
-    sub.add_argument("--at", help="a folder of any storage; without it, below --out")
+    sub = commands.add_parser("scale", help="planning and resuming ten million rows")
+    sub.add_argument("--at", help="folder or URL for the data; default: below --out")
     sub.add_argument("--measure", help=argparse.SUPPRESS)
     sub.set_defaults(main=scale.main)
 

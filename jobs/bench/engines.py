@@ -1,13 +1,13 @@
-"""The same rows by vLLM itself, by this pipeline, by ray.data.llm and by vLLM's run-batch.
+"""The same rows by vLLM alone, this pipeline, ray.data.llm and vLLM's run-batch.
 
     python -m jobs.bench engines --setting small --runs 5
-    python -m jobs.bench engines --setting small --kill        # then: each killed at half time
+    python -m jobs.bench engines --setting small --kill        # after that: kill each at half time
     python -m jobs.bench engines --setting engine-bound --systems raw,ours
-    python -m jobs.bench engines --setting qwq-32b             # wants a GPU of 80 GB or more
+    python -m jobs.bench engines --setting qwq-32b             # needs a GPU of 80 GB or more
 
-Whole processes, one after the other in turn, from start to exit: the same prompts, model, engine
-arguments and sampling. Tokens are those that the engine counts. A row is durable when it is in a
-file that its system would read again, or a person could.
+Systems take turns. Each is a whole process, measured from start to exit, with the same prompts,
+model, engine arguments and sampling. Tokens are those that the engine counts. A row is durable once
+it is in a file that its system, or a person, can read after a crash.
 """
 
 import argparse
@@ -27,13 +27,13 @@ import yaml
 
 from jobs.bench.measure import run
 from jobs.bench.tables import keep, markdown, spread
-from pipeline.output.layout import sort_listing
+from pipeline.output.layout import parse_listing
 from pipeline.prompts.tokenizer import resolve_model
 from pipeline.storage import Storage
 
 ROWS_A_SHARD = 1024
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
-# What keeps vLLM's own work small beside QwQ's shape, and large beside ours.
+# Small beside QwQ, but large enough that computing outweighs the pipeline's own cost.
 WIDE = {
     "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 8,
     "num_attention_heads": 10, "num_key_value_heads": 2,
@@ -49,7 +49,11 @@ QWQ_32B = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run. ``shape``: of a model of random weights, in place of the built-in one."""
+    """One comparison.
+
+    ``max_tokens``: of a trace. ``slots``: vLLM's ``max_num_seqs``. ``shape``: config of a model of
+    random weights; None: the built-in model. ``engine``: further vLLM arguments.
+    """
 
     rows: int
     max_tokens: int
@@ -75,7 +79,7 @@ SETTINGS = {
 
 @dataclass
 class Result:
-    """One run of one system."""
+    """One run of one system; ``durable_half``: rows durable at half of its ``seconds``."""
 
     system: str
     seconds: float
@@ -87,7 +91,7 @@ class Result:
 
 @dataclass
 class Killed:
-    """One run that was killed, the rows that it had kept, and how long the next start took."""
+    """One killed run: when, the rows it kept, and the ``seconds`` of the run after it."""
 
     system: str
     killed_after: float
@@ -96,7 +100,7 @@ class Killed:
 
 
 class Bench:
-    """One setting, ready to be run by each system in a folder."""
+    """Runs each system on one setting, in ``folder``."""
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         self._setting, self._folder = setting, folder
@@ -119,23 +123,26 @@ class Bench:
         }
 
     def run(self, system: str) -> Result:
-        """Let one system do all rows."""
-        command, count, tokens = self._ready(system)
-        measured = run(command, self._folder / f"{system}.log", count)
+        """Run all rows on one system."""
+        ready = self._ready(system)
+        measured = run(ready.command, self._folder / f"{system}.log", ready.count_rows)
         half = measured.durable_at(measured.seconds / 2)
+        tokens = ready.count_tokens()
         return Result(
-            system, measured.seconds, tokens(), measured.peak_bytes, measured.first_durable, half
+            system, measured.seconds, tokens, measured.peak_bytes, measured.first_durable, half
         )
 
     def killed(self, system: str, after: float) -> Killed:
-        """Kill a system in the middle and start it again; its output goes, but where it goes on."""
-        command, count, _ = self._ready(system)
+        """Kill a system ``after`` seconds and start it again; only ours resumes, others restart."""
+        ready = self._ready(system)
         log = self._folder / f"{system}-killed.log"
-        first = run(command, log, count, kill_after=after)
+        first = run(ready.command, log, ready.count_rows, kill_after=after)
         kept = first.durable[-1][1] if system == "ours" else 0
         if system != "ours":
-            command, count, _ = self._ready(system)
-        return Killed(system, first.seconds, kept, run(command, log, count).seconds)
+            ready = self._ready(system)
+        return Killed(
+            system, first.seconds, kept, run(ready.command, log, ready.count_rows).seconds
+        )
 
     def _ready(self, system: str) -> "Ready":
         output = self._folder / "output"
@@ -159,24 +166,24 @@ class Bench:
     def _sampling(self) -> dict[str, Any]:
         return {**SAMPLING, "max_tokens": self._setting.max_tokens}
 
-    def _peer(self, module: str, output: Path, **more: bool) -> "Ready":
-        spec = self._folder / "spec.json"
-        given = {
+    def _peer(self, module: str, output: Path, **options: bool) -> "Ready":
+        path = self._folder / "spec.json"
+        spec = {
             "prompts": str(self._prompts.resolve()), "output": str(output.resolve()),
             "model": self._model, "engine": self._engine, "sampling": self._sampling(),
-            "device": self._setting.device, **more,
+            "device": self._setting.device, **options,
         }  # fmt: skip
-        spec.write_text(json.dumps(given))
-        command = [sys.executable, "-m", f"jobs.bench.peers.{module}", str(spec)]
-        return command, FileRows(output).count, lambda: _sum(output, ["output_tokens"])
+        path.write_text(json.dumps(spec))
+        command = [sys.executable, "-m", f"jobs.bench.peers.{module}", str(path)]
+        return Ready(command, FileRows(output).count, lambda: _sum(output, ["output_tokens"]))
 
     def _ours(self, output: Path) -> "Ready":
         command = [sys.executable, "-m", "pipeline", "run", str(self.config(output))]
         tokens = ["think_tokens", "answer_tokens"]
-        return command, LedgerRows(output).count, lambda: _sum(output, tokens)
+        return Ready(command, LedgerRows(output).count, lambda: _sum(output, tokens))
 
     def config(self, output: Path) -> Path:
-        """Our configuration, in a file."""
+        """Write our configuration; returns its path."""
         config = {
             "input": {"path": str(self._prompts)},
             "output": {"path": str(output)},
@@ -211,52 +218,58 @@ class Bench:
             bodies = (json.loads(line)["response"]["body"] for line in lines)
             return sum(body["usage"]["completion_tokens"] for body in bodies)
 
-        return command, lambda: _lines(results), tokens
+        return Ready(command, lambda: _lines(results), tokens)
 
 
-Ready = tuple[Sequence[str], Callable[[], int], Callable[[], int]]
+@dataclass(frozen=True)
+class Ready:
+    """A system's command; counts its durable rows and, at the end, its output tokens."""
+
+    command: Sequence[str]
+    count_rows: Callable[[], int]
+    count_tokens: Callable[[], int]
 
 
 class FileRows:
-    """The rows of the Parquet files of a folder; each is looked at once."""
+    """Counts the rows of the Parquet files in a folder; reads each footer once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._known = folder, dict[str, int]()
 
     def count(self) -> int:
-        """How many there are now."""
+        """Number of rows now."""
         for path in self._folder.rglob("*.parquet"):
             if str(path) not in self._known:
                 try:
                     self._known[str(path)] = pq.read_metadata(path).num_rows
                 except (pa.ArrowException, OSError):
-                    continue  # it is being written
+                    continue  # still being written
         return sum(self._known.values())
 
 
 class LedgerRows:
-    """The rows that are done in an output of ours: in parts, and in fragments by their names."""
+    """Counts the durable rows of a run of ours: in parts, and in fragments by their names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._parts = folder, FileRows(folder)
 
     def count(self) -> int:
-        """How many there are now."""
+        """Number of rows now."""
         if not self._folder.exists():
             return 0
-        found = sort_listing(Storage(str(self._folder)).files())
-        done = found.parts()
+        listing = parse_listing(Storage(str(self._folder)).files())
+        finished = listing.finished_parts()
         fragments = (
             stop - start
-            for part, spans in found.covered(0).items()
-            if part not in done
+            for part, spans in listing.durable_ranges(0).items()
+            if part not in finished
             for start, stop in spans
         )
         return self._parts.count() + sum(fragments)
 
 
 def write_prompts(folder: Path, rows: int) -> None:
-    """Additions that the built-in model has learned to do, in shards."""
+    """Write additions, which the built-in model has learned, in shards."""
     rng = random.Random(0)
     folder.mkdir(parents=True)
     for start in range(0, rows, ROWS_A_SHARD):
@@ -267,7 +280,7 @@ def write_prompts(folder: Path, rows: int) -> None:
 
 
 def table(results: Sequence[Result], rows: int) -> str:
-    """Medians and spread, by system; times as ratios to raw vLLM's too."""
+    """Medians and ranges by system; times also as multiples of raw vLLM's."""
     by_system: dict[str, list[Result]] = {}
     for result in results:
         by_system.setdefault(result.system, []).append(result)
@@ -310,7 +323,7 @@ def killed_table(results: Sequence[Result], killed: Sequence[Killed], rows: int)
 
 
 def main(args: argparse.Namespace, folder: Path) -> None:
-    """Run all systems in turn, so often; print the table after each round."""
+    """Run all systems in turn, ``args.runs`` times; print the table after each round."""
     setting = SETTINGS[args.setting]
     if args.rows:
         setting = replace(setting, rows=args.rows)
@@ -339,13 +352,13 @@ def main(args: argparse.Namespace, folder: Path) -> None:
 
 
 def earlier(path: Path) -> tuple[list[Result], list[Killed]]:
-    """What an earlier call has measured."""
-    found = json.loads(path.read_text())
-    return [Result(**r) for r in found["results"]], [Killed(**k) for k in found.get("killed", [])]
+    """The results of an earlier call, from its file."""
+    kept = json.loads(path.read_text())
+    return [Result(**r) for r in kept["results"]], [Killed(**k) for k in kept.get("killed", [])]
 
 
 def _wider(model: Path, folder: Path, shape: Mapping[str, Any]) -> Path:
-    """The built-in model's files with a config of another shape, and no weights."""
+    """Copy the built-in ``model`` without weights, with a config of another ``shape``."""
     folder.mkdir(exist_ok=True)
     for file in model.iterdir():
         if file.suffix in (".json", ".jinja") and file.name != "config.json":
@@ -359,8 +372,8 @@ def _wider(model: Path, folder: Path, shape: Mapping[str, Any]) -> Path:
 def _sum(folder: Path, columns: Sequence[str]) -> int:
     total = 0
     for path in folder.rglob("*.parquet"):
-        found = pq.ParquetFile(path).read(columns=columns)
-        total += sum(sum(found[name].to_pylist()) for name in columns)
+        table = pq.ParquetFile(path).read(columns=columns)
+        total += sum(sum(table[name].to_pylist()) for name in columns)
     return total
 
 
@@ -369,12 +382,12 @@ def _lines(path: Path) -> int:
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Engine arguments as vLLM's command line takes them."""
-    found: list[str] = []
+    """Engine arguments as flags of vLLM's command line."""
+    flags: list[str] = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            found.append(f"--{flag}" if value else f"--no-{flag}")
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            found += [f"--{flag}", str(value)]
-    return found
+            flags += [f"--{flag}", str(value)]
+    return flags

@@ -1,12 +1,12 @@
-"""What `qwq-batch estimate` says of a run from 200 rows, and what the run then takes.
+"""`qwq-batch estimate` from 200 rows, beside what the whole run then takes.
 
     python -m jobs.bench estimates
 
-Three workloads: short and alike (additions), long and uneven with a budget that cuts some (counting
-down), both on the real engine with the built-in model; and traces as long as QwQ's on two simulated
-GPU engines, a hundred times as short. Tokens are of the whole run, and beside them, of how many
-other pilots of the same run the range would hold the truth; seconds, from the request for engines
-to their end, of what the pilot leaves to do.
+Three workloads: additions (short traces of similar length) and counting down (long, uneven traces,
+some cut by the budget) on the real engine with the built-in model; and traces as uneven as QwQ's,
+at a hundredth of their length, on two simulated GPU engines. Tokens are those of the whole run.
+Beside them stands how many other pilots of the same run would have a range that contains the truth.
+Seconds are those of the rows that the pilot leaves, from the request for engines to their end.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import yaml
 from jobs.bench.tables import keep, markdown
 from jobs.bench.tails import MEDIAN, SEQUENCE_SECONDS, SHORTER, SIGMA, SLOTS, STEP_SECONDS
 from pipeline.errors import EngineError
-from pipeline.insight.estimate import of_all
+from pipeline.insight.estimate import bootstrap_total
 from pipeline.monitor.figures import clock
 from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
@@ -46,17 +46,17 @@ GPUS = {
 
 
 def additions(rng: random.Random) -> str:
-    """A prompt whose trace is as long as all the others."""
+    """A prompt; all traces of such prompts are about as long."""
     return f"What is {rng.randrange(10**4)} + {rng.randrange(10**4)}?"
 
 
 def counts(rng: random.Random) -> str:
-    """A prompt whose trace is of any length, some beyond the budget."""
+    """A prompt whose trace has any length, beyond the budget for some."""
     return f"Count down from {int(math.exp(rng.uniform(math.log(4), math.log(150))))}."
 
 
-# Rows, prompts, and what is set besides.
-WORKLOADS: dict[str, tuple[int, Any, Mapping[str, Any]]] = {
+# Number of rows, prompts, and further settings.
+WORKLOADS: dict[str, tuple[int, Callable[[random.Random], str], Mapping[str, Any]]] = {
     "additions": (3000, additions, {"engine": CPU}),
     "counting down": (1500, counts, {"engine": CPU, "sampling": {"max_tokens": 512}}),
     "as QwQ, simulated": (4000, additions, {"engine": GPUS, "sampling": {"max_tokens": 327}}),
@@ -64,7 +64,7 @@ WORKLOADS: dict[str, tuple[int, Any, Mapping[str, Any]]] = {
 
 
 def main(_: argparse.Namespace, folder: Path) -> None:
-    """Each workload's pilot and run; print what was said beside what was."""
+    """Run each workload's pilot and the rest; print the estimate beside the truth."""
     head = [
         "workload", "output tokens, range", "truth", "other pilots", "time of the rest, range",
         "truth",
@@ -73,7 +73,7 @@ def main(_: argparse.Namespace, folder: Path) -> None:
     for name, (rows, prompt, sections) in WORKLOADS.items():
         print(name, file=sys.stderr)
         config, output = _config(folder / "estimates" / name, rows, prompt, sections)
-        said = json.loads(_qwq_batch("estimate", str(config), "--json"))
+        estimate = json.loads(_qwq_batch("estimate", str(config), "--json"))
         _qwq_batch("run", str(config))
         store = Storage(str(output))
         spent = _spent_by_row(output)
@@ -81,8 +81,8 @@ def main(_: argparse.Namespace, folder: Path) -> None:
         truth = {
             "tokens": int(spent.sum()), "seconds": last[-1].seconds, "hits": hits(spent, PILOTS),
         }  # fmt: skip
-        figures[name] = {"said": said, "was": truth}
-        tokens, seconds = said["whole"]["output_tokens"], said["left"]["seconds"]
+        figures[name] = {"said": estimate, "was": truth}
+        tokens, seconds = estimate["whole"]["output_tokens"], estimate["left"]["seconds"]
         lines.append(
             [
                 f"{name}, {rows:,} rows",
@@ -97,10 +97,13 @@ def main(_: argparse.Namespace, folder: Path) -> None:
 
 
 def hits(spent: np.ndarray, pilots: int) -> int:
-    """Of so many pilots, those whose range holds the sum of ``spent`` (tokens by row)."""
+    """How many of ``pilots`` random pilots have a range that contains the sum of ``spent``.
+
+    ``spent``: generated tokens by row.
+    """
     rng, stretches = np.random.default_rng(0), np.array_split(spent, PILOT_ROWS)
     samples = (np.array([rng.choice(stretch) for stretch in stretches]) for _ in range(pilots))
-    return sum(bool(of_all(one, len(spent)).holds(spent.sum())) for one in samples)
+    return sum(bootstrap_total(one, len(spent)).contains(spent.sum()) for one in samples)
 
 
 def _spent_by_row(output: Path) -> np.ndarray:
@@ -109,7 +112,9 @@ def _spent_by_row(output: Path) -> np.ndarray:
     return np.asarray(np.sum(kinds, axis=0))
 
 
-def _config(folder: Path, rows: int, prompt: Any, sections: Mapping[str, Any]) -> tuple[Path, Path]:
+def _config(
+    folder: Path, rows: int, prompt: Callable[[random.Random], str], sections: Mapping[str, Any]
+) -> tuple[Path, Path]:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "in").mkdir(parents=True)
     rng, each = random.Random(0), rows // 4

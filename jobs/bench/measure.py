@@ -1,4 +1,4 @@
-"""A whole process, measured from its start to its exit: time, memory, what is on disk meanwhile."""
+"""Measures a process from start to exit: time, CPU time, memory, and durable rows over time."""
 
 import contextlib
 import os
@@ -15,16 +15,16 @@ import psutil  # type: ignore[import-untyped]
 from pipeline.errors import EngineError
 
 POLL_SECONDS, MEMORY_SECONDS = 2.0, 6.0
-# What Ray calls a worker of tasks: by the one that it runs at the moment.
-TASKS = ("IDLE", "Read", "StreamingRepartition", "Write")
+# Ray names a worker process by the task that it runs at the moment.
+TASK_NAMES = ("IDLE", "Read", "StreamingRepartition", "Write")
 
 
 @dataclass
 class Measured:
-    """One process and all below it.
+    """A process and all its descendants.
 
-    ``durable``: rows on disk, by the seconds since it was started. ``cpu``: its processes' names
-    and seconds of CPU time, by number.
+    ``seconds``: from start to exit. ``durable``: (seconds since the start, rows on disk). ``cpu``:
+    name and seconds of CPU time of each process, by its id.
     """
 
     seconds: float = 0.0
@@ -34,19 +34,19 @@ class Measured:
 
     @property
     def first_durable(self) -> float | None:
-        """When the first row was on disk."""
+        """Seconds until the first row was on disk; None if there was none."""
         return next((at for at, rows in self.durable if rows), None)
 
     @property
     def cpu_by_name(self) -> dict[str, float]:
-        """Seconds of CPU time, by the name of the process."""
-        found: dict[str, float] = {}
+        """Seconds of CPU time by name of process, highest first."""
+        by_name: dict[str, float] = {}
         for name, seconds in self.cpu.values():
-            found[name] = found.get(name, 0.0) + seconds
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+            by_name[name] = by_name.get(name, 0.0) + seconds
+        return dict(sorted(by_name.items(), key=lambda item: -item[1]))
 
     def durable_at(self, seconds: float) -> int:
-        """How many rows were on disk by then."""
+        """Rows on disk ``seconds`` after the start."""
         return max((rows for at, rows in self.durable if at <= seconds), default=0)
 
 
@@ -56,16 +56,19 @@ def run(
     rows_durable: Callable[[], int],
     kill_after: float | None = None,
 ) -> Measured:
-    """Run ``command`` to its end, or kill it after ``kill_after`` seconds; nothing stays behind."""
-    found, started = Measured(), time.monotonic()
+    """Run ``command`` to its end, or kill it and its descendants after ``kill_after`` seconds.
+
+    ``rows_durable`` counts the rows on disk. Raises `EngineError` if the command fails.
+    """
+    measured, started = Measured(), time.monotonic()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(  # noqa: S603 (our own)
             command, stdout=out, stderr=out, env=environment, start_new_session=True
         )
-        watching = threading.Event()
+        ended = threading.Event()
         watcher = threading.Thread(
-            target=_watch, args=(process.pid, found, started, rows_durable, watching)
+            target=_watch, args=(process.pid, measured, started, rows_durable, ended)
         )
         watcher.start()
         try:
@@ -80,34 +83,34 @@ def run(
                 _kill(victim)
             raise
         finally:
-            found.seconds = time.monotonic() - started
-            watching.set()
+            measured.seconds = time.monotonic() - started
+            ended.set()
             watcher.join()
     if code:
         raise EngineError(f"{' '.join(command)} ended with {code}; its output is in {log}")
-    found.durable.append((found.seconds, rows_durable()))
-    return found
+    measured.durable.append((measured.seconds, rows_durable()))
+    return measured
 
 
 def _watch(
     pid: int,
-    found: Measured,
+    measured: Measured,
     started: float,
     rows_durable: Callable[[], int],
     ended: threading.Event,
 ) -> None:
-    looked = 0.0
+    memory_read = 0.0
     while not ended.wait(POLL_SECONDS):
         now = time.monotonic() - started
-        found.durable.append((now, rows_durable()))
+        measured.durable.append((now, rows_durable()))
         tree = _tree(pid)
         for process in tree:
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                found.cpu[process.pid] = (_name(process), times.user + times.system)
-        if now - looked > MEMORY_SECONDS:
-            looked = now
-            found.peak_bytes = max(found.peak_bytes, sum(map(_memory, tree)))
+                measured.cpu[process.pid] = (_name(process), times.user + times.system)
+        if now - memory_read > MEMORY_SECONDS:
+            memory_read = now
+            measured.peak_bytes = max(measured.peak_bytes, sum(map(_memory, tree)))
 
 
 def _tree(pid: int) -> list[psutil.Process]:
@@ -119,11 +122,11 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _name(process: psutil.Process) -> str:
-    """A word for what it is; Ray's workers are called by what they do."""
+    """A short name for ``process``; Ray's workers are named by what they run."""
     title = " ".join(process.cmdline()[:3])
     if "ray::" in title:
-        what = title.split("ray::")[1].split(".")[0].strip()
-        return "tasks: read, write" if what.startswith(TASKS) else what
+        name = title.split("ray::")[1].split(".")[0].strip()
+        return "tasks: read, write" if name.startswith(TASK_NAMES) else name
     for part in ("raylet", "gcs_server", "VLLM::EngineCore"):
         if part in title:
             return part
@@ -131,7 +134,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Its share of memory: what processes share is divided among them."""
+    """Proportional set size in bytes: shared memory is divided among its processes."""
     try:
         return int(process.memory_full_info().pss)
     except psutil.Error:

@@ -1,9 +1,9 @@
-"""What the pipeline itself takes: an engine that answers at once, all else as it is.
+"""The pipeline's own cost, with an engine that answers at once.
 
     python -m jobs.bench overhead
 
-Pairs of runs of different size, so that what both spend on starting and stopping falls out; seconds
-of CPU time are those of all processes, by what they are.
+Runs come in pairs of different size: in their difference, the time to start and stop cancels out.
+CPU time is that of all processes, by name.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from jobs.bench.engines import FileRows, write_prompts
 from jobs.bench.measure import Measured, run
 from jobs.bench.tables import keep, markdown, spread
 
-GPU_TOKENS_PER_SECOND = 2000  # of one H200, for the share of its time that a token costs here
-MENTIONED = 0.02  # the least share that has a line
+GPU_TOKENS_PER_SECOND = 2000  # of one H200, to express costs as a share of its time
+MIN_SHOWN_SHARE = 0.02
 
 
 def measure(folder: Path, rows: int, tokens: int, replicas: int) -> Measured:
-    """One run."""
+    """Run ``rows`` rows of ``tokens`` tokens each (median) on ``replicas`` engines."""
     prompts, output = folder / f"prompts-{rows}", folder / "output"
     folder.mkdir(parents=True, exist_ok=True)
     if not prompts.exists():
@@ -50,13 +50,9 @@ def measure(folder: Path, rows: int, tokens: int, replicas: int) -> Measured:
 
 
 def main(args: argparse.Namespace, folder: Path) -> None:
-    """Run both sizes in turn, so often; print what the difference took."""
-    rows, seconds, starts, cpu = (
-        2 * args.rows,
-        list[float](),
-        list[float](),
-        list[dict[str, float]](),
-    )
+    """Run both sizes in turn, ``args.runs`` times; print the cost of their difference."""
+    rows, cpu = 2 * args.rows, list[dict[str, float]]()
+    seconds, starts = list[float](), list[float]()
     for _ in range(args.runs):
         small, large = (
             measure(folder / "overhead", size, args.tokens, args.replicas)
@@ -67,7 +63,10 @@ def main(args: argparse.Namespace, folder: Path) -> None:
         names = {*small.cpu_by_name, *large.cpu_by_name}
         cpu.append({n: large.cpu_by_name.get(n, 0) - small.cpu_by_name.get(n, 0) for n in names})
         print(seconds[-1], sum(cpu[-1].values()), file=sys.stderr)
-    gpu_seconds, whole = rows * args.tokens / GPU_TOKENS_PER_SECOND, [sum(c.values()) for c in cpu]
+    gpu_seconds, cpu_seconds = (
+        rows * args.tokens / GPU_TOKENS_PER_SECOND,
+        [sum(c.values()) for c in cpu],
+    )
     shares = {
         name: statistics.median(c.get(name, 0) / sum(c.values()) for c in cpu)
         for name in {name for c in cpu for name in c}
@@ -77,12 +76,12 @@ def main(args: argparse.Namespace, folder: Path) -> None:
         ["rows/s", spread([rows / s for s in seconds])],
         ["to start and stop, s", spread(starts)],
         [f"seconds here, {of_gpu}", spread([s / gpu_seconds for s in seconds], ".2%")],
-        [f"CPU seconds, {of_gpu}", spread([s / gpu_seconds for s in whole], ".2%")],
-        ["CPU seconds for 1,000 rows", spread([1000 * s / rows for s in whole], ".2f")],
+        [f"CPU seconds, {of_gpu}", spread([s / gpu_seconds for s in cpu_seconds], ".2%")],
+        ["CPU seconds for 1,000 rows", spread([1000 * s / rows for s in cpu_seconds], ".2f")],
         *(
             [f"of these: {name or 'others'}", f"{share:.0%}"]
             for name, share in sorted(shares.items(), key=lambda item: -item[1])
-            if share > MENTIONED
+            if share > MIN_SHOWN_SHARE
         ),
     ]
     head = [f"{rows:,} rows of {args.tokens:,} tokens, {os.cpu_count()} cores", ""]

@@ -1,9 +1,9 @@
-"""How rows wait at engines, computed rather than run: block sizes, rows in flight, stealing, order.
+"""How rows wait at engines, computed: block sizes, rows in flight, stealing, order.
 
     python -m jobs.bench queues
 
-The same engines and lengths as in `jobs.bench.tails`, without the pipeline, in seconds instead of
-minutes: what to expect of it, and of 64 engines, which would not fit on the machine.
+The engines and lengths of `jobs.bench.tails` without the pipeline: in seconds instead of minutes,
+and for 64 engines, which one machine can't run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jobs.bench.tails import (
     SLOTS,
     STEP_SECONDS,
 )
-from pipeline.execution.run import oversubscription
+from pipeline.execution.block_sizes import oversubscription
 from pipeline.input.longest_first import LONGEST_FIRST_WAVES
 
 
@@ -60,7 +60,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Way:
-    """How rows come to engines: ``oversubscription`` of slots in flight, in blocks that hold their places."""
+    """How rows come to engines.
+
+    ``oversubscription``: rows in flight for each slot, in blocks that hold their places.
+    """
 
     block_rows: int
     oversubscription: float
@@ -68,57 +71,74 @@ class Way:
     ordered: bool = False
 
 
-def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, way: Way) -> float:
-    """The share of the bound (see `jobs.bench.tails`) that ``way`` reaches."""
-    engine_pool = [Engine() for _ in range(engines)]
-    rows = list(range(len(lengths)))
-    if way.ordered:
-        last = LONGEST_FIRST_WAVES * SLOTS * engines
-        rows[-last:] = sorted(rows[-last:], key=lambda row: -guesses[row])
-    size = way.block_rows
-    blocks = [rows[i : i + size] for i in range(0, len(rows), size)][::-1]
-    of = {row: (number, len(block)) for number, block in enumerate(blocks) for row in block}
-    left = {number: len(block) for number, block in enumerate(blocks)}
-    owner: dict[int, Engine] = {}
-    most = max(2, math.ceil(way.oversubscription * SLOTS / size))
+class Pool:
+    """Engines and the blocks that wait for them; ``order``: the rows as they are given out."""
 
-    def give_blocks() -> None:
-        while blocks:
-            engine = min(engine_pool, key=lambda engine: engine.blocks)
-            if engine.blocks == most:
+    def __init__(self, lengths: Sequence[int], order: list[int], engines: int, way: Way) -> None:
+        self._lengths, self._way = lengths, way
+        self._engines = [Engine() for _ in range(engines)]
+        size = way.block_rows
+        self._blocks = [order[i : i + size] for i in range(0, len(order), size)][::-1]
+        self._block_of = {row: n for n, block in enumerate(self._blocks) for row in block}
+        self._rows_left = {n: len(block) for n, block in enumerate(self._blocks)}
+        self._owner: dict[int, Engine] = {}
+        self._most_blocks = max(2, math.ceil(way.oversubscription * SLOTS / size))
+
+    def run(self) -> float:
+        """The seconds until all rows have ended."""
+        now = 0.0
+        self._give_blocks()
+        self._fill_all(now)
+        while (engine := min(self._engines, key=lambda engine: engine.next_end)).running:
+            now = engine.next_end
+            engine.advance(now)
+            self._end_row(heapq.heappop(engine.running)[1])
+            self._fill_all(now)
+        return now
+
+    def _end_row(self, row: int) -> None:
+        block = self._block_of[row]
+        self._rows_left[block] -= 1
+        if not self._rows_left[block]:
+            self._owner[block].blocks -= 1
+            self._give_blocks()
+
+    def _give_blocks(self) -> None:
+        while self._blocks:
+            engine = min(self._engines, key=lambda engine: engine.blocks)
+            if engine.blocks == self._most_blocks:
                 return
-            block = blocks.pop()
+            block = self._blocks.pop()
             engine.blocks += 1
             engine.queue += block
-            owner[of[block[0]][0]] = engine
+            self._owner[self._block_of[block[0]]] = engine
 
-    def fill(engine: Engine, now: float) -> None:
+    def _fill_all(self, now: float) -> None:
+        for engine in self._engines:
+            self._fill(engine, now)
+
+    def _fill(self, engine: Engine, now: float) -> None:
         while len(engine.running) < SLOTS:
             source = engine
-            if not engine.queue and way.steals and not blocks:
-                source = max(engine_pool, key=lambda other: len(other.queue))
+            if not engine.queue and self._way.steals and not self._blocks:
+                source = max(self._engines, key=lambda other: len(other.queue))
             if not source.queue:
                 return
             engine.advance(now)
             row = source.queue.pop(0)
-            heapq.heappush(engine.running, (engine.steps + lengths[row], row))
+            heapq.heappush(engine.running, (engine.steps + self._lengths[row], row))
 
-    now = 0.0
-    give_blocks()
-    for engine in engine_pool:
-        fill(engine, now)
-    while (engine := min(engine_pool, key=lambda engine: engine.next_end)).running:
-        now = engine.next_end
-        engine.advance(now)
-        number = of[heapq.heappop(engine.running)[1]][0]
-        left[number] -= 1
-        if not left[number]:
-            owner[number].blocks -= 1
-            give_blocks()
-        for other in engine_pool:
-            fill(other, now)
-    work = sum(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS * SLOTS) / SLOTS / engines
-    return max(work, max(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS)) / now
+
+def efficiency(lengths: Sequence[int], guesses: Sequence[float], engines: int, way: Way) -> float:
+    """The share of the bound (see `jobs.bench.tails`) that ``way`` reaches."""
+    rows = list(range(len(lengths)))
+    if way.ordered:
+        last = LONGEST_FIRST_WAVES * SLOTS * engines
+        rows[-last:] = sorted(rows[-last:], key=lambda row: -guesses[row])
+    seconds = Pool(lengths, rows, engines, way).run()
+    full = sum(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS * SLOTS) / SLOTS / engines
+    longest = max(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS)
+    return max(full, longest) / seconds
 
 
 def draw(rows: int, seed: int) -> tuple[list[int], list[float]]:

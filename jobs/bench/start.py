@@ -1,9 +1,9 @@
-"""From the command to the first token and to the exit, and what of it is whose.
+"""The time from the command to the first token and to the exit, step by step.
 
     python -m jobs.bench start
 
-A few short rows, by the small model: what a run spends besides its rows. Beside it vLLM by itself,
-a process that loads the model, generates the same rows and ends.
+A few short rows on the small model show what a run spends besides generating. For comparison, vLLM
+alone loads the model, generates the same rows and exits.
 """
 
 import argparse
@@ -16,10 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-import ray
 import yaml
 
 from jobs.bench.engines import Bench, Setting
@@ -28,61 +26,62 @@ from pipeline.config.load import load_config
 from pipeline.config.run_config import RunConfig
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import PreparedRun, prepare
+from pipeline.monitor.coordinator import CoordinatorClient
 
 ROWS, MAX_TOKENS, SLOTS = 8, 64, 64
 POLL_SECONDS = 0.05
-# What is told of a run, in order: by which name, and what has happened by then.
+# Steps of a run in order: name, and what has happened by then.
 MARKS = {
-    "imported": "Python has started, all is imported",
+    "imported": "Python has started and imported everything",
     "prepared": "config, shards and output are checked",
-    "planned": "Ray is up, the plan is made",
+    "planned": "Ray runs, the plan is made",
     "first_engine": "an engine is ready",
     "all_engines": "all engines are ready",
-    "first_token": "the first tokens are there",
+    "first_token": "the first tokens are reported",
     "written": "all rows are written, engines have shut down",
     "exit": "the process has ended",
 }
 
 
 def measure(path: str) -> dict[str, float]:
-    """Run a config in this process; seconds since its start, by `MARKS`."""
-    begun = psutil.Process().create_time()
+    """Run a config in this process; returns seconds since its start, by names of `MARKS`."""
+    process_start = psutil.Process().create_time()
     marks: dict[str, float] = {}
 
     def mark(name: str) -> None:
-        marks.setdefault(name, time.time() - begun)
+        marks.setdefault(name, time.time() - process_start)
 
     mark("imported")
     config = load_config(path)
 
     def prepared(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
-        job = prepare(config, may_change)
+        run = prepare(config, may_change)
         mark("prepared")
-        return job
+        return run
 
     @contextmanager
-    def watch(coordinator: Any, rows: int, tier: str) -> Iterator[None]:  # noqa: ARG001
+    def watch(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:  # noqa: ARG001
         mark("planned")
-        over = threading.Event()
+        ended = threading.Event()
 
-        def look() -> None:
-            while not over.wait(POLL_SECONDS):
-                snapshot = ray.get(coordinator.snapshot.remote())
+        def poll() -> None:
+            while not ended.wait(POLL_SECONDS):
+                snapshot = coordinator.snapshot()
                 if snapshot.engines:
                     mark("first_engine")
-                if snapshot.engines >= config.engine.replicas:
+                if len(snapshot.engines) >= config.engine.replicas:
                     mark("all_engines")
                 if snapshot.totals.spent_tokens:
                     mark("first_token")
                     return
 
-        looking = threading.Thread(target=look)
-        looking.start()
+        poller = threading.Thread(target=poll)
+        poller.start()
         try:
             yield
         finally:
-            over.set()
-            looking.join()
+            ended.set()
+            poller.join()
         mark("written")
 
     flow.prepare = prepared  # type: ignore[attr-defined]
@@ -91,14 +90,14 @@ def measure(path: str) -> dict[str, float]:
 
 
 def main(args: argparse.Namespace, folder: Path) -> None:
-    """Measure some runs; print what each step took."""
+    """Measure ``args.runs`` runs; print the time of each step."""
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return
-    bench, found, raw = Bench(Setting(ROWS, MAX_TOKENS, SLOTS), folder / "start"), [], []
+    bench, ours, raw = Bench(Setting(ROWS, MAX_TOKENS, SLOTS), folder / "start"), [], []
     for _ in range(args.runs):
         output = folder / "start" / "output"
-        shutil.rmtree(output, ignore_errors=True)  # the other's
+        shutil.rmtree(output, ignore_errors=True)  # raw vLLM wrote there
         path = bench.config(output)
         config = yaml.safe_load(path.read_text())
         config["engine"]["replicas"] = args.replicas
@@ -107,15 +106,15 @@ def main(args: argparse.Namespace, folder: Path) -> None:
         command = [sys.executable, "-m", "jobs.bench", "start", "--measure", str(path)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)  # noqa: S603 (our own)
         marks = json.loads(done.stdout.splitlines()[-1])
-        found.append({**marks, "exit": time.monotonic() - started})
+        ours.append({**marks, "exit": time.monotonic() - started})
         raw.append(bench.run("raw").seconds)
-        print(found[-1], raw[-1], file=sys.stderr)
-    lines, before = list[list[str]](), [0.0] * len(found)
-    for name, what in MARKS.items():
-        at = [marks[name] for marks in found]
+        print(ours[-1], raw[-1], file=sys.stderr)
+    lines, before = list[list[str]](), [0.0] * len(ours)
+    for name, meaning in MARKS.items():
+        at = [marks[name] for marks in ours]
         took = [now - then for now, then in zip(at, before, strict=True)]
-        lines.append([what, spread(at, ".1f"), spread(took, ".1f")])
+        lines.append([meaning, spread(at, ".1f"), spread(took, ".1f")])
         before = at
-    lines.append(["vLLM by itself, start to exit", spread(raw, ".1f"), ""])
+    lines.append(["vLLM alone, start to exit", spread(raw, ".1f"), ""])
     head = [f"engines: {args.replicas}, rows: {ROWS}", "at, s", "took, s"]
-    keep(folder, "start", markdown(head, lines), {"ours": found, "raw": raw})
+    keep(folder, "start", markdown(head, lines), {"ours": ours, "raw": raw})

@@ -1,4 +1,4 @@
-"""Results as they are kept (JSON) and shown (Markdown)."""
+"""Results: kept as JSON, shown as Markdown."""
 
 import json
 import os
@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.markdown import RIGHT, table_lines
 from pipeline.output.manifest import software_versions
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """The median and, of several values, how far they range."""
+    """The median and, for several values, their range."""
     if len(values) < 2:
         return f"{values[0]:{form}}" if values else "–"
     low, high = min(values), max(values)
@@ -22,12 +23,11 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the first column is text, the others are figures."""
-    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
-    return "\n".join([lines[0], "|---" + "|---:" * (len(head) - 1) + "|", *lines[1:]])
+    return "\n".join(table_lines(head, rows, RIGHT))
 
 
 def keep(folder: Path, name: str, table: str, figures: Mapping[str, Any]) -> None:
-    """Print ``table``; write it, and ``figures`` with what machine and versions they are of."""
+    """Print ``table``, and write it to ``folder`` with its ``figures``, machine and versions."""
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "platform": platform.platform()},

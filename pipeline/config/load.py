@@ -15,9 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import (
-    unknown_key,
-)
+from pipeline.config.sections import unknown_key
 from pipeline.errors import ConfigError
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -97,7 +95,7 @@ def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
         return f"{path}: {error['msg']}"
     if error["type"] == "string_type":
         return f"{path}: must be text (in YAML, put quotes around it if it begins with a brace)"
-    message: str = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ").removeprefix(f"{path}: ")
     if isinstance(error["input"], Mapping):  # all of a section would be no help
         return f"{path}: {message}" if path else message
     return f"{path}: {message} (got {error['input']!r})"

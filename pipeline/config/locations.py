@@ -1,4 +1,4 @@
-"""Locations that a configuration may name: any but those with credentials in them; no I/O."""
+"""Locations in a configuration, refused if they contain credentials; no I/O."""
 
 import re
 from typing import Annotated
@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-# Names and passwords before a host (a secret key may hold slashes), and what signed URLs have.
+# A user name and password before the host (a secret key may contain slashes), and the parameters
+# of signed URLs.
 USERS = re.compile(r"://[^@?#]*:[^@?#]*@|https?://[^/?#]*@")
 SIGNED = re.compile(
     r"[?&](x-amz-\w+|x-goog-\w+|AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|signature|sig|token|key)=",
@@ -16,7 +17,10 @@ NO_USERS = ("github://",)  # organisation:repository@revision
 
 
 def _without_credentials(url: str) -> str:
-    """A configuration is kept, copied and shown; what it holds is no secret."""
+    """``url``, unless it contains credentials: configurations are stored, copied and shown.
+
+    Raises `PydanticCustomError`.
+    """
     has_user = USERS.search(url) and not url.startswith(NO_USERS)
     if has_user or SIGNED.search(url):
         raise PydanticCustomError(

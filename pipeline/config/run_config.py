@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.answers.formats import format_asked_for, parsed_formats
 from pipeline.config.sections import (
     AnswerConfig,
     EngineConfig,
@@ -15,25 +16,11 @@ from pipeline.config.sections import (
     PricesConfig,
     PromptConfig,
     RayConfig,
-    SamplingConfig,
     Section,
-    ThinkingConfig,
 )
+from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
 from pipeline.reasoning.think_format import ThinkFormat
-
-SUFFIXES = {
-    "math": r"Please reason step by step, and put your final answer within \boxed{}.",
-    "choice": (
-        "Please show your choice in the `answer` field with only the choice letter, "
-        'e.g.,`"answer": "C"`.'
-    ),
-    "json": "Please give your answer as JSON that matches this schema: {schema}",
-}
-
-
-# What the answers of each format are to be asked for with.
-FORMS = {"boxed": "math", "choice": "choice", "json": "json"}
 
 
 class RunConfig(Section):
@@ -43,35 +30,40 @@ class RunConfig(Section):
     output: OutputConfig
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    thinking: ThinkingConfig = ThinkingConfig()
+    sampling: SamplingPolicy = Field(SamplingPolicy(), validate_default=True)
+    thinking: ThinkingPolicy = ThinkingPolicy()
     answer: AnswerConfig = AnswerConfig()
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
     prices: PricesConfig = PricesConfig()
     ray: RayConfig = RayConfig()
 
-    @property
-    def policy(self) -> SamplingPolicy:
-        """The preset's sampling policy with this run's overrides."""
-        preset = PRESETS[self.model.preset].sampling
-        overrides = self.sampling.model_dump(exclude_none=True)
-        return SamplingPolicy(**{**preset.__dict__, **overrides})
+    @field_validator("sampling")
+    @classmethod
+    def _with_preset_values(cls, sampling: SamplingPolicy, info: ValidationInfo) -> SamplingPolicy:
+        """The preset's value for every parameter that the config does not set.
+
+        ``model_fields_set`` stays what the config sets: jobs may decide the rest.
+        """
+        model = info.data.get("model")
+        if model is None:  # it has an error of its own
+            return sampling
+        given = sampling.model_dump(exclude_unset=True)
+        values = {**dict(PRESETS[model.preset].sampling), **given}
+        return SamplingPolicy.model_construct(_fields_set=set(given), **values)
 
     @property
     def think_format(self) -> ThinkFormat:
-        """How the model's output comes apart: as the run says, or the preset."""
+        """What divides thinking from answer: ``model.format``, else the preset's format."""
         if self.model.format is None:
             return PRESETS[self.model.preset].think_format
         return ThinkFormat(**self.model.format.model_dump())
 
     @property
     def suffix_text(self) -> str | None:
-        """What is added to the user's turn: a named suffix spelled out."""
-        suffix = self.prompt.suffix
-        if suffix is None or suffix not in SUFFIXES:
-            return suffix
-        return SUFFIXES[suffix].replace("{schema}", self.answer.schema_text or "")
+        """The text after the user's turn, a named suffix spelled out."""
+        asked_for = format_asked_for(self.prompt.suffix, self.answer.load_format())
+        return self.prompt.suffix if asked_for is None else asked_for.suffix
 
     @model_validator(mode="after")
     def _asks_for_what_there_is(self) -> Self:
@@ -79,29 +71,26 @@ class RunConfig(Section):
         columns = (named.prompt_column, named.messages_column, named.tools_column)
         if self.prompt.template is not None and any(columns):
             raise ValueError("prompt.template makes the prompt; no input column can be set besides")
-        if self.prompt.suffix == "json" and self.answer.format != "json":
-            raise ValueError("prompt.suffix json needs answer.format json and its schema")
+        suffix, answer_format = self.prompt.suffix, self.answer.load_format()
+        asked_for = format_asked_for(suffix, answer_format)
+        if asked_for is not None and asked_for.needs_schema and asked_for.form is None:
+            raise ValueError(f"prompt.suffix {suffix} needs answer.format {suffix} and its schema")
         if self.limits.cost is not None and self.prices.gpu_hour is None:
             raise ValueError("limits.cost needs prices.gpu_hour")
         agree = self.sampling.agree
-        if agree is not None and self.answer.format == "text":
-            raise ValueError("sampling.agree needs an answer.format: boxed, choice or json")
-        if agree is not None and agree > self.policy.n:
-            raise ValueError(f"sampling.agree is {agree}, more than sampling.n, {self.policy.n}")
+        if agree is not None and not answer_format.is_parsed:
+            raise ValueError(f"sampling.agree needs an answer.format: {parsed_formats()}")
+        if agree is not None and agree > self.sampling.n:
+            raise ValueError(f"sampling.agree is {agree}, more than sampling.n, {self.sampling.n}")
         return self
 
     @property
     def warnings(self) -> Iterator[str]:
-        """What is allowed but probably not meant, each naming its setting."""
-        yield from warnings(self.policy, self.model.preset)
-        if self.engine.vllm.get("trust_remote_code"):
-            yield (
-                "engine.vllm.trust_remote_code: code that comes with the model runs on every node; "
-                "set model.revision to the commit that you have read"
-            )
-        form = FORMS.get(self.answer.format)
-        if form is not None and self.prompt.suffix is None:
+        """Settings that are allowed but probably a mistake, each by name."""
+        yield from warnings(self.sampling, self.model.preset)
+        suffix = self.answer.load_format().suffix_name
+        if suffix is not None and self.prompt.suffix is None:
             yield (
                 f"answer.format is {self.answer.format}, and no prompt.suffix asks for it; unless "
-                f"your prompts do, set prompt.suffix={form}"
+                f"your prompts do, set prompt.suffix={suffix}"
             )

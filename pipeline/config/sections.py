@@ -1,4 +1,4 @@
-"""The sections of a run's configuration, as `pipeline.config.load` reads them; no I/O but a schema's."""
+"""The sections of a run's configuration; no I/O, except that a schema may be in a file."""
 
 import difflib
 import re
@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.answers.formats import AnswerFormat
-from pipeline.answers.json_schema import JsonForm, form_of
+from pipeline.answers.base import AnswerFormat
+from pipeline.answers.formats import answer_format, parsed_formats
+from pipeline.answers.json_schema import form_of
 from pipeline.config.locations import Location
 from pipeline.prompts.template import columns_of
-from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PresetName
 from pipeline.schema import TRACE_COLUMNS
 
@@ -23,35 +23,56 @@ class Section(BaseModel):
 
 
 class InputConfig(Section):
-    """Where the prompts are: Parquet files, and the columns that hold them.
+    """The prompts: Parquet files, and the columns that hold them."""
 
-    With neither column named, ``prompt`` (text) or ``messages`` (list of {role, content}) is
-    taken, whichever the files have.
-    """
-
-    path: Location = Field(description="folder, file or glob; local, s3:// or any fsspec URL")
-    prompt_column: str | None = None
-    messages_column: str | None = None
-    tools_column: str | None = None
+    path: Location = Field(
+        description="Folder, file or glob of Parquet files; local, `s3://` or any fsspec URL."
+    )
+    prompt_column: str | None = Field(
+        None,
+        description="Text column with the prompt. Default: `prompt` or `messages`, whichever the "
+        "files have.",
+    )
+    messages_column: str | None = Field(
+        None,
+        description="Column with a list of `{role, content}`; earlier turns, `tool_calls` and so "
+        "on are kept.",
+    )
+    tools_column: str | None = Field(
+        None,
+        description="Column with tool definitions: a list of objects, or JSON text of one. Default "
+        "for messages: `tools`, if there is one.",
+    )
     length_column: str | None = Field(
-        None, description="numbers that say how long the traces will be, an earlier run's or a "
-        "guess: at the end of the run the longest go first"
-    )  # fmt: skip
+        None,
+        description="Numeric column that predicts trace lengths, such as an earlier run's tokens "
+        "or a guess. The last rows of the run start longest first, so no engine waits for a long "
+        "trace that began late.",
+    )
     dedupe: bool = Field(
-        False, description="generate one of the rows with the same prompt, copy its traces to all"
+        False,
+        description="Generate rows with identical model input once, and copy the traces to the "
+        "others.",
     )
 
 
 class OutputConfig(Section):
-    """Where the traces go, and in what shape."""
+    """The traces: where they go, and in what shape."""
 
-    path: Location = Field(description="folder; local, s3:// or any fsspec URL")
-    rows_per_part: Annotated[int, Field(ge=1)] = 4096
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
-        30, description="how often each engine saves the tokens of its running traces"
+    path: Location = Field(
+        description="Folder for this run alone; local, `s3://` or any fsspec URL."
     )
-    raw_text: bool = Field(False, description="also keep the output text as it came, in `raw`")
-    rename: dict[str, str] = Field(default_factory=dict, description="our column: your name for it")
+    rows_per_part: Annotated[int, Field(ge=1)] = Field(
+        4096, description="Input rows of one output file."
+    )
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+        30, description="Seconds between two saves of running traces, for each engine."
+    )
+    raw_text: bool = Field(False, description="Keep the unsplit output text, in the column `raw`.")
+    rename: dict[str, str] = Field(
+        default_factory=dict,
+        description="New names for output columns that clash with yours, as `state: trace_state`.",
+    )
 
     @field_validator("rename")
     @classmethod
@@ -62,7 +83,7 @@ class OutputConfig(Section):
         taken = [rename.get(name, name) for name in TRACE_COLUMNS]
         twice = {name for name in taken if taken.count(name) > 1}
         if twice:
-            raise ValueError(f"two columns would be called {', '.join(sorted(twice))}")
+            raise ValueError(f"two columns would be named {', '.join(sorted(twice))}")
         return rename
 
 
@@ -70,15 +91,27 @@ Tag = Annotated[str, Field(min_length=1)]
 
 
 class FormatConfig(Section):
-    """How the model's thinking and answer lie in its output; all None: it does not think."""
+    """The marks between thinking and answer; without any, the model does not think."""
 
-    open: Tag | None = Field(None, description="begins the thinking, in the prompt or the output")
-    close: Tag | None = Field(None, description="ends the thinking")
-    close_pattern: Tag | None = Field(
-        None, description="a regular expression where it ends in several ways; the last one divides"
+    open: Tag | None = Field(
+        None, description="Begins the thinking; the template or the model writes it."
     )
-    answer_open: Tag | None = Field(None, description="begins the answer")
-    answer_close: Tag | None = Field(None, description="ends the answer")
+    close: Tag | None = Field(
+        None,
+        description="Ends the thinking, at its first occurrence. Also closes thinking that runs "
+        "out of tokens.",
+    )
+    close_pattern: Tag | None = Field(
+        None,
+        description="Regular expression for models that end thinking in several ways; the last "
+        "match divides. Then the pipeline alone writes `close`.",
+    )
+    answer_open: Tag | None = Field(
+        None, description="Begins the answer; left out of the column `answer`."
+    )
+    answer_close: Tag | None = Field(
+        None, description="Ends the answer; left out of the column `answer`."
+    )
 
     @field_validator("close_pattern")
     @classmethod
@@ -86,263 +119,233 @@ class FormatConfig(Section):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
         return pattern
 
     @model_validator(mode="after")
     def _closes(self) -> Self:
         if self.close is None:
             if self.model_dump(exclude_none=True):
-                raise ValueError("close, which ends the thinking, is missing")
+                raise ValueError("close is missing; it ends the thinking")
         elif self.close_pattern is not None:
             if re.search(self.close_pattern, ""):
-                raise ValueError("close_pattern matches where there is nothing")
+                raise ValueError("close_pattern matches empty text")
             if not re.search(self.close_pattern, self.close, re.MULTILINE):
-                raise ValueError("close_pattern does not match close")
+                raise ValueError("close_pattern does not match close, which it must")
         return self
 
 
 class ModelConfig(Section):
-    """Which weights, and which preset their family has."""
+    """The weights, and the preset of their family."""
 
     path: Location = Field(
-        description="Hugging Face name, folder, s3:// URL, or built in: qwq-nano, qwq-nano-preview"
+        description="Hugging Face name, folder or `s3://` URL; built in: `qwq-nano`, "
+        "`qwq-nano-preview`."
     )
-    preset: PresetName = "qwq-32b"
-    format: FormatConfig | None = Field(None, description="in place of the preset's")
-    revision: str | None = None
-    lora: Location | None = Field(None, description="a LoRA adapter: folder or Hugging Face name")
+    preset: PresetName = Field(
+        "qwq-32b", description="Sampling defaults, and how thinking and answer are split."
+    )
+    format: FormatConfig | None = Field(
+        None, description="Replaces the preset's marks between thinking and answer."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model.")
+    lora: Location | None = Field(
+        None, description="LoRA adapter: a folder or a Hugging Face name."
+    )
 
 
 class PromptConfig(Section):
-    """What is added to every prompt, or makes it."""
+    """Text that makes the prompt, or is added to it."""
 
     template: str | None = Field(
         None,
-        description="the user turn, with columns of the row in braces: {text}, or {text:document} "
-        "for the text between <document> tags; in place of input.prompt_column",
+        description="The user turn, with columns in braces: `Translate {text:document} into "
+        "{language}.` With a tag, the text stands between `<document>` and `</document>`, or other "
+        "tags if it contains these. Replaces `input.prompt_column`.",
     )
-    system: str | None = None
+    system: str | None = Field(None, description="System turn of rows that have none.")
     suffix: str | None = Field(
         None,
-        description="text after the (last) user turn; math and choice are Qwen's own, json names "
-        "the schema",
+        description="Text after the last user turn. `math` and `choice` stand for Qwen's own "
+        "wordings, `json` for one with the schema.",
     )
 
     @field_validator("template")
     @classmethod
     def _names_columns(cls, template: str | None) -> str | None:
         if template is not None and not columns_of(template):
-            raise ValueError("names no column, so that all rows would have the same prompt")
+            raise ValueError("names no column, so all rows would have the same prompt")
         return template
 
 
-class SamplingConfig(Section):
-    """Overrides of the preset's sampling policy; None keeps the preset's value."""
-
-    n: Annotated[int, Field(ge=1, le=4096)] | None = None
-    agree: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="draw a row's samples until so many agree, n at most; None: always n"
-    )
-    temperature: Annotated[float, Field(ge=0.05, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _not_greedy(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and value == 0:
-            raise ValueError("0 is greedy decoding, with which reasoning models loop; QwQ has 0.6")
-        return value
-
-    @field_validator("top_k")
-    @classmethod
-    def _not_one(cls, value: int | None) -> int | None:
-        if value == 1:
-            raise ValueError(
-                "1 is greedy decoding, with which reasoning models loop; QwQ has 20 to 40"
-            )
-        return value
-
-
-class ThinkingConfig(Section):
-    """How long a trace may think, and what is done about one that does not come to an end."""
-
-    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="thinking is closed after so many; None: what sampling.max_tokens leaves"
-    )
-    rescue: bool = Field(True, description="close thinking that runs out or loops, and answer")
-    answer_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048, description="for the answer after thinking was closed"
-    )
-    detect_loops: bool = Field(True, description="end a trace that goes in circles")
-    loop_retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        1, description="how often a trace that goes in circles begins again, before it is closed"
-    )
-    loop_presence_penalty: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.5, description="with at least this presence penalty"
-    )
-
-    @property
-    def policy(self) -> ThinkingPolicy:
-        """The same for `pipeline.reasoning.policy`."""
-        return ThinkingPolicy(**self.model_dump())
-
-
 class AnswerConfig(Section):
-    """The form in which answers are read by machines, and what they are compared with."""
+    """The format in which programs read the answers, and the column to compare them with."""
 
-    format: AnswerFormat = "text"
+    format: str = Field(
+        "text",
+        description="`text` (programs do not read it), `boxed`, `choice`, `json`, or a format of "
+        "your own as `package.module:Class`.",
+    )
     json_schema: dict[str, Any] | str | None = Field(
         None,
-        description="of JSON answers: a JSON Schema, a file that holds one, or a pydantic model as "
-        "package.module:Class",
+        description="Required by `json`: a JSON Schema, a file that holds one, or a pydantic model "
+        "as `package.module:Class`.",
     )
-    reference_column: str | None = Field(None, description="the input column with the right answer")
+    reference_column: str | None = Field(
+        None, description="Input column with the right answer. Not with format `text`."
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        answer_format(name)
+        return name
 
     @model_validator(mode="after")
-    def _has_a_form(self) -> Self:
-        if self.reference_column is not None and self.format == "text":
-            raise ValueError("reference_column needs a format: boxed, choice or json")
-        if self.format == "json" and self.json_schema is None:
+    def _goes_together(self) -> Self:
+        kind = answer_format(self.format)
+        if self.reference_column is not None and not kind.is_parsed:
+            raise ValueError(f"reference_column needs a format: {parsed_formats()}")
+        if kind.needs_schema and self.json_schema is None:
             raise ValueError(
-                "format json needs json_schema: a JSON Schema, a file that holds one, or a "
-                "pydantic model as package.module:Class"
+                f"format {self.format} needs json_schema: a JSON Schema, a file that holds one, or "
+                "a pydantic model as package.module:Class"
             )
-        if self.format != "json" and self.json_schema is not None:
+        if self.json_schema is not None and not kind.needs_schema:
             raise ValueError(f"json_schema needs format: json, not {self.format}")
-        if self.json_form is not None:
-            self.json_form.check()
+        form = self.load_format().form
+        if form is not None:
+            form.check()
         return self
 
-    @property
-    def json_form(self) -> JsonForm | None:
-        """The schema itself, from wherever it is; None for other formats."""
-        return None if self.json_schema is None else form_of(self.json_schema)
+    def load_format(self) -> AnswerFormat:
+        """The format, with its schema; raises `ValueError` if this process can't load either."""
+        form = None if self.json_schema is None else form_of(self.json_schema)
+        return answer_format(self.format, form)
 
     @property
     def schema_text(self) -> str | None:
-        """The schema as compact JSON text."""
-        return None if self.json_form is None else self.json_form.text
+        """The JSON Schema that answers are generated by, as compact text; None: they are free."""
+        return self.load_format().schema
 
 
 class SimulatedConfig(Section):
     """The simulated engine: no model, for scheduling and fault tests.
 
-    It takes a step for one token of each running sequence; the seconds of a step are the sum of
-    what follows.
+    A step generates one token of each running sequence. It takes the sum of the seconds below.
     """
 
-    tokens_median: Annotated[int, Field(ge=1)] = 200
-    tokens_sigma: Annotated[float, Field(ge=0)] = 0.75
-    seconds_per_token: Annotated[float, Field(ge=0)] = Field(0.0002, description="each step")
+    tokens_median: Annotated[int, Field(ge=1)] = Field(
+        200, description="Median tokens of a trace; lengths are log-normal."
+    )
+    tokens_sigma: Annotated[float, Field(ge=0)] = Field(
+        0.75, description="Standard deviation of the logarithm of the lengths."
+    )
+    seconds_per_token: Annotated[float, Field(ge=0)] = Field(
+        0.0002, description="Seconds of each step."
+    )
     seconds_per_sequence: Annotated[float, Field(ge=0)] = Field(
-        0, description="more for each running sequence"
+        0, description="More seconds for each running sequence."
     )
     seconds_per_kv_token: Annotated[float, Field(ge=0)] = Field(
-        0, description="more for each token of their contexts, which is read from the KV cache"
+        0, description="More seconds for each token of their contexts, read from the KV cache."
     )
     seconds_per_prompt_token: Annotated[float, Field(ge=0)] = Field(
-        0, description="prefill, during which the others wait; of carried tokens too"
+        0,
+        description="Seconds of prefill for each prompt or carried token; other sequences wait.",
     )
     dies_with: str | None = Field(
         None,
-        description="a file: the first engine to see it removes it and dies; a folder: all die",
+        description="A file: the first engine that sees it removes it and dies. A folder: all die.",
     )
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that think in circles until they are ended"
+        0, description="Share of traces that loop until the pipeline ends them."
     )
     endless: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that think until sampling.max_tokens, of new things"
+        0,
+        description="Share of traces that think until `sampling.max_tokens` without repetition.",
     )
     mixes: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that slip into Chinese"
+        0, description="Share of traces that slip into Chinese."
     )
     right: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="the share of traces that answer 42 rather than any number"
+        0, description="Share of traces that answer 42 rather than any number."
     )
     dies_of: str | None = Field(
-        None, description="an engine that gets a prompt with this text dies"
+        None, description="An engine that gets a prompt with this text dies."
     )
     varies: bool = Field(
-        False, description="text of its own each time, as from an engine with other neighbours"
+        False, description="Other text each time, as from an engine with other running sequences."
     )
     log: str | None = Field(
-        None, description="a file to which each engine appends what it generates, as JSON lines"
+        None, description="A file to which each engine appends what it generates, as JSON lines."
     )
-
-
-# The engine argument of vLLM that says what its ranks are: ``mp``, processes; ``ray``, actors.
-BACKEND = "distributed_executor_backend"
 
 
 class EngineConfig(Section):
-    """The engines: how many, how large, on what, and vLLM's own arguments."""
+    """The engines: their kind, how many, how large, on what, and each kind's own settings."""
 
-    # none: what `pipeline.execution.context_tiers` gives to rows that no engine can run.
-    kind: Literal["vllm", "simulated", "none"] = "vllm"
-    device: Literal["gpu", "cpu"] = "gpu"
-    replicas: Annotated[int, Field(ge=1)] = 1
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+    kind: str = Field(
+        "vllm",
+        description="`vllm`; `simulated`, an engine without a model for scheduling and fault "
+        "tests; or an engine of your own, as `package.module:OBJECT`.",
+    )
+    device: Literal["gpu", "cpu"] = Field("gpu", description="What the engines run on.")
+    replicas: Annotated[int, Field(ge=1)] = Field(1, description="Number of engines.")
+    tensor_parallel: Annotated[int, Field(ge=1)] = Field(
+        1, description="GPUs (or CPU processes) that share each layer of one engine."
+    )
+    pipeline_parallel: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Pipeline stages of one engine, each with `tensor_parallel` GPUs; on several "
+        "nodes if none has enough GPUs.",
+    )
     context: Literal["native", "auto"] = Field(
-        "native", description="auto: rows too long for the model's own context run with YaRN"
+        "native",
+        description="`auto`: rows too long for the model's own context run on engines with YaRN.",
     )
     block_rows: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rows that become durable at once; None: as many as sampling.max_tokens "
-        "lets make 60,000 tokens, 256 at most"
-    )  # fmt: skip
+        None,
+        description="Rows that become durable together. Default: as many as `sampling.max_tokens` "
+        "lets make 60,000 tokens (1 with 32,768), 256 at most.",
+    )
     rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rows at one engine at a time; None: as many as keep its slots "
-        "(max_num_seqs) full though blocks hold their places"
-    )  # fmt: skip
-    vllm: dict[str, Any] = Field(default_factory=dict, description="vLLM's AsyncEngineArgs")
+        None,
+        description="Rows at one engine at a time. Default: as many as keep its `max_num_seqs` "
+        "slots full (80 for 64 slots, with blocks of one row).",
+    )
+    vllm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any of vLLM's engine arguments, by its own names: `quantization`, "
+        "`speculative_config`, `load_format`, `max_model_len` … Names are checked before anything "
+        "starts.",
+    )
     simulated: SimulatedConfig = SimulatedConfig()
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _some_engine(cls, kind: Any) -> Any:
-        if kind not in ("vllm", "simulated"):
-            raise ValueError("must be vllm or simulated")
-        return kind
-
-    @model_validator(mode="after")
-    def _only_what_cpus_can(self) -> Self:
-        if self.kind == "vllm" and self.device == "cpu":
-            if self.pipeline_parallel > 1:
-                raise ValueError("pipeline_parallel: vLLM can't on CPUs; set tensor_parallel")
-            if self.vllm.get(BACKEND) == "ray":
-                raise ValueError(f"vllm.{BACKEND}: vLLM has no Ray backend on CPUs; remove it")
-        return self
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of an engine of your own, which checks them."
+    )
 
     @property
     def ranks(self) -> int:
         """GPUs (or CPU processes) of one engine."""
         return self.tensor_parallel * self.pipeline_parallel
 
-    @property
-    def over_nodes(self) -> bool:
-        """Whether an engine's GPUs may be on several nodes."""
-        return self.device == "gpu" and self.vllm.get(BACKEND) == "ray"
-
 
 class LimitsConfig(Section):
-    """Where the run ends though rows are left; the next one goes on."""
+    """Early-stop limits: time, tokens, cost. The next run continues."""
 
     minutes: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="the run is over by then; a minute before (half the time, if that is "
-        "less) the engines save what they have"
-    )  # fmt: skip
+        None,
+        description="Minutes until the run has ended. The engines save their traces a minute "
+        "earlier, or at half of the time if that is later.",
+    )
     output_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="of this run, those of traces that were begun again included"
+        None,
+        description="Tokens generated in this run, including those of traces that were restarted.",
     )
     cost: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of all engines from start to end, in the unit of prices.gpu_hour"
+        None,
+        description="Cost of all engines from start to end, in the currency of `prices.gpu_hour`.",
     )
 
 
@@ -350,15 +353,19 @@ Price = Annotated[float, Field(ge=0)]
 
 
 class PricesConfig(Section):
-    """What things cost, in a currency of your choice; for limits, estimates and reports."""
+    """Prices in a currency of your choice, for limits, estimates and reports."""
 
     gpu_hour: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="one GPU (with device cpu, one CPU process) for an hour"
+        None,
+        description="One GPU for an hour; with `engine.device: cpu`, one CPU process.",
     )
     million_input_tokens: Price | None = Field(
-        None, description="at an API that you compare with; so `estimate` names its price as well"
+        None,
+        description="A million prompt tokens at an API; `estimate` then shows its price too.",
     )
-    million_output_tokens: Price | None = None
+    million_output_tokens: Price | None = Field(
+        None, description="A million output tokens at the same API."
+    )
 
     @model_validator(mode="after")
     def _both_of_the_api(self) -> Self:
@@ -370,12 +377,15 @@ class PricesConfig(Section):
 class RayConfig(Section):
     """The Ray cluster: an address, or a local one for this run."""
 
-    address: str | None = Field(None, description="None: RAY_ADDRESS if set, else a local cluster")
+    address: str | None = Field(
+        None,
+        description="Address of a cluster. Default: `RAY_ADDRESS` if set, else a local cluster.",
+    )
     num_cpus: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="logical CPUs of a local cluster; None: as many as the run needs"
+        None, description="Logical CPUs of a local cluster. Default: as many as the run needs."
     )
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
-        None, description="where Prometheus finds a local cluster's metrics; None: any free port"
+        None, description="Port of a local cluster's Prometheus metrics. Default: any free port."
     )
 
 

@@ -1,4 +1,4 @@
-"""Engines: what an actor asks of one, the real one (vLLM) and a simulated one.
+"""Engines: what an actor asks of one, and the kinds there are. A new kind adds its file and a line.
 
 Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
 """
@@ -6,31 +6,54 @@ Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
 from typing import Any
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines.protocol import Engine, EngineLoad, Report, Request
+from pipeline.config.sections import EngineConfig
+from pipeline.engines.protocol import Engine, EngineLoad, EngineType, OnTokens, Request
+from pipeline.errors import ConfigError, ModelError
+from pipeline.registry import Registry
 
-__all__ = ["Engine", "EngineLoad", "Report", "Request", "build_engine", "engine_slots"]
-DEFAULT_SLOTS = 64
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineLoad",
+    "EngineType",
+    "OnTokens",
+    "Request",
+    "build_engine",
+    "engine_slots",
+    "engine_type",
+]
+ENGINES = Registry[EngineType](
+    "engine.kind",
+    {
+        "vllm": "pipeline.engines.vllm:VLLM",
+        "simulated": "pipeline.engines.simulated:SIMULATED",
+    },
+)
+
+
+def engine_type(engine: EngineConfig) -> EngineType:
+    """The kind that ``engine.kind`` names; raises `ConfigError` if there is none."""
+    try:
+        kind = ENGINES[engine.kind]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(kind, EngineType):
+        raise ConfigError(
+            f"engine.kind {engine.kind} is a {type(kind).__name__}; it must be an object of a "
+            "class derived from pipeline.engines.EngineType"
+        )
+    return kind
 
 
 def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
-    """The engine that the config names."""
-    slots = engine_slots(config)
-    if config.engine.kind == "simulated":
-        from pipeline.engines.simulated import CONTEXT_TOKENS, SimulatedEngine
-
-        context = config.engine.vllm.get("max_model_len", CONTEXT_TOKENS)
-        return SimulatedEngine(
-            config.engine.simulated, config.think_format, slots, tokenizer, context
-        )
-    if config.engine.kind == "none":
-        from pipeline.engines.none import NoEngine
-
-        return NoEngine(config.engine.vllm["max_model_len"])
-    from pipeline.engines.vllm import VllmEngine
-
-    return VllmEngine(config, slots)
+    """Start the engine that the config names; raises `ModelError` if it can't start."""
+    try:
+        kind = engine_type(config.engine)
+    except ConfigError as error:  # this node lacks a module that the driver has
+        raise ModelError(error.message) from None
+    return kind.build(config, tokenizer)
 
 
 def engine_slots(config: RunConfig) -> int:
-    """How many sequences one engine runs at once (``engine.vllm.max_num_seqs``)."""
-    return int(config.engine.vllm.get("max_num_seqs", DEFAULT_SLOTS))
+    """How many sequences one engine runs at once."""
+    return engine_type(config.engine).slots(config.engine)

@@ -1,15 +1,44 @@
-"""What a model takes of memory, from its config.json; pure, no I/O."""
+"""The memory that a model takes, from its config.json; no I/O."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-# Of weights quantized to so many bits, with their scales: bytes for each.
+# Bytes of a quantized weight, its share of the scales included.
 QUANTIZED = {"awq": 0.56, "awq_marlin": 0.56, "gptq": 0.56, "gptq_marlin": 0.56, "fp8": 1.03}
 
 
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What one engine takes of its GPUs' memory, in bytes.
+
+    ``weights``: on all its GPUs together; ``overhead``: on each, besides weights and KV cache;
+    ``token``: the KV cache of one token; ``context``: tokens of the longest trace; ``gpu_share``:
+    the part of a GPU's memory that the engine uses; ``is_exact``: whether the size of the weights
+    is known; ``context_setting``: the setting that shortens the context.
+    """
+
+    weights: float
+    overhead: float
+    token: float
+    context: int
+    gpu_share: float
+    is_exact: bool
+    context_setting: str
+
+    @property
+    def trace(self) -> float:
+        """Bytes of the KV cache for one trace of full length."""
+        return self.context * self.token
+
+    def kv_cache(self, gpu: float, ranks: int) -> float:
+        """Bytes left for the KV cache on ``ranks`` GPUs of ``gpu`` bytes; negative: too few."""
+        return ranks * (gpu * self.gpu_share - self.overhead) - self.weights
+
+
 def parameters(model: Mapping[str, Any]) -> tuple[int, int]:
-    """The parameters of a Qwen2-like model: in the layers' matrices, and in the embeddings."""
+    """The parameters of a Qwen2-like model: in its layers' matrices, and in its embeddings."""
     hidden, inner = int(model["hidden_size"]), int(model["intermediate_size"])
     heads = int(model["num_attention_heads"])
     head = int(model.get("head_dim") or hidden // heads)
@@ -21,7 +50,7 @@ def parameters(model: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def is_known(model: Mapping[str, Any], quantization: str | None = None) -> bool:
-    """Whether the weights are not quantized, or in a way of which the size is known here."""
+    """Whether the weights are not quantized, or by a method whose size is in `QUANTIZED`."""
     stored = (model.get("quantization_config") or {}).get("quant_method")
     return (quantization or stored) in (None, *QUANTIZED)
 
@@ -35,7 +64,7 @@ def weight_bytes(model: Mapping[str, Any], quantization: str | None = None) -> f
 
 
 def kv_bytes_a_token(model: Mapping[str, Any]) -> float:
-    """The bytes of the KV cache for a token, keys and values of all layers, in 16 bits."""
+    """The bytes of the KV cache for one token: keys and values of all layers, in 16 bits."""
     heads = int(model["num_attention_heads"])
     head = int(model.get("head_dim") or int(model["hidden_size"]) // heads)
     kv = int(model.get("num_key_value_heads") or heads)

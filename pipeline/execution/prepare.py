@@ -1,13 +1,13 @@
-"""Everything that can be refused is refused here, before anything starts."""
+"""Prepares a run: everything that can be refused is refused here, before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines.vllm import check_engine_args
+from pipeline.engines import engine_type
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
@@ -24,7 +24,10 @@ from pipeline.storage import Storage, check_reachable
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run made ready: everything that can be refused has been."""
+    """A run that has passed every check, with all that its passes need.
+
+    ``prompts``: the schema of the input; ``traces``: of the output.
+    """
 
     config: RunConfig
     columns: PromptColumns
@@ -38,11 +41,11 @@ class PreparedRun:
 
     @property
     def plan(self) -> Plan:
-        """What is to do of the run itself, by a listing made now."""
+        """What is still to do of the run itself, by a listing made now."""
         return passes.plan_run(self.ledger, self.parts)
 
     def lengths(self, run_pass: Pass) -> Lengths | None:
-        """What says how long the traces of ``run_pass`` will be, if anything does."""
+        """The source of expected trace lengths in ``run_pass``; None if nothing tells them."""
         if run_pass.first:
             return ByTraces(self.ledger.store.location, self.names)
         column = self.config.input.length_column
@@ -50,60 +53,102 @@ class PreparedRun:
 
     @property
     def names(self) -> dict[str, str]:
-        """Our columns: their names in this run."""
+        """From the name of each of our columns to its name in this run."""
         return {name: self.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the software that makes the rows, the engine's included."""
+        return software_versions(engine_type(self.config.engine).packages)
+
     def metadata(self, run_pass: Pass) -> dict[str, Any]:
-        """What each output file of ``run_pass`` says of its making."""
+        """The metadata of each output file of ``run_pass``."""
         settings = {**self.settings, SAMPLES: run_pass.stop}
-        return {"columns": self.names, "settings": settings, "versions": software_versions()}
+        return {"columns": self.names, "settings": settings, "versions": self.versions}
+
+    def context(self, run_pass: Pass) -> "PassContext":
+        """What the tasks of ``run_pass`` need."""
+        return PassContext(
+            self.config, self.columns, self.prompts, run_pass, self.traces,
+            self.metadata(run_pass), self.ledger.store.location,
+        )  # fmt: skip
+
+    def open_output(self) -> None:
+        """Record the run's settings and its shards in the output."""
+        self.ledger.open_run(self.settings, self.versions)
+        self.ledger.record_shards(self.shards, self.prompts, self.settings["input.path"])
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What the tasks of a pass need; Ray can pickle it.
+
+    ``prompts``: the schema of the input; ``traces`` and ``metadata``: of the output, which is at
+    ``output``.
+    """
+
+    config: RunConfig
+    columns: PromptColumns
+    prompts: pa.Schema
+    run_pass: Pass
+    traces: pa.Schema
+    metadata: Mapping[str, Any]
+    output: str
 
 
 def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
-    """Read footers and names only; raises a `QwqBatchError` for whatever would fail later.
+    """Check all that a run needs; reads names, footers and the tokenizer, and writes nothing.
 
-    ``may_change``: how settings begin that need not be those of the run that is there.
+    ``may_change``: prefixes of settings that may differ from the existing run. Raises a
+    `QwqBatchError` for whatever would fail later.
     """
-    check_engine_args(config.engine.vllm)
+    engine = engine_type(config.engine)
+    engine.check(config.engine)
     for url in (config.input.path, config.output.path):
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
     shards, prompts = find_shards(config.input.path, ledger.known_shards())
-    wanted = config.input
-    columns = prompt_columns(
-        prompts,
-        PromptColumns(
-            wanted.prompt_column,
-            wanted.messages_column,
-            wanted.tools_column,
-            config.prompt.template,
-        ),
-    )
-    reference = config.answer.reference_column
-    if reference is not None and reference not in prompts.names:
-        raise InputError(
-            f"answer.reference_column is {reference}, but the input has only the columns "
-            f"{', '.join(prompts.names)}"
-        )
-    check_column(prompts, wanted.length_column)
+    columns = check_columns(config, prompts)
     traces = output_schema(prompts, config.output.rename, config.output.raw_text)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
+    settings |= engine.result_settings(config.engine)
     refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)
     parts = tuple(split_parts(shards, config.output.rows_per_part))
-    tiers: tuple[ContextTier, ...] = (AS_CONFIGURED,)
-    if config.engine.context == "auto":
-        model = load_model_config(config.model.path, config.model.revision)
-        tiers = make_context_tiers(config, model)
+    tiers = context_tiers(config)
     return PreparedRun(
         config, columns, prompts, traces, settings, ledger, tuple(shards), parts, tiers
     )
 
 
+def check_columns(config: RunConfig, prompts: pa.Schema) -> PromptColumns:
+    """The columns that make a prompt; raises `InputError` if ``prompts`` lacks a named column."""
+    section, reference = config.input, config.answer.reference_column
+    named = PromptColumns(
+        section.prompt_column, section.messages_column, section.tools_column, config.prompt.template
+    )
+    columns = prompt_columns(prompts, named)
+    if reference is not None and reference not in prompts.names:
+        raise InputError(
+            f"answer.reference_column is {reference}, but the input has only the columns "
+            f"{', '.join(prompts.names)}"
+        )
+    check_column(prompts, section.length_column)
+    return columns
+
+
+def context_tiers(config: RunConfig) -> tuple[ContextTier, ...]:
+    """The engines of the run, by the length of their context; one tier unless it is ``auto``."""
+    if config.engine.context != "auto":
+        return (AS_CONFIGURED,)
+    model = load_model_config(config.model.path, config.model.revision)
+    return make_context_tiers(config, model)
+
+
 def refuse_output_in_input(config: RunConfig, output: Storage) -> None:
-    """An output below the input folder would be read as prompts by the next run."""
+    """Raise `OutputError` for an output below the input: the next run would read it as prompts."""
     folder = Storage(config.input.path)
     if folder.is_folder() and f"{output.root}/".startswith(f"{folder.root}/"):
         raise OutputError(

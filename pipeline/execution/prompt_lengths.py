@@ -1,4 +1,4 @@
-"""How many tokens each prompt has, counted by Ray tasks before any engine starts."""
+"""Counts the tokens of each prompt, in Ray tasks, before any engine starts."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,7 +30,7 @@ def by_tier(
     tiers: tuple[ContextTier, ...],
     todo: Sequence[Range],
 ) -> list[tuple[ContextTier, tuple[Range, ...]]]:
-    """The tiers that have rows of ``todo``, with these; nothing is counted if there is one tier."""
+    """The tiers that get rows of ``todo``, with their rows. Counts nothing if there is one tier."""
     if len(tiers) == 1:
         return [(tiers[0], tuple(todo))] if todo else []
     shares: list[list[Range]] = [[] for _ in tiers]
@@ -38,7 +38,7 @@ def by_tier(
     common = ray.put((config, columns, prompts))
     counts = [_count.remote(common, bundle) for bundle in grouped]
     for bundle, tokens in zip(grouped, results(counts), strict=True):
-        for tier, piece in divide(bundle, assign(tiers, tokens, config.policy.max_tokens)):
+        for tier, piece in divide(bundle, assign(tiers, tokens, config.sampling.max_tokens)):
             shares[tier].append(piece)
     return [(tier, tuple(share)) for tier, share in zip(tiers, shares, strict=True) if share]
 
@@ -46,7 +46,7 @@ def by_tier(
 def count_tokens(
     config: RunConfig, columns: PromptColumns, prompts: pa.Schema, bundle: Sequence[Range]
 ) -> Any:
-    """An array with the prompt tokens of each row to do, in order; `UNRENDERED` where none come."""
+    """An int64 array of the prompt tokens of each row, in order; `UNRENDERED` without a prompt."""
     renderer = _renderer(config.model.path, config.model.revision, config.think_format)
     system, suffix = config.prompt.system, config.suffix_text
 
@@ -69,5 +69,5 @@ def _count(common: tuple[RunConfig, PromptColumns, pa.Schema], bundle: list[Rang
 
 @lru_cache(maxsize=1)
 def _renderer(path: str, revision: str | None, think_format: ThinkFormat) -> PromptRenderer:
-    """Kept by the worker process for its next task."""
+    """A renderer that the worker process keeps for its next task."""
     return PromptRenderer(load_tokenizer(path, revision), think_format=think_format)

@@ -3,11 +3,9 @@
 summary = run(load_config("configs/demo.yaml"))
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -16,6 +14,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_slots
 from pipeline.errors import OutputError
 from pipeline.execution.actor import EngineActor
+from pipeline.execution.block_sizes import concurrency, rows_a_write
 from pipeline.execution.cluster import (
     cluster,
     configure_ray_data,
@@ -25,231 +24,200 @@ from pipeline.execution.cluster import (
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
 from pipeline.execution.pilot import still_to_do, stratified_rows
-from pipeline.execution.placement import EnginePlacements, with_backend
+from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.prompt_lengths import by_tier
+from pipeline.execution.ray_private import map_blocks
 from pipeline.execution.shutdown import Shutdown
 from pipeline.execution.sink import TraceSink
 from pipeline.execution.source import PromptSource
 from pipeline.input.longest_first import LONGEST_FIRST_WAVES
-from pipeline.monitor.coordinator import start_coordinator
+from pipeline.monitor.coordinator import CoordinatorClient, start_coordinator
 from pipeline.monitor.figures import EnginePool
 from pipeline.monitor.history import recorded
 from pipeline.monitor.limits import Limits, RunObserver, pool_of
 from pipeline.output import lease, passes
-from pipeline.output.manifest import RETRY_MAY_CHANGE, software_versions
+from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import PartRef, Pass, Plan, Range
 
-# Measured, see pipeline/DESIGN.md: what keeps engines full, and what a block costs.
-TOKENS_A_BLOCK, MOST_BLOCK_ROWS, BLOCKS_AN_ENGINE = 60_000, 256, 8
-# One task writes the rows that end while each slot makes so many tokens, at most: some seconds.
-# But it takes so many tasks at least, so that what is durable grows with what is finished.
-TOKENS_A_WRITE, LEAST_WRITES = 512, 64
 
-
-def no_observer(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:  # noqa: ARG001
+def no_observer(
+    coordinator: CoordinatorClient,  # noqa: ARG001
+    rows: int,  # noqa: ARG001
+    tier: str,  # noqa: ARG001
+) -> AbstractContextManager[None]:
     """Show nothing."""
     return nullcontext()
 
 
 def run(
-    config: RunConfig, watch: RunObserver = no_observer, limits: Limits | None = None
+    config: RunConfig, observer: RunObserver = no_observer, limits: Limits | None = None
 ) -> Summary:
     """Do what is still to do, and report on the whole output.
 
-    ``limits`` are those of ``config``, unless others are given; to reach one raises
-    `LimitReachedError`.
+    ``limits``: those of ``config``, unless others are given. Raises `LimitReachedError` when one is
+    reached, `StoppedError` after a signal, and other `QwqBatchError`s.
     """
     prepared = prepare(config)
-    limits = limits or Limits(config)
-    watch = recorded(limits.tracking(watch), prepared.ledger.store)
-    with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
-        prepared.ledger.open_run(prepared.settings, software_versions())
-        prepared.ledger.record_shards(
-            prepared.shards, prepared.prompts, prepared.settings["input.path"]
-        )
-        for run_pass in passes.to_run(prepared.ledger, config.policy.n):
-            execute_pass(prepared, run_pass, watch, stop)
-    return summarize(prepared.ledger.store, prepared.parts, config.policy.n, config.policy.agree)
+    with exclusive_driver(prepared, observer, limits) as control:
+        prepared.open_output()
+        for run_pass in passes.to_run(prepared.ledger, config.sampling.n):
+            execute_pass(prepared, run_pass, control)
+    return summarize(
+        prepared.ledger.store, prepared.parts, config.sampling.n, config.sampling.agree
+    )
 
 
 def retry(
     config: RunConfig,
     states: Sequence[str] = (),
     foreign: float | None = None,
-    watch: RunObserver = no_observer,
+    observer: RunObserver = no_observer,
 ) -> Summary:
-    """Do the traces again that ended in ``states``, with the policy of ``config``.
+    """Generate again, with the policy of ``config``, the traces that ended in ``states``.
 
-    And those with more than the share ``foreign`` of letters in scripts that their prompt does not
-    use.
+    And those in which more than the share ``foreign`` of letters is in scripts that their prompt
+    does not use. Raises as `run` does.
     """
     prepared = prepare(config, RETRY_MAY_CHANGE)
-    limits = Limits(config)
-    watch = recorded(limits.tracking(watch), prepared.ledger.store)
-    with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
+    with exclusive_driver(prepared, observer) as control:
         run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
-        execute_pass(prepared, run_pass, watch, stop)
-        samples = passes.samples_there(prepared.ledger)
-    return summarize(prepared.ledger.store, prepared.parts, samples, config.policy.agree)
+        execute_pass(prepared, run_pass, control)
+        samples = passes.samples_per_row(prepared.ledger)
+    return summarize(prepared.ledger.store, prepared.parts, samples, config.sampling.agree)
 
 
-def pilot(config: RunConfig, rows: int, watch: RunObserver = no_observer) -> PreparedRun:
+def pilot(config: RunConfig, rows: int, observer: RunObserver = no_observer) -> PreparedRun:
     """Do ``rows`` rows from all over the run, with one engine, unless they are done.
 
-    They are part of the run. `pipeline.insight.estimate` projects what comes out.
+    They are part of the run. `pipeline.insight.estimate` projects the whole run from them.
     """
     one = config.engine.model_copy(update={"replicas": 1})
     prepared = prepare(config.model_copy(update={"engine": one}))
-    limits = Limits(prepared.config)
-    watch = recorded(limits.tracking(watch), prepared.ledger.store)
-    with exclusive_driver(prepared) as stop, limits.enforced(stop.request):
-        prepared.ledger.open_run(prepared.settings, software_versions())
-        prepared.ledger.record_shards(
-            prepared.shards, prepared.prompts, prepared.settings["input.path"]
-        )
-        first = next(iter(passes.to_run(prepared.ledger, config.policy.n)))
-        if first.stop != config.policy.n:
+    with exclusive_driver(prepared, observer) as control:
+        prepared.open_output()
+        first = next(iter(passes.to_run(prepared.ledger, config.sampling.n)))
+        if first.stop != config.sampling.n:
             raise OutputError(
                 f"output.path {config.output.path} has {first.stop} samples of each row, and a "
                 "pilot of more is not possible; set sampling.n to that, or choose another "
                 "output.path"
             )
-        execute_pass(prepared, first, watch, stop, stratified_rows(prepared.parts, rows))
+        execute_pass(prepared, first, control, stratified_rows(prepared.parts, rows))
     return prepared
 
 
+@dataclass(frozen=True)
+class RunControl:
+    """What follows a run, and what ends it early."""
+
+    observer: RunObserver
+    shutdown: Shutdown
+
+
 @contextmanager
-def exclusive_driver(prepared: PreparedRun) -> Iterator[Shutdown]:
-    """The one driver at work on this output, until a signal or another driver ends it."""
-    with Shutdown().listening() as stop, lease.hold(prepared.ledger.store, stop.request):
-        yield stop
+def exclusive_driver(
+    prepared: PreparedRun, observer: RunObserver, limits: Limits | None = None
+) -> Iterator[RunControl]:
+    """Be the only driver of this output, until a signal, a limit or another driver ends it."""
+    limits = limits or Limits(prepared.config)
+    store = prepared.ledger.store
+    with (
+        Shutdown().listening() as shutdown,
+        lease.hold(store, shutdown.request),
+        limits.enforced(shutdown.request),
+    ):
+        yield RunControl(recorded(limits.tracking(observer), store), shutdown)
 
 
 def execute_pass(
     prepared: PreparedRun,
     run_pass: Pass,
-    watch: RunObserver,
-    stop: Shutdown,
+    control: RunControl,
     only: Sequence[Range] | None = None,
 ) -> None:
     """Run what is to do of ``run_pass`` (nothing: no engine starts) and finish its parts.
 
     ``only``: of these single rows.
     """
-    plan = passes.plan(prepared.ledger, prepared.parts, run_pass)
+    plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
     if only is not None:
         plan = replace(plan, todo=still_to_do(only, plan.todo))
     if plan.todo:
         with cluster(prepared.config):
-            stop.take_signals()
+            control.shutdown.take_signals()
             to_generate, copies = split_duplicates(prepared, run_pass, plan.todo)
             copies.write(ready=True)
             for tier, todo in by_tier(
                 prepared.config, prepared.columns, prepared.prompts, prepared.tiers, to_generate
             ):
-                stop.check()
-                execute_tier(prepared, run_pass, tier, replace(plan, todo=todo), watch, stop)
-            stop.check()
+                control.shutdown.check()
+                execute_tier(prepared, run_pass, tier, replace(plan, todo=todo), control)
+            control.shutdown.check()
             copies.write(ready=False)
-        stop.take_signals()
-    stop.check()
+        control.shutdown.take_signals()
+    control.shutdown.check()
     commit_leftovers(prepared, run_pass)
-    if run_pass.number and not passes.plan(prepared.ledger, prepared.parts, run_pass).todo:
+    if run_pass.number and not passes.plan_pass(prepared.ledger, prepared.parts, run_pass).todo:
         prepared.ledger.close_pass(run_pass)
 
 
 def execute_tier(
-    prepared: PreparedRun,
-    run_pass: Pass,
-    tier: ContextTier,
-    plan: Plan,
-    watch: RunObserver,
-    stop: Shutdown,
+    prepared: PreparedRun, run_pass: Pass, tier: ContextTier, plan: Plan, control: RunControl
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
-    config = with_backend(tier.applied(prepared.config))
-    engine, places = config.engine, EnginePlacements(config.engine)
+    config, context = fitted_to_cluster(tier.applied(prepared.config)), prepared.context(run_pass)
+    placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(plan.todo, prepared.ledger.store.url, engine_pool)
-    samples = min(len(run_pass.samples), config.policy.first_draw)
+    samples = min(len(run_pass.samples), config.sampling.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
-    rows_at_once = max(1, engine_slots(config) * engine.replicas // samples)
+    rows_at_once = max(1, engine_slots(config) * config.engine.replicas // samples)
     source = PromptSource(
-        plan.todo, run_pass.samples, config.input.path, prepared.prompts, prepared.lengths(run_pass),
-        LONGEST_FIRST_WAVES * rows_at_once,
-    )  # fmt: skip
-    configure_ray_data(config)
-    traces = (
-        # One read task at a time: rows stay in order, and to read them is a thousand times as fast
-        # as to run them.
-        ray.data.read_datasource(source, override_num_blocks=source.read_tasks, concurrency=1)
-        .repartition(target_num_rows_per_block=block_rows)
-        .map_batches_internal(  # `map_batches` refuses GPUs without a batch size; a block is one
-            EngineActor,
-            fn_constructor_args=(config, prepared.columns, run_pass, coordinator),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=engine.replicas,
-                max_tasks_in_flight_per_actor=blocks_in_flight,
-                max_concurrent_calls_per_actor=blocks_in_flight,
-                enable_true_multi_threading=True,
-            ),
-            **places.options,
-        )
+        context, plan.todo, prepared.lengths(run_pass), LONGEST_FIRST_WAVES * rows_at_once
     )
-    metadata, answer = prepared.metadata(run_pass), config.answer
     sink = TraceSink(
-        prepared.ledger.store.location, run_pass, prepared.traces, metadata, answer, coordinator,
-        rows_a_write(rows_at_once, config.policy.max_tokens, plan.rows_todo),
-    )  # fmt: skip
-    with watch(coordinator, plan.rows_todo, tier.name), places, stop.engines_of(coordinator):
+        context, coordinator, rows_a_write(rows_at_once, config.sampling.max_tokens, plan.rows_todo)
+    )
+    configure_ray_data(config)
+    # One read task at a time keeps rows in order, and is a thousand times as fast as the engines.
+    prompts = ray.data.read_datasource(
+        source, override_num_blocks=source.read_tasks, concurrency=1
+    ).repartition(target_num_rows_per_block=block_rows)
+    traces = map_blocks(
+        prompts,
+        EngineActor,
+        fn_constructor_args=(config, prepared.columns, run_pass, coordinator),
+        compute=ActorPoolStrategy(
+            size=config.engine.replicas,
+            max_tasks_in_flight_per_actor=blocks_in_flight,
+            max_concurrent_calls_per_actor=blocks_in_flight,
+            enable_true_multi_threading=True,
+        ),
+        **placements.options,
+    )
+    with (
+        control.observer(coordinator, plan.rows_todo, tier.name),
+        placements,
+        control.shutdown.engines_of(coordinator),
+    ):
         try:
             traces.write_datasink(sink)
-        except Exception as error:  # Ray raises what tasks raised, and all kinds of its own
+        except Exception as error:  # Ray raises what tasks raise, and all kinds of its own
             raise explain(error) from None
         finally:
             del traces  # it holds the actors' handles, and an actor ends with its last handle
         wait_until_closed(coordinator)
 
 
-def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
-    """The rows of a block, and the blocks in flight at one engine; ``samples``: of a row at once.
-
-    A block holds its place until its slowest row ends. So blocks of long traces are small, and the
-    larger they are, the more rows must be in flight to keep the engine's slots full.
-    """
-    engine, policy = config.engine, config.policy
-    block_rows = engine.block_rows or max(
-        1,
-        min(
-            TOKENS_A_BLOCK // (policy.max_tokens * samples),
-            MOST_BLOCK_ROWS,
-            rows // (BLOCKS_AN_ENGINE * engine.replicas),
-        ),
-    )
-    in_flight = (
-        engine.rows_in_flight or oversubscription(block_rows) * engine_slots(config) / samples
-    )
-    return block_rows, max(2, math.ceil(in_flight / block_rows))
-
-
-def rows_a_write(at_once: int, max_tokens: int, rows: int) -> int:
-    """How many finished rows one task writes, of ``rows``, so many of them running ``at_once``."""
-    return max(1, min(at_once * TOKENS_A_WRITE // max_tokens, rows // LEAST_WRITES))
-
-
-def oversubscription(block_rows: int) -> float:
-    """How many times its slots an engine must have in flight, in blocks of so many rows."""
-    return 1.25 + 0.75 * math.log2(block_rows)
-
-
 def commit_leftovers(prepared: PreparedRun, run_pass: Pass) -> None:
-    """Commit what is complete but was not committed, and remove fragments of finished parts."""
+    """Commit parts that are complete but not committed; remove fragments of finished parts."""
     listing = prepared.ledger.listing()
-    done, journal = listing.parts(run_pass.number), listing.journal.get(run_pass.number, {})
+    done, journal = (
+        listing.finished_parts(run_pass.number),
+        listing.journal.get(run_pass.number, {}),
+    )
     for part in prepared.parts:
         if part.name in done:
             if part.name in journal:

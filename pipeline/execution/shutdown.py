@@ -1,6 +1,6 @@
-"""How a driver ends before its run is done: by a signal, or because its lease is lost.
+"""How a driver ends before its run is done: by a signal, a limit, or the loss of its lease.
 
-The engines are told to save what their running traces have, and only then the run is broken off.
+The engines are told to save their running traces first; then the run is broken off.
 """
 
 import logging
@@ -10,70 +10,69 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import ray
 
 from pipeline.errors import QwqBatchError, StoppedError
+from pipeline.monitor.coordinator import CoordinatorClient
+from pipeline.time_limits import DRIVER_SAVE_SECONDS
 
 logger = logging.getLogger(__name__)
-# What Slurm and Kubernetes leave between SIGTERM and SIGKILL is 30 s unless set otherwise.
-SAVE_SECONDS = 20.0
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Broken(BaseException):
-    """Raised in the middle of whatever the main thread does; no ``except Exception`` takes it."""
+    """Raised in the middle of whatever the main thread does; ``except Exception`` lets it pass."""
 
 
 class Shutdown:
-    """Waits for a reason to end the run. Signals are taken only in the main thread."""
+    """Waits for a reason to end the run. Only the main thread handles signals."""
 
     def __init__(self) -> None:
         self._reason: QwqBatchError | None = None
-        self._coordinator: Any = None
-        self._listens = False
+        self._coordinator: CoordinatorClient | None = None
+        self._listening = False
         self._saving: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @contextmanager
     def listening(self) -> Iterator["Shutdown"]:
-        """Take SIGTERM and SIGINT while the body runs; raises what ended it."""
+        """Handle SIGTERM and SIGINT while the body runs; raises the reason that ended it."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {kind: signal.getsignal(kind) for kind in SIGNALS}
-        self._listens = True
+        previous = {kind: signal.getsignal(kind) for kind in SIGNALS}
+        self._listening = True
         self.take_signals()
         try:
             yield self
-        except BaseException:  # once there is a reason to end, whatever else fails follows from it
+        except BaseException:  # once there is a reason to end, other errors follow from it
             if self._reason is None:
                 raise
         finally:
-            self._listens = False
+            self._listening = False
             if self._saving is not None:
-                self._saving.join(SAVE_SECONDS)
-            for kind, handler in before.items():
+                self._saving.join(DRIVER_SAVE_SECONDS)
+            for kind, handler in previous.items():
                 signal.signal(kind, handler)
         if self._reason is not None:
             raise self._reason
 
     def take_signals(self) -> None:
-        """Take the signals (again): `ray.init` and `ray.shutdown` put others' handlers in place."""
-        if self._listens:
+        """Set our handlers (again): `ray.init` and `ray.shutdown` replace them."""
+        if self._listening:
             for kind in SIGNALS:
                 signal.signal(kind, self._on_signal)
 
     @contextmanager
-    def engines_of(self, coordinator: Any) -> Iterator[None]:
-        """While the body runs there are engines to be told, by ``coordinator``."""
+    def engines_of(self, coordinator: CoordinatorClient) -> Iterator[None]:
+        """While the body runs, an end tells the engines of ``coordinator`` to save first."""
         self.take_signals()
         with self._lock:
             self._coordinator = coordinator
         try:
-            if self._reason is not None:  # found while there was no coordinator to tell
+            if self._reason is not None:  # it came while there was no coordinator to tell
                 raise _Broken
             yield
         finally:
@@ -83,53 +82,57 @@ class Shutdown:
             raise _Broken
 
     def check(self) -> None:
-        """Raise if there is a reason to end, found while no engine was running."""
+        """Raise the reason to end, if there is one."""
         if self._reason is not None:
             raise self._reason
 
     def request(self, reason: QwqBatchError) -> None:
-        """End the run for ``reason``; called by any thread."""
+        """End the run for ``reason``; any thread may call it. The first reason counts."""
         with self._lock:
             self._reason = self._reason or reason
-            if self._coordinator is not None and self._saving is None and self._listens:
+            if self._coordinator is not None and self._saving is None and self._listening:
                 self._save_soon()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if not self._listens:
+        if not self._listening:
             return
-        told_before = self._reason is not None
+        is_repeated = self._reason is not None
         name = signal.Signals(number).name
         self._reason = self._reason or StoppedError(
-            f"ended by {name}; what is finished is kept, what was running is saved, the same "
-            "command goes on",
+            f"ended by {name}; finished rows are kept and running traces are saved; the same "
+            "command continues",
             number,
         )
-        if told_before or self._coordinator is None:
+        if is_repeated or self._coordinator is None:
             raise _Broken
         self._save_soon()
 
     def _save_soon(self) -> None:
-        # In a thread: the main one may hold a lock of Ray's that asking Ray would wait for.
+        # In a thread: the main thread may hold a lock of Ray's, for which a call to Ray would wait.
         self._saving = threading.Thread(target=self._save_then_break, daemon=True)
         self._saving.start()
 
     def _save_then_break(self) -> None:
-        deadline = time.monotonic() + SAVE_SECONDS
         try:
-            if (coordinator := self._coordinator) is not None and ray.is_initialized():
-                ray.get(coordinator.stop.remote(), timeout=SAVE_SECONDS)
-            while (coordinator := self._coordinator) is not None and time.monotonic() < deadline:
-                if (
-                    not ray.is_initialized()
-                    or not ray.get(coordinator.snapshot.remote(), timeout=SAVE_SECONDS).engines
-                ):
-                    break
-                time.sleep(POLL_SECONDS)
+            self._let_engines_save()
         except Exception:
-            logger.warning("the engines could not be told to save what they have")
+            logger.warning("the engines could not be told to save their traces")
             logger.debug("because", exc_info=True)
         main = threading.main_thread().ident
         with self._lock:
-            # Only now is it sure that the handler is ours; who has left `engines_of` knows anyway.
+            # Whether the handler is ours is sure only now. A main thread that has left `engines_of`
+            # knows the reason anyway.
             if self._coordinator is not None and main is not None:
                 signal.pthread_kill(main, signal.SIGTERM)
+
+    def _let_engines_save(self) -> None:
+        """Tell the engines to save, and wait until they have, for `DRIVER_SAVE_SECONDS` at most."""
+        deadline = time.monotonic() + DRIVER_SAVE_SECONDS
+        coordinator = self._coordinator
+        if coordinator is None or not ray.is_initialized():
+            return
+        coordinator.stop(timeout=DRIVER_SAVE_SECONDS)
+        while self._coordinator is not None and ray.is_initialized():
+            if time.monotonic() >= deadline or not coordinator.snapshot().engines:
+                return
+            time.sleep(POLL_SECONDS)

@@ -1,17 +1,17 @@
-"""The Ray Data sink: every block of traces becomes durable at once, full parts are committed."""
+"""The Ray Data sink: makes every block of traces durable at once and commits full parts."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import ray
 from ray.data import Datasink
 from ray.data.block import Block
 
-from pipeline.answers.formats import is_correct
 from pipeline.config.sections import AnswerConfig
+from pipeline.execution.prepare import PassContext
+from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.output.ledger import Ledger
-from pipeline.planning import PartRef, Pass
+from pipeline.planning import PartRef
 from pipeline.schema import PART_COLUMN, ROW_COLUMN
 from pipeline.storage import Storage
 
@@ -19,30 +19,17 @@ BY_ROW = (PART_COLUMN, ROW_COLUMN)
 
 
 class TraceSink(Datasink[None]):
-    """Writes blocks to the journal of the run at ``url``; a full part to its file.
+    """Writes blocks to the journal of a pass, and a full part to its file.
 
-    The ``coordinator`` knows which part is full. ``rows_a_write``: small blocks are written together, by
-    one task, when they have so many rows.
+    The ``coordinator`` knows which parts are full. One task writes small blocks together until they
+    have ``rows_a_write`` rows.
     """
 
     def __init__(
-        self,
-        url: str,
-        run_pass: Pass,
-        schema: pa.Schema,
-        metadata: Mapping[str, Any],
-        answer: AnswerConfig,
-        coordinator: Any,
-        rows_a_write: int,
+        self, context: PassContext, coordinator: CoordinatorClient, rows_a_write: int
     ) -> None:
+        self._context, self._coordinator = context, coordinator
         self._rows_a_write = rows_a_write
-        self._url, self._run_pass, self._schema, self._metadata = (
-            url,
-            run_pass,
-            schema,
-            dict(metadata),
-        )
-        self._answer, self._coordinator = answer, coordinator
 
     def get_name(self) -> str:
         """The name in Ray Data's own logs."""
@@ -50,33 +37,36 @@ class TraceSink(Datasink[None]):
 
     @property
     def min_rows_per_write(self) -> int:
-        """How many rows Ray Data collects for a task, if no more are to come sooner."""
+        """How many rows Ray Data collects for a task, unless the run ends first."""
         return self._rows_a_write
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the blocks of one task."""
-        ledger, rows = Ledger(Storage(self._url)), dict[str, list[int]]()
+        context, rows = self._context, dict[str, list[int]]()
+        ledger = Ledger(Storage(context.output))
         for block in blocks:
             assert isinstance(block, pa.Table)
             if block.num_rows:
-                block = compared(block, self._answer, self._metadata["columns"])
-                ledger.write_block(block, self._run_pass.number)
+                block = compared(block, context.config.answer, context.metadata["columns"])
+                ledger.write_block(block, context.run_pass.number)
                 for part, row in zip(*(block[n].to_pylist() for n in BY_ROW), strict=True):
                     rows.setdefault(part, []).append(row)
-        for part in ray.get(self._coordinator.mark_durable.remote(rows)):
-            ledger.commit(PartRef.parse(part), self._run_pass, self._schema, self._metadata)
+        for part in self._coordinator.mark_durable(rows):
+            ref = PartRef.parse(part)
+            ledger.commit(ref, context.run_pass, context.traces, context.metadata)
 
 
 def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:
-    """``block`` with the column that says which answers are right, where that is known.
+    """``block`` with its column of right and wrong answers filled in, if there is a reference.
 
-    Here and not in the engine's process, which a formula that takes seconds would hold up; a
-    task runs in its process's main thread, as `is_correct` wants it.
+    Not in the engine's process: a formula that takes seconds would hold it up. And
+    `AnswerFormat.is_correct` needs the main thread of its process, where tasks run.
     """
     column = answer.reference_column
     if column is None:
         return block
     pairs = zip(block[names["parsed"]].to_pylist(), block[column].to_pylist(), strict=True)
-    found = [is_correct(parsed, reference, answer.format) for parsed, reference in pairs]
+    is_correct = answer.load_format().is_correct
+    correct = [is_correct(parsed, reference) for parsed, reference in pairs]
     at = block.column_names.index(names["correct"])
-    return block.set_column(at, block.schema.field(at), pa.array(found, pa.bool_()))
+    return block.set_column(at, block.schema.field(at), pa.array(correct, pa.bool_()))

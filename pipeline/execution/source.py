@@ -1,4 +1,4 @@
-"""The Ray Data source: the rows of a plan, one read task for each bundle of ranges."""
+"""The Ray Data source: the rows of a plan, with one read task for each bundle of ranges."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from pipeline.execution.prepare import PassContext
 from pipeline.input.longest_first import Lengths, longest_first
 from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
 from pipeline.planning import Range, bundles
@@ -16,29 +17,26 @@ from pipeline.schema import with_origin
 
 
 class PromptSource(Datasource):
-    """The rows of ``todo`` in order, each with its part, row number and the samples wanted.
+    """The rows of ``todo`` in order, each with its part, row number and requested samples.
 
-    ``samples``: those of a row whose range does not pick. With ``lengths``, the ``last`` rows go
-    longest first.
+    With ``lengths``, the ``last`` rows go longest first.
     """
 
     def __init__(
         self,
+        context: PassContext,
         todo: tuple[Range, ...],
-        samples: tuple[int, ...],
-        input_url: str,
-        schema: pa.Schema,
         lengths: Lengths | None = None,
         last: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         last = 0 if lengths is None else min(last, ROWS_A_READ_TASK)
-        self._bundles, self._samples = list(bundles(todo, ROWS_A_READ_TASK, last)), samples
-        self._input_url, self._schema, self._lengths = input_url, schema, lengths
+        self._bundles = list(bundles(todo, ROWS_A_READ_TASK, last))
+        self._context, self._lengths = context, lengths
 
     @property
     def read_tasks(self) -> int:
-        """How many read tasks there are; `read_datasource` should make as many."""
+        """How many read tasks there are; `read_datasource` must make as many."""
         return len(self._bundles)
 
     def get_name(self) -> str:
@@ -53,17 +51,11 @@ class PromptSource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """One task for each bundle of ranges."""
-        schema = with_origin(self._schema)
+        context, schema = self._context, with_origin(self._context.prompts)
+        read = partial(_read, context.config.input.path, context.run_pass.samples, schema)
         return [
             ReadTask(
-                partial(
-                    _read,
-                    self._input_url,
-                    bundle,
-                    self._samples,
-                    schema,
-                    self._lengths if bundle is self._bundles[-1] else None,
-                ),
+                partial(read, bundle, self._lengths if bundle is self._bundles[-1] else None),
                 BlockMetadata(
                     num_rows=sum(piece.rows for piece in bundle),
                     size_bytes=None,
@@ -78,9 +70,9 @@ class PromptSource(Datasource):
 
 def _read(
     input_url: str,
-    bundle: Sequence[Range],
     samples: tuple[int, ...],
     schema: pa.Schema,
+    bundle: Sequence[Range],
     lengths: Lengths | None,
 ) -> Iterator[pa.Table]:
     tables = read_bundle(input_url, bundle, samples, schema)

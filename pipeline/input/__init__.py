@@ -1,1 +1,1 @@
-"""Prompt shards: which files there are and the rows in them; no Ray."""
+"""Prompt shards: find the files and read their rows; no Ray."""

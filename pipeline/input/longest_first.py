@@ -1,10 +1,10 @@
-"""The last rows of a run go longest first, where something says how long their traces will be.
+"""Order the last rows of a run longest first, if the lengths of their traces can be estimated.
 
-A long trace that begins last is what a whole cluster waits for. In what order all the others run
-matters to nobody, so that they keep the shards' order, in which they make few files.
+A long trace that starts last keeps the whole cluster waiting. The order of all other rows does not
+matter. They keep the order of the shards, which makes few files.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,62 +15,63 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.planning import PartRef
-from pipeline.schema import PART_COLUMN, ROW_COLUMN
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, row_numbers
 from pipeline.storage import Storage
 
-# So many times the slots of all engines: fewer leave a tail, more gain nothing.
+# The number of rows to order, in units of the slots of all engines. Fewer leave a tail; more gain
+# nothing.
 LONGEST_FIRST_WAVES = 10
 ROWS_A_TABLE = 1024
 
 
 @dataclass(frozen=True)
 class ByColumn:
-    """Lengths from a column of the input: an earlier run's tokens, or any guess."""
+    """Lengths from an input column: the tokens of an earlier run, or any estimate."""
 
     column: str
 
     def lengths(self, rows: pa.Table) -> Any:
-        """An array with the expected tokens of each row; NaN where nothing is known."""
+        """The expected tokens of each row: float array of shape (rows,), NaN if unknown."""
         return rows[self.column].cast(pa.float64()).to_numpy()
 
 
 @dataclass(frozen=True)
 class ByTraces:
-    """Lengths from the traces that rows have already, of a top-up: what their samples took.
+    """Lengths from the traces that the rows of a top-up already have.
 
-    ``url``: of the output. ``names``: our column: its name in this run.
+    ``url``: of the output. ``names``: the run's column name by our name.
     """
 
     url: str
     names: Mapping[str, str]
 
     def lengths(self, rows: pa.Table) -> Any:
-        """An array with the mean tokens of each row's traces."""
-        store, known = Storage(self.url), dict[tuple[str, int], float]()
-        for key in pc.unique(rows[PART_COLUMN]).to_pylist():
-            known.update(self._of_part(store, PartRef.parse(key), key))
+        """The mean tokens of each row's traces: float array of shape (rows,), NaN if unknown."""
+        store, means = Storage(self.url), dict[tuple[str, int], float]()
+        for part in pc.unique(rows[PART_COLUMN]).to_pylist():
+            means.update(self._means(store, part))
         keys = zip(rows[PART_COLUMN].to_pylist(), rows[ROW_COLUMN].to_pylist(), strict=True)
-        return np.array([known.get(key, np.nan) for key in keys])
+        return np.array([means.get(key, np.nan) for key in keys])
 
-    def _of_part(
-        self, store: Storage, ref: PartRef, key: str
-    ) -> Iterator[tuple[tuple[str, int], float]]:
+    def _means(self, store: Storage, key: str) -> Iterator[tuple[tuple[str, int], float]]:
+        """The mean tokens of each row of the part ``key``, by part and row number."""
+        part = PartRef.parse(key)
         names = [self.names[name] for name in ("sample", "think_tokens", "answer_tokens")]
-        with store.open(ref.name) as file:
+        with store.open(part.name) as file:
             samples, think, answer = (
                 column.to_numpy() for column in pq.read_table(file, columns=names).select(names)
             )
-        row = np.cumsum(samples == 0) - 1
-        means = np.bincount(row, think + answer) / np.bincount(row)
-        for number, mean in enumerate(means.tolist(), ref.start):
-            yield (key, number), mean
+        index = row_numbers(samples, 0)
+        means = np.bincount(index, think + answer) / np.bincount(index)
+        for row, mean in enumerate(means.tolist(), part.start):
+            yield (key, row), mean
 
 
 Lengths = ByColumn | ByTraces
 
 
 def check_column(schema: pa.Schema, column: str | None) -> None:
-    """Raise `InputError` unless ``column``, where one is named, is one of numbers."""
+    """Raise `InputError` unless ``column`` is None or a column of numbers."""
     if column is None:
         return
     if column not in schema.names:
@@ -78,20 +79,23 @@ def check_column(schema: pa.Schema, column: str | None) -> None:
             f"input.length_column is {column}, but the input has only the columns "
             f"{', '.join(schema.names)}"
         )
-    kind = schema.field(column).type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise InputError(f"input.length_column {column} is of type {kind}; it must be a number")
+    type_ = schema.field(column).type
+    if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
+        raise InputError(f"input.length_column {column} is of type {type_}; it must be a number")
 
 
 def longest_first(tables: Iterable[pa.Table], lengths: Lengths) -> Iterator[pa.Table]:
-    """All rows of ``tables``, longest first; those of which nothing is known as the mean."""
-    rows: Sequence[pa.Table] = list(tables)
-    if not rows:
+    """All rows of ``tables``, longest first, in tables of `ROWS_A_TABLE` rows.
+
+    Rows of unknown length are placed as if they had the mean length.
+    """
+    tables = list(tables)
+    if not tables:
         return
-    whole = pa.concat_tables(rows)
-    expected = lengths.lengths(whole)
+    rows = pa.concat_tables(tables)
+    expected = lengths.lengths(rows)
     known = expected[np.isfinite(expected)]
     expected = np.where(np.isfinite(expected), expected, known.mean() if len(known) else 0)
     order = np.argsort(-expected, kind="stable")
     for start in range(0, len(order), ROWS_A_TABLE):
-        yield whole.take(order[start : start + ROWS_A_TABLE])
+        yield rows.take(order[start : start + ROWS_A_TABLE])

@@ -1,1 +1,1 @@
-"""What people ask about a run before, during and after it."""
+"""Views of a run before, during and after it: plan, doctor, estimate, status, show and report."""

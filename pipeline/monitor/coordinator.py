@@ -1,7 +1,7 @@
-"""What happens while a run runs: engines report to one small actor, the driver reads it.
+"""The coordinator: one small Ray actor to which engines report and which the driver asks.
 
-Reports are sent and not waited for: a lost one costs a figure on the screen, never a row. The
-answer to a report tells an engine when the run is to end.
+Reports are sent without waiting: a lost report costs a figure on the screen, never a row. The
+answer to a report tells an engine whether the run is to end.
 """
 
 import asyncio
@@ -9,9 +9,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engines import EngineLoad
@@ -19,157 +20,221 @@ from pipeline.monitor.crash_isolation import Suspects, Suspicion
 from pipeline.monitor.figures import EngineFigures, EnginePool, Snapshot, Totals
 from pipeline.monitor.prometheus import Metrics
 from pipeline.planning import PartRef, Range
+from pipeline.time_limits import CALL_SECONDS, LIVING_SECONDS, REPORT_SECONDS, SILENT_SECONDS
 
-REPORT_SECONDS = 0.5
-# Tokens a second are told as they were in the last so many, the latest counting most.
+# Tokens per second are an average over about this long; the latest count most.
 RATE_SECONDS = 10.0
-# An engine that has not reported for so long is gone, or its machine is.
-SILENT_SECONDS = 10.0
-# For the question whose checkpoints can be passed over: to be wrong costs reading them.
-LIVING_SECONDS = 3.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class EngineReporter:
-    """One engine's counts, sent to the coordinator twice a second."""
-
-    def __init__(self, coordinator: Any, engine: str, stop: Callable[[], None]) -> None:
-        self._coordinator, self._engine, self._stop = coordinator, engine, stop
-        self.done, self.running = Totals(), 0
-        self.load: Callable[[], EngineLoad] = EngineLoad
-
-    async def keep_reporting(self) -> None:
-        """Report until cancelled or told to stop."""
-        told_to_stop = False
-        while not told_to_stop:
-            told_to_stop = await asyncio.wrap_future(self.report().future())
-            await asyncio.sleep(REPORT_SECONDS)
-        self._stop()
-
-    def report(self) -> Any:
-        """Send what was done since the last report; the answer is whether the run is to end."""
-        done, self.done = self.done, Totals()
-        return self._coordinator.report.remote(self._engine, done, self.running, self.load())
-
-    def close(self) -> None:
-        """Send the last figures, and that the engine has shut down; wait until that is heard."""
-        self.report()
-        ray.get(self._coordinator.closed.remote(self._engine), timeout=5)
-
-
-@ray.remote(num_cpus=0)
 class RunCoordinator:
     """Adds up what the engine actors report, and passes on what they have to know.
 
-    ``todo``: by part, how many rows are to do. ``output``: for Prometheus. ``engine_pool``: the engines
-    that are asked for.
+    ``rows_to_do``: by part, how many rows are to do. ``output``: labels the Prometheus metrics.
+    ``engine_pool``: the engines that the run asks for.
     """
 
-    def __init__(self, todo: Mapping[str, int], output: str, engine_pool: EnginePool) -> None:
-        self._todo, self._written = dict(todo), dict[str, set[int]]()
-        self._metrics, self._engine_pool = (
-            Metrics(output, sum(todo.values()), engine_pool.replicas),
-            engine_pool,
-        )
+    def __init__(self, rows_to_do: Mapping[str, int], output: str, engine_pool: EnginePool) -> None:
+        self._rows_to_do, self._durable = dict(rows_to_do), dict[str, set[int]]()
+        self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.replicas)
+        self._engine_pool = engine_pool
         self._started = time.monotonic()
         self._totals = Totals()
-        self._running: dict[str, int] = {}
-        self._loads: dict[str, EngineFigures] = {}
-        self._heard: dict[str, float] = {}
+        self._engines: dict[str, EngineFigures] = {}
+        self._last_report: dict[str, float] = {}
         self._ready_seconds: float | None = None
-        self._idle_starts = 0
+        self._starts_since_row = 0
         self._stopping = False
         self._suspects = Suspects()
 
-    def starting(self) -> int:
-        """An engine is about to start; returns how many have since a row was last finished."""
-        self._idle_starts += 1
-        return self._idle_starts
+    def engine_starting(self) -> int:
+        """Count an engine start; returns the starts since a trace was last finished."""
+        self._starts_since_row += 1
+        return self._starts_since_row
 
-    def opened(self, engine: str) -> None:
-        """An engine is ready."""
-        self._running[engine] = 0
-        self._loads[engine] = EngineFigures(engine)
-        self._heard[engine] = time.monotonic()
+    def engine_ready(self, engine: str) -> None:
+        """``engine`` can take requests."""
+        self._engines[engine] = EngineFigures(engine)
+        self._last_report[engine] = time.monotonic()
         if self._ready_seconds is None:
             self._ready_seconds = time.monotonic() - self._started
 
-    def report(self, engine: str, totals: Totals, running: int, load: EngineLoad) -> bool:
-        """Add what ``engine`` did since its last report; whether the run is to end."""
-        self._totals.add(totals)
-        self._metrics.done(totals)
-        if totals.generated:
-            self._idle_starts = 0
-        if engine in self._running:
+    def engine_progress(self, engine: str, done: Totals, load: EngineLoad) -> bool:
+        """Add what ``engine`` did since its last report; returns whether the run is to end."""
+        self._totals.add(done)
+        self._metrics.done(done)
+        if done.generated:
+            self._starts_since_row = 0
+        if engine in self._engines:
             now = time.monotonic()
-            seconds = max(1e-3, now - self._heard[engine])
-            before, share = self._loads[engine], 1 - math.exp(-seconds / RATE_SECONDS)
-            rate = before.tokens_per_second
-            rate += share * (totals.spent_tokens / seconds - rate)
-            self._loads[engine] = EngineFigures(
-                engine, load.running, load.waiting, load.kv_usage, rate
-            )
-            self._metrics.load(self._loads[engine])
-            self._running[engine], self._heard[engine] = running, now
+            seconds = max(1e-3, now - self._last_report[engine])
+            share = 1 - math.exp(-seconds / RATE_SECONDS)
+            rate = self._engines[engine].tokens_per_second
+            rate += share * (done.spent_tokens / seconds - rate)
+            figures = EngineFigures(engine, load.running, load.waiting, load.kv_usage, rate)
+            self._metrics.load(figures)
+            self._engines[engine], self._last_report[engine] = figures, now
         return self._stopping
 
-    def closed(self, engine: str) -> None:
-        """An engine has shut down, or has saved what it had and does nothing more."""
-        self._gone(engine)
+    def engine_closed(self, engine: str) -> None:
+        """``engine`` has shut down, or has saved its traces and does nothing more."""
+        self._forget(engine)
+
+    def engine_died(self, engine: str, rows: Sequence[Hashable]) -> None:
+        """``engine`` has died while ``rows`` ran on it."""
+        self._forget(engine)
+        self._suspects.blame(rows)
 
     def snapshot(self) -> Snapshot:
-        """The sums so far; engines that are silent are not counted."""
-        silent = time.monotonic() - SILENT_SECONDS
-        for engine in [name for name in self._running if self._heard[name] < silent]:
-            self._gone(engine)
-        self._metrics.sizes(len(self._running), self._totals.rows)
-        return Snapshot(
-            self._totals,
-            sum(self._running.values()),
-            len(self._running),
-            self._ready_seconds,
-            tuple(self._loads[name] for name in self._running),
-            self._engine_pool,
-        )
+        """The sums so far; silent engines are not counted."""
+        oldest = time.monotonic() - SILENT_SECONDS
+        for engine in [name for name in self._engines if self._last_report[name] < oldest]:
+            self._forget(engine)
+        self._metrics.sizes(len(self._engines), self._totals.rows)
+        engines = tuple(self._engines.values())
+        return Snapshot(self._totals, self._ready_seconds, engines, self._engine_pool)
 
     def stop(self) -> None:
-        """Tell all engines, at their next report, to save what they have."""
+        """Tell all engines, at their next report, to save their traces and stop."""
         self._stopping = True
 
     def crash_status(self, rows: Sequence[Hashable]) -> tuple[list[Suspicion], set[str]]:
-        """How far each of ``rows`` is suspected to kill engines; the engines that live."""
-        heard = time.monotonic() - LIVING_SECONDS
-        living = {name for name in self._running if self._heard[name] > heard}
+        """How far each of ``rows`` is suspected of killing engines; the names of living engines."""
+        oldest = time.monotonic() - LIVING_SECONDS
+        living = {name for name in self._engines if self._last_report[name] > oldest}
         return self._suspects.of(rows), living
 
     def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
-        """By part, rows that are durable now; the parts of which all that were to do are.
+        """Record durable rows, by part; return the parts with none left to do.
 
-        So that not every task that has written a block has to list what its part has by now.
+        Without it, each task that writes a block would have to list the fragments of its part.
         """
         full = []
         for part, numbers in rows.items():
-            written = self._written.setdefault(part, set())
-            written.update(numbers)
-            if len(written) >= self._todo.get(part, 0):
+            durable = self._durable.setdefault(part, set())
+            durable.update(numbers)
+            if len(durable) >= self._rows_to_do.get(part, 0):
                 full.append(part)
-                del self._written[part]
-                self._todo.pop(part, None)  # a task that is repeated is told the same
+                del self._durable[part]
+                self._rows_to_do.pop(part, None)  # a task that Ray repeats gets the same answer
         return full
 
-    def engine_died(self, engine: str, rows: Sequence[Hashable]) -> None:
-        """An engine has died while ``rows`` ran on it."""
-        self._gone(engine)
-        self._suspects.blame(rows)
-
-    def _gone(self, engine: str) -> None:
-        if self._running.pop(engine, None) is not None:
+    def _forget(self, engine: str) -> None:
+        if self._engines.pop(engine, None) is not None:
             self._metrics.load(EngineFigures(engine))
 
 
-def start_coordinator(todo: Iterable[Range], output: str, engine_pool: EnginePool) -> Any:
-    """A new coordinator for these rows, on the driver's node: it lives as long as the run does."""
+class CoordinatorClient:
+    """A `RunCoordinator` as other processes see it: its methods, typed; Ray can pickle it.
+
+    A method waits for the answer unless it says otherwise. With a time limit, it raises
+    `ray.exceptions.GetTimeoutError`; when the coordinator is gone, `ray.exceptions.RayActorError`.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def engine_starting(self) -> int:
+        """See `RunCoordinator.engine_starting`."""
+        return ray.get(self._send(RunCoordinator.engine_starting))
+
+    def engine_ready(self, engine: str) -> None:
+        """See `RunCoordinator.engine_ready`; does not wait."""
+        self._send(RunCoordinator.engine_ready, engine)
+
+    def engine_progress(self, engine: str, done: Totals, load: EngineLoad) -> ObjectRef[bool]:
+        """See `RunCoordinator.engine_progress`; returns a reference to the answer."""
+        return self._send(RunCoordinator.engine_progress, engine, done, load)
+
+    def engine_closed(self, engine: str) -> None:
+        """See `RunCoordinator.engine_closed`; waits `CALL_SECONDS` at most."""
+        ray.get(self._send(RunCoordinator.engine_closed, engine), timeout=CALL_SECONDS)
+
+    def engine_died(self, engine: str, rows: Sequence[Hashable]) -> None:
+        """See `RunCoordinator.engine_died`."""
+        ray.get(self._send(RunCoordinator.engine_died, engine, rows))
+
+    def snapshot(self) -> Snapshot:
+        """See `RunCoordinator.snapshot`; waits `CALL_SECONDS` at most."""
+        return ray.get(self._send(RunCoordinator.snapshot), timeout=CALL_SECONDS)
+
+    def stop(self, timeout: float) -> None:
+        """See `RunCoordinator.stop`; waits ``timeout`` seconds at most."""
+        ray.get(self._send(RunCoordinator.stop), timeout=timeout)
+
+    def crash_status(self, rows: Sequence[Hashable]) -> tuple[list[Suspicion], set[str]]:
+        """See `RunCoordinator.crash_status`."""
+        return ray.get(self._send(RunCoordinator.crash_status, rows))
+
+    def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
+        """See `RunCoordinator.mark_durable`."""
+        return ray.get(self._send(RunCoordinator.mark_durable, rows))
+
+    def _send(
+        self,
+        method: Callable[Concatenate[RunCoordinator, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> ObjectRef[R]:
+        """Call a method of the actor, with its arguments checked by the method's own types."""
+        answer: ObjectRef[R] = getattr(self._actor, method.__name__).remote(*args, **kwargs)
+        return answer
+
+
+class EngineReporter:
+    """One engine's counts, sent to the coordinator twice a second.
+
+    ``done``: the counts since the last report. ``load`` and ``stop`` are called in the event loop's
+    thread.
+    """
+
+    def __init__(
+        self,
+        coordinator: CoordinatorClient,
+        engine: str,
+        load: Callable[[], EngineLoad],
+        stop: Callable[[], None],
+    ) -> None:
+        self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
+        self.done = Totals()
+
+    async def keep_reporting(self) -> None:
+        """Report until cancelled; call ``stop`` once when told to.
+
+        Reports go on while the engine saves: a silent engine counts as gone, and the driver would
+        not wait for it.
+        """
+        stopping = False
+        while True:
+            is_told = await asyncio.wrap_future(self.send().future())
+            if is_told and not stopping:
+                stopping = True
+                self._stop()
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def send(self) -> ObjectRef[bool]:
+        """Send what was done since the last report; the answer is whether the run is to end."""
+        done, self.done = self.done, Totals()
+        return self._coordinator.engine_progress(self._engine, done, self._load())
+
+    def close(self) -> None:
+        """Send the last counts, and that the engine has shut down; wait until that has arrived."""
+        self.send()
+        self._coordinator.engine_closed(self._engine)
+
+
+def start_coordinator(
+    todo: Iterable[Range], output: str, engine_pool: EnginePool
+) -> CoordinatorClient:
+    """A new coordinator for the rows of ``todo``, on the driver's node.
+
+    It lives as long as a handle to it does.
+    """
     rows = Counter[str]()
     for piece in todo:
         rows[str(PartRef.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return RunCoordinator.options(scheduling_strategy=here).remote(rows, output, engine_pool)  # type: ignore[attr-defined]
+    actor = ray.remote(num_cpus=0)(RunCoordinator).options(scheduling_strategy=here)
+    return CoordinatorClient(actor.remote(rows, output, engine_pool))

@@ -1,8 +1,8 @@
-"""Which row kills engines; no I/O.
+"""Finds the row that kills engines; no I/O.
 
-When an engine dies, every row that ran on it may be why. These suspects run a few at a time, the
-engine to themselves, so that another death names fewer; then each runs alone. A row on which an
-engine dies while it runs alone is to blame, and comes out failed.
+When an engine dies, each row that ran on it is a suspect. Suspects run a few at a time on an engine
+without other rows, so another death leaves fewer suspects; then each runs alone. A row that runs
+alone when the engine dies is to blame and fails.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from enum import IntEnum
 
 SUSPECTS_AT_ONCE = 16
-# Of each suspicion, how many rows may run at once.
+# How many rows of each suspicion may run at once.
 MAX_RUNNING = (math.inf, SUSPECTS_AT_ONCE, 1, 1)
 
 
 class Suspicion(IntEnum):
-    """How far a row is suspected; the value orders it."""
+    """How far a row is suspected of killing engines; a higher value is a stronger suspicion."""
 
     NONE = 0
     ONE_OF_MANY = 1
@@ -26,38 +26,38 @@ class Suspicion(IntEnum):
 
 
 class Suspects:
-    """What engine deaths say of rows, over all engines of a run."""
+    """The suspicions against rows, from the deaths of all engines of a run."""
 
     def __init__(self) -> None:
-        self._found: dict[Hashable, Suspicion] = {}
+        self._suspicions: dict[Hashable, Suspicion] = {}
 
     def of(self, rows: Iterable[Hashable]) -> list[Suspicion]:
         """The suspicion of each of ``rows``."""
-        return [self._found.get(row, Suspicion.NONE) for row in rows]
+        return [self._suspicions.get(row, Suspicion.NONE) for row in rows]
 
     def blame(self, rows: Sequence[Hashable]) -> None:
-        """An engine has died while ``rows`` ran on it."""
-        again = [row for row in rows if row in self._found]
-        if again:  # one of these it was, so that others of the earlier death are cleared
-            worst = max(self._found[row] for row in again)
-            again = [row for row in again if self._found[row] == worst]
+        """Suspect ``rows``, on which an engine has just died."""
+        again = [row for row in rows if row in self._suspicions]
+        if again:  # one of these is to blame, which clears the others of the earlier death
+            worst = max(self._suspicions[row] for row in again)
+            again = [row for row in again if self._suspicions[row] == worst]
             level = Suspicion(min(worst + 1, Suspicion.POISON))
-            cleared = [row for row, found in self._found.items() if found <= worst]
+            cleared = [row for row, level in self._suspicions.items() if level <= worst]
             for row in cleared:
-                del self._found[row]
-            self._found.update(dict.fromkeys(again, level))
+                del self._suspicions[row]
+            self._suspicions.update(dict.fromkeys(again, level))
             if len(again) > 1:
-                self._found.update(dict.fromkeys(again, Suspicion.ONE_OF_FEW))
+                self._suspicions.update(dict.fromkeys(again, Suspicion.ONE_OF_FEW))
         else:
             alone = len(rows) == 1
             level = Suspicion.ONE_OF_FEW if alone else Suspicion.ONE_OF_MANY
-            self._found.update(dict.fromkeys(rows, level))
+            self._suspicions.update(dict.fromkeys(rows, level))
 
 
 class CrashIsolationGate:
-    """Who may run on an engine at the same time: those beyond suspicion, a few suspects, or one.
+    """Decides which rows may run on an engine together: all unsuspected ones, or a few suspects.
 
-    Suspects go first: until they are through, the others that have not begun wait.
+    Suspects go first; meanwhile rows that have not started wait.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class CrashIsolationGate:
 
     @asynccontextmanager
     async def turn(self, suspicion: Suspicion) -> AsyncIterator[None]:
-        """Run the body when it is this row's turn."""
+        """Wait until a row of this suspicion may run, then run the body."""
         if self._may_run(suspicion):
             self._running[suspicion] += 1
         else:

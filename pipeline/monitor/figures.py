@@ -1,4 +1,4 @@
-"""A run at one moment, in figures: what a screen shows, a log keeps and a status tells; no I/O."""
+"""The figures of a run at one moment, for the terminal, the log and `status`; no I/O."""
 
 import math
 from collections import Counter
@@ -6,41 +6,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Lengths of thinking are counted by powers of the square root of two.
+# The histogram of thinking lengths has bins by powers of the square root of two.
 STEPS_AN_OCTAVE = 2
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """``seconds`` as hours, minutes and seconds, such as 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def length_bin(tokens: int) -> int:
-    """The bin of the histogram that a length falls into."""
+    """The number of the histogram bin for a length in tokens."""
     return 0 if tokens < 1 else 1 + int(STEPS_AN_OCTAVE * math.log2(tokens))
 
 
 def bin_floor(number: int) -> float:
-    """The least length in a bin, in tokens."""
+    """The shortest length in a bin, in tokens."""
     return 0.0 if number < 1 else float(2 ** ((number - 1) / STEPS_AN_OCTAVE))
 
 
 def quantile(bins: Mapping[int, int], share: float) -> float | None:
-    """The length (in the middle of its bin) that ``share`` of all do not pass; None of none."""
-    whole = sum(bins.values())
+    """The ``share`` quantile of the lengths, as the middle of its bin; None without lengths."""
+    total = sum(bins.values())
     seen = 0
     for number in sorted(bins):
         seen += bins[number]
-        if seen >= share * whole:
+        if seen >= share * total:
             return math.sqrt(max(1.0, bin_floor(number)) * bin_floor(number + 1))
     return None
 
 
 def sparkline(bins: Mapping[int, int]) -> str:
-    """The histogram as characters, from the shortest length there is to the longest."""
+    """The histogram as one character per bin, from the shortest length to the longest."""
     if not bins:
         return ""
     most = max(bins.values())
@@ -50,7 +50,7 @@ def sparkline(bins: Mapping[int, int]) -> str:
 
 @dataclass(frozen=True)
 class EngineFigures:
-    """One engine: sequences running and waiting, share of KV cache in use, tokens a second."""
+    """One engine: sequences running and waiting, share of KV cache in use, tokens per second."""
 
     name: str
     running: int = 0
@@ -61,7 +61,7 @@ class EngineFigures:
 
 @dataclass(frozen=True)
 class EnginePool:
-    """The engines of a run: how many, GPUs and slots of each, the price of a GPU for an hour."""
+    """The engines of a run: their number, the GPUs and slots of each, the price of a GPU hour."""
 
     replicas: int = 1
     gpus: int = 1
@@ -69,11 +69,11 @@ class EnginePool:
     gpu_hour: float | None = None
 
     def gpu_hours(self, seconds: float) -> float:
-        """Of all engines, in that time."""
+        """GPU hours of all engines in ``seconds``."""
         return seconds * self.replicas * self.gpus / 3600
 
     def cost(self, seconds: float) -> float | None:
-        """Of all engines, in that time; None where no price is known."""
+        """The cost of all engines for ``seconds``; None without a price."""
         return None if self.gpu_hour is None else self.gpu_hours(seconds) * self.gpu_hour
 
 
@@ -83,10 +83,11 @@ _KEYS = {"tier": "lane", "engine_pool": "fleet"}
 
 @dataclass(frozen=True)
 class Figures:
-    """A run (in one tier) at one moment, ``seconds`` after its engines were asked for.
+    """A run (in one tier) at one moment, ``seconds`` after it asked for its engines.
 
-    ``tokens``: prompt, output (of traces that have ended) and spent (all that was generated).
-    ``think_lengths``: traces by `length_bin`. ``engine_pool``: what was asked for.
+    ``tokens``: prompt, output (of ended traces) and spent (all generated tokens).
+    ``think_lengths``: the number of traces by `length_bin`. ``engine_pool``: the engines that the
+    run asked for.
     """
 
     at: str
@@ -103,20 +104,20 @@ class Figures:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all engines, now."""
+        """The present rate of all engines."""
         return sum(engine.tokens_per_second for engine in self.engines)
 
     @property
     def running(self) -> int:
-        """Sequences at work on all engines."""
+        """Sequences that run on all engines."""
         return sum(engine.running for engine in self.engines)
 
     @property
     def eta_seconds(self) -> float | None:
-        """The time that is left, tail and all; None as long as nothing says how long traces are.
+        """The time left, with its tail; None until some trace shows how long traces are.
 
-        All tokens that are still to come at the present rate; but no less than a long trace takes
-        at the pace of one sequence, because some begin only when the last rows are given out.
+        The tokens still to come, at the present rate; but no less than a long trace takes at the
+        pace of one sequence, because some traces start with the last rows.
         """
         rate, traces = self.tokens_per_second, sum(self.states.values())
         if self.rows >= self.rows_to_do:
@@ -127,11 +128,11 @@ class Figures:
         mean = self.tokens.get("output", 0) / self.rows
         body = max(0.0, (self.rows_to_do - self.rows) * mean - max(0, begun)) / rate
         longest = (quantile(self.think_lengths, 0.99) or mean) / (rate / max(1, self.running))
-        # While rows wait, those that begin last are half way, on average, when the others are done.
+        # The traces that start last are half way, on average, when the others end.
         return max(body, longest) + min(body, longest) / 2
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; see `from_json`."""
+        """Plain values, as `from_json` takes them."""
         values = asdict(self)
         bins = {str(number): count for number, count in sorted(self.think_lengths.items())}
         values |= {"think_lengths": bins, "eta_seconds": self.eta_seconds}
@@ -151,7 +152,7 @@ class Figures:
         return cls(**known)
 
     def lines(self) -> Iterator[str]:
-        """As a person reads them."""
+        """The figures as lines of text."""
         left = "-" if self.eta_seconds is None else clock(self.eta_seconds)
         yield (
             f"{'now':<10} {self.tokens_per_second:>9,.0f} tokens/s, {self.running:,} running, "
@@ -173,10 +174,10 @@ class Figures:
 
 @dataclass
 class Totals:
-    """Counts since the start of this run (not of earlier ones in the same output).
+    """Counts since the start of this run, without earlier runs in the same output.
 
-    ``output_tokens`` are those of traces that have ended, ``spent_tokens`` all that was generated;
-    ``think_lengths`` counts traces by `pipeline.monitor.figures.length_bin`.
+    ``generated``: traces that ended on an engine. ``output_tokens``: of ended traces;
+    ``spent_tokens``: all generated tokens. ``think_lengths``: the number of traces by `length_bin`.
     """
 
     rows: int = 0
@@ -188,7 +189,7 @@ class Totals:
     think_lengths: Counter[int] = field(default_factory=Counter)
 
     def add(self, other: "Totals") -> None:
-        """Add ``other`` to this."""
+        """Add the counts of ``other``."""
         self.rows += other.rows
         self.generated += other.generated
         self.prompt_tokens += other.prompt_tokens
@@ -200,11 +201,12 @@ class Totals:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The coordinator at one moment; ``running``: requests that engines have, waiting ones too."""
+    """What the coordinator knows at one moment; ``engines``: those that are ready, by their load.
+
+    ``engine_pool``: the engines that the run asked for.
+    """
 
     totals: Totals
-    running: int
-    engines: int
-    ready_seconds: float | None
-    loads: tuple[EngineFigures, ...] = ()
+    ready_seconds: float | None = None
+    engines: tuple[EngineFigures, ...] = ()
     engine_pool: EnginePool = field(default_factory=EnginePool)

@@ -1,87 +1,93 @@
-"""Where a run ends though rows are left: at a time, a number of tokens, a cost."""
+"""Early-stop limits of a run: time, tokens, cost."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-import ray
+from typing import Protocol
 
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_slots
 from pipeline.errors import LimitReachedError, QwqBatchError
-from pipeline.monitor.figures import EnginePool, Snapshot, Totals
+from pipeline.monitor.coordinator import CoordinatorClient
+from pipeline.monitor.figures import EnginePool, Totals
+from pipeline.time_limits import LIMIT_NOTICE_SECONDS
 
 logger = logging.getLogger(__name__)
-# What it takes to save what is running, to end the engines and to leave Ray.
-STOP_SECONDS = 60.0
 POLL_SECONDS = 1.0
 
 
-# Follows a coordinator, of the rows to do and the tier's name, while the body runs.
-RunObserver = Callable[[Any, int, str], AbstractContextManager[None]]
+class RunObserver(Protocol):
+    """Follows the engines of one tier while the body of its context runs."""
+
+    def __call__(
+        self, coordinator: CoordinatorClient, rows: int, tier: str, /
+    ) -> AbstractContextManager[None]:
+        """The context; ``rows``: how many are to do in ``tier``."""
+        ...
 
 
 class Limits:
-    """The limits of one run, from now on.
+    """The limits of one run, counted from now on.
 
-    ``seconds``: a time besides that of the config, such as what a scheduler leaves.
+    ``seconds``: one more time limit, such as what a scheduler leaves.
     """
 
     def __init__(self, config: RunConfig, seconds: float | None = None) -> None:
         self._started = time.monotonic()
-        self._most_tokens = config.limits.output_tokens
+        self._max_tokens = config.limits.output_tokens
         minutes = {
             "limits.minutes": config.limits.minutes,
             "limits.cost": cost_minutes(config),
             "the scheduler's time limit": None if seconds is None else seconds / 60,
         }
-        ends = [(most * 60, why) for why, most in minutes.items() if most is not None]
-        self._end = min(ends, default=None)
-        self._coordinator: Any = (
-            None  # of the engines at work; it must not be asked when Ray is gone
-        )
-        self._said: list[Totals] = []  # what it has said last, and those before it
-        self._asks = threading.Lock()
+        ends = [(limit * 60, name) for name, limit in minutes.items() if limit is not None]
+        self._first_end = min(ends, default=None)
+        # Of the engines that run now. Without engines there is none: after Ray's end, a question to
+        # it would start Ray again.
+        self._coordinator: CoordinatorClient | None = None
+        self._totals: list[Totals] = []  # the last answer of each coordinator so far
+        self._asking = threading.Lock()
 
     @property
     def totals(self) -> Totals:
-        """What the engines have done since the start, as far as it is known."""
-        totals = Totals()
-        for said in self._said:
-            totals.add(said)
-        return totals
+        """What the engines have done since the start, as far as is known."""
+        everything = Totals()
+        for totals in self._totals:
+            everything.add(totals)
+        return everything
 
     @property
     def seconds(self) -> float:
         """The time since the start."""
         return time.monotonic() - self._started
 
-    def tracking(self, watch: RunObserver) -> RunObserver:
-        """``watch``, with the tokens counted as well."""
+    def tracking(self, observer: RunObserver) -> RunObserver:
+        """``observer``, with the tokens counted as well."""
 
         @contextmanager
-        def both(coordinator: Any, rows: int, tier: str) -> Iterator[None]:
-            with self._asks:
+        def observe(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
+            with self._asking:
                 self._coordinator = coordinator
-                self._said.append(Totals())
+                self._totals.append(Totals())
             try:
-                with watch(coordinator, rows, tier):
+                with observer(coordinator, rows, tier):
                     yield
             finally:
                 self._count()
-                with self._asks:
+                with self._asking:
                     self._coordinator = None
 
-        return both
+        return observe
 
     @contextmanager
     def enforced(self, end: Callable[[QwqBatchError], None]) -> Iterator[None]:
         """While the body runs, call ``end``, in another thread, when a limit is near."""
         over = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(end, over), daemon=True, name="limits")
+        thread = threading.Thread(
+            target=self._enforce, args=(end, over), daemon=True, name="limits"
+        )
         thread.start()
         try:
             yield
@@ -89,38 +95,36 @@ class Limits:
             over.set()
             thread.join()
 
-    def _watch(self, end: Callable[[QwqBatchError], None], over: threading.Event) -> None:
-        while (why := self._reached()) is None:
+    def _enforce(self, end: Callable[[QwqBatchError], None], over: threading.Event) -> None:
+        while (limit := self._reached()) is None:
             if over.wait(POLL_SECONDS):
                 return
             self._count()
         end(
             LimitReachedError(
-                f"{why} is reached; what is finished is kept, what was running is saved, the same "
-                "command goes on"
+                f"{limit} is reached; finished rows are kept and running traces are saved; the "
+                "same command continues"
             )
         )
 
     def _reached(self) -> str | None:
-        if self._end is not None:
-            seconds, why = self._end
-            if self.seconds >= seconds - min(STOP_SECONDS, seconds / 2):
-                return why
-        most = self._most_tokens
-        if most is not None and self.totals.spent_tokens >= most:
+        """The name of the limit that the run has come to, if any."""
+        if self._first_end is not None:
+            seconds, name = self._first_end
+            if self.seconds >= seconds - min(LIMIT_NOTICE_SECONDS, seconds / 2):
+                return name
+        if self._max_tokens is not None and self.totals.spent_tokens >= self._max_tokens:
             return "limits.output_tokens"
         return None
 
     def _count(self) -> None:
-        with self._asks:
+        with self._asking:
             if self._coordinator is None:
                 return
             try:
-                snapshot: Snapshot = ray.get(self._coordinator.snapshot.remote(), timeout=5)
+                self._totals[-1] = self._coordinator.snapshot().totals
             except Exception:  # the coordinator's node may be gone
                 logger.debug("no figures from the coordinator", exc_info=True)
-            else:
-                self._said[-1] = snapshot.totals
 
 
 def pool_of(config: RunConfig) -> EnginePool:
@@ -130,7 +134,7 @@ def pool_of(config: RunConfig) -> EnginePool:
 
 
 def cost_minutes(config: RunConfig) -> float | None:
-    """How long all engines may be there for ``limits.cost``, from the start of the run."""
+    """How long ``limits.cost`` pays for all engines, from the start of the run; None without."""
     cost = config.limits.cost
-    each = None if cost is None else pool_of(config).cost(60)
-    return None if cost is None or each is None else cost / each
+    cost_per_minute = None if cost is None else pool_of(config).cost(60)
+    return None if cost is None or cost_per_minute is None else cost / cost_per_minute

@@ -1,6 +1,7 @@
-"""The coordinator's figures for Prometheus, by way of Ray's own endpoint on each node.
+"""The coordinator's figures for Prometheus, through Ray's own metrics endpoint on each node.
 
-Ray puts ``ray_`` before each name. Its head's node has them all: the coordinator is on the driver's.
+Ray puts ``ray_`` before each name. The coordinator runs on the driver's node, so that node's
+endpoint has them all.
 """
 
 from ray.util.metrics import Counter, Gauge
@@ -8,7 +9,7 @@ from ray.util.metrics import Counter, Gauge
 from pipeline.monitor.figures import EngineFigures, Totals
 
 PREFIX = "qwq_batch_"
-# A run in the labels: one cluster may have several.
+# The label that tells the runs of one cluster apart.
 RUN = "output"
 
 
@@ -22,18 +23,18 @@ class Metrics:
         self._tokens = self._counter("tokens", "tokens: prompt, output, spent", "kind")
         self._engines = self._gauge("engines", "engines that are ready and not silent")
         self._loads = {
-            name: self._gauge(name, about, "engine")
-            for name, about in (
+            name: self._gauge(name, description, "engine")
+            for name, description in (
                 ("running", "sequences that an engine generates"),
                 ("waiting", "sequences that wait at an engine"),
                 ("kv_usage", "share of an engine's KV cache in use"),
-                ("tokens_per_second", "that an engine generates"),
+                ("tokens_per_second", "tokens that an engine generates per second"),
             )
         }
         self._rows_to_do = self._gauge("rows_to_do", "rows that the run has to do")
-        self._wanted = self._gauge("engines_wanted", "engines that the run asks for")
+        self._engines_wanted = self._gauge("engines_wanted", "engines that the run asks for")
         self._rows_left = self._gauge("rows_left", "rows that are still to do")
-        self._asked_for = rows, replicas
+        self._total_rows, self._replicas = rows, replicas
 
     def done(self, totals: Totals) -> None:
         """Add what an engine has done."""
@@ -44,26 +45,25 @@ class Metrics:
             self._add(self._tokens, getattr(totals, f"{kind}_tokens"), kind=kind)
 
     def load(self, engine: EngineFigures) -> None:
-        """Set what an engine does now."""
+        """Set the gauges of one engine."""
         for name, gauge in self._loads.items():
             gauge.set(getattr(engine, name) or 0, {**self._run, "engine": engine.name})
 
     def sizes(self, engines: int, rows_done: int) -> None:
-        """Set how much there is of all; a gauge that is not set for a while is forgotten by Ray."""
-        rows, replicas = self._asked_for
+        """Set the gauges of the run, often: Ray drops a gauge that is not set for a while."""
         self._engines.set(engines, self._run)
-        self._wanted.set(replicas, self._run)
-        self._rows_to_do.set(rows, self._run)
-        self._rows_left.set(rows - rows_done, self._run)
+        self._engines_wanted.set(self._replicas, self._run)
+        self._rows_to_do.set(self._total_rows, self._run)
+        self._rows_left.set(self._total_rows - rows_done, self._run)
 
     def _add(self, counter: Counter, count: float, **labels: str) -> None:
         if count > 0:
             counter.inc(count, {**self._run, **labels})
 
     @staticmethod
-    def _gauge(name: str, about: str, *labels: str) -> Gauge:
-        return Gauge(PREFIX + name, about, (RUN, *labels))
+    def _gauge(name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, description, (RUN, *labels))
 
     @staticmethod
-    def _counter(name: str, about: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, about, (RUN, *labels))
+    def _counter(name: str, description: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, description, (RUN, *labels))

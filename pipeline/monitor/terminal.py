@@ -1,10 +1,9 @@
-"""How a run goes, for people: live figures on a terminal, in a log a line of JSON at times."""
+"""The progress of a run, for people: live figures on a terminal, lines of JSON in a log."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,24 +11,26 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.figures import Figures
-from pipeline.monitor.history import LINE_SECONDS, Show, following
+from pipeline.monitor.history import Show, following
+from pipeline.time_limits import LINE_SECONDS
 
-LOOK_SECONDS = 0.5
+REFRESH_SECONDS = 0.5
 
 
 @contextmanager
-def watch(coordinator: Any, rows: int, tier: str) -> Iterator[None]:
-    """Show the coordinator's figures while the body runs; ``rows`` are to be done in ``tier``."""
+def watch(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
+    """Show the coordinator's figures while the body runs; ``rows``: to do in ``tier``."""
     console = Console(stderr=True)
     with _live(console) if console.is_terminal else _lines() as show:  # noqa: SIM117 (show)
-        with following(coordinator, rows, tier, show, lambda _: LOOK_SECONDS):
+        with following(coordinator, rows, tier, show, lambda _: REFRESH_SECONDS):
             yield
 
 
 @contextmanager
 def _live(console: Console) -> Iterator[Show]:
-    with Live(console=console, refresh_per_second=2) as live:
+    with Live(console=console, refresh_per_second=1 / REFRESH_SECONDS) as live:
         yield lambda figures, _last: live.update(panel(figures))
 
 
@@ -48,10 +49,10 @@ def _lines() -> Iterator[Show]:
 
 def panel(figures: Figures) -> Group:
     """The figures as a terminal shows them."""
-    what = f"rows ({figures.tier})" if figures.tier else "rows"
+    label = f"rows ({figures.tier})" if figures.tier else "rows"
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=max(1, figures.rows_to_do), completed=figures.rows, width=40)
-    head.add_row(f"{what:<10}", bar, f"{figures.rows:,}/{figures.rows_to_do:,}")
+    head.add_row(f"{label:<10}", bar, f"{figures.rows:,}/{figures.rows_to_do:,}")
     if figures.ready_seconds is None:
         return Group(head, Text("starting engines"))
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(figures.states.items()))

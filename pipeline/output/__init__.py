@@ -1,1 +1,1 @@
-"""The output location: parts, ledger, lease, checkpoints; no Ray."""
+"""Everything in an output location: parts, ledger, lease, checkpoints; no Ray."""

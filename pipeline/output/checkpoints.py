@@ -1,8 +1,8 @@
-"""What running traces have so far, saved so that the next engine goes on from there.
+"""Checkpoints of running traces, from which another engine continues.
 
-An engine keeps the token ids of its traces, running and finished, until their rows are durable.
-At intervals and when it is told to end it writes them, a file for each part; whoever gets the same
-rows afterwards, another engine or another run, reads all such files of the part.
+An engine keeps the token ids of its traces, running or finished, until their rows are durable. It
+saves them at intervals and when it is asked to end, in one file for each part. An engine that gets
+the same rows later, in this run or the next, reads all checkpoints of the part.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import QwqBatchError
-from pipeline.output.layout import JournalEntry, checkpoint_name, covered_by
+from pipeline.output.layout import JournalEntry, checkpoint_name, ranges_of
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef
 from pipeline.reasoning.policy import TraceProgress
@@ -35,100 +35,106 @@ SCHEMA = pa.schema(
         pa.field("wasted_tokens", pa.int32(), nullable=False),
     ]
 )
-RowSample = tuple[int, int]  # of one part
+RowSample = tuple[int, int]  # row and sample, in one part
 Key = tuple[PartRef, int, int]  # part, row, sample
 
 
 class Checkpoints:
-    """One engine's traces in one pass, and what other engines have saved of them."""
+    """One engine's traces in one pass, and those that other engines have saved.
 
-    def __init__(self, ledger: Ledger, engine: str, number: int) -> None:
-        self._ledger, self._engine, self._number = ledger, engine, number
-        self._lock = Lock()  # never held while files are read or written: blocks wait for it
+    ``engine``: its name. ``pass_number``: 0 is the run itself. All methods may be called from
+    several threads.
+    """
+
+    def __init__(self, ledger: Ledger, engine: str, pass_number: int) -> None:
+        self._ledger, self._engine, self._pass_number = ledger, engine, pass_number
+        self._lock = Lock()  # never held during file access, as blocks wait for it
         self._progress: dict[PartRef, dict[RowSample, TraceProgress]] = {}
         self._saving = Lock()  # one save at a time
         self._saved: set[PartRef] = set()
-        self._reading = Lock()  # of many blocks one reads a file
+        self._reading = Lock()  # several blocks read a file once
         self._read: dict[tuple[str, str], pa.Table] = {}
 
     def start(self, keys: Sequence[Key], living: Set[str]) -> list[TraceProgress]:
-        """Begin, or go on with, the traces ``keys``: the furthest that was saved of each.
+        """Start the traces ``keys``, or continue each from the furthest checkpoint.
 
-        What the engines ``living`` save is passed over: none of their rows comes here.
+        ``living``: names of running engines. Their checkpoints are ignored, as Ray gives none of
+        their rows to this engine. Returns one progress for each key, in order.
         """
         rows: dict[PartRef, set[int]] = {}
-        for ref, row, _ in keys:
-            rows.setdefault(ref, set()).add(row)
-        found, started = self._saved_by_others(rows, living), list[TraceProgress]()
+        for part, row, _ in keys:
+            rows.setdefault(part, set()).add(row)
+        saved, started = self._saved_by_others(rows, living), list[TraceProgress]()
         with self._lock:
-            for ref, row, sample in keys:
-                mine = self._progress.setdefault(ref, {})
-                progress = mine.setdefault((row, sample), TraceProgress())
-                other = found.get((ref, row, sample))
+            for part, row, sample in keys:
+                of_part = self._progress.setdefault(part, {})
+                progress = of_part.setdefault((row, sample), TraceProgress())
+                other = saved.get((part, row, sample))
                 if other is not None and other.is_ahead_of(progress):
-                    progress = mine[row, sample] = other
+                    progress = of_part[row, sample] = other
                 progress.carried = progress.generated
                 started.append(progress)
         return started
 
     def save(self) -> None:
-        """Write what all traces have, but for those whose rows have become durable.
+        """Write the progress of all traces, and forget those whose rows have become durable.
 
-        Where those of one part can't be, those of the others are all the same; then it raises.
+        If a part can't be saved, the other parts still are; then the error is raised.
         """
         with self._saving, ExitStack() as all_tried:
             with self._lock:
-                refs = {*self._progress, *self._saved}
-            for ref in refs:
-                all_tried.callback(self._save, ref)
+                parts = {*self._progress, *self._saved}
+            for part in parts:
+                all_tried.callback(self._save, part)
 
-    def _save(self, ref: PartRef) -> None:
+    def _save(self, part: PartRef) -> None:
         with self._lock:
-            traces = dict(self._progress.get(ref, {}))
-        durable = self._durable(ref, traces)
+            traces = dict(self._progress.get(part, {}))
+        durable = self._durable(part, traces)
         with self._lock:
-            mine = self._progress.get(ref, {})
+            of_part = self._progress.get(part, {})
             for key in durable:
-                mine.pop(key, None)
-            if not mine:
-                self._progress.pop(ref, None)
+                of_part.pop(key, None)
+            if not of_part:
+                self._progress.pop(part, None)
         running = {k: p for k, p in traces.items() if k not in durable and p.has_begun}
-        name = checkpoint_name(ref, self._engine, self._number)
+        name = checkpoint_name(part, self._engine, self._pass_number)
         if running:
             sink = BytesIO()
             pq.write_table(_table(running), sink, compression="zstd")
             self._ledger.store.put(name, sink.getvalue())
-            self._saved.add(ref)
-        elif ref in self._saved:
+            self._saved.add(part)
+        elif part in self._saved:
             self._ledger.store.delete([name])
-            self._saved.discard(ref)
+            self._saved.discard(part)
 
-    def _durable(self, ref: PartRef, traces: Mapping[RowSample, TraceProgress]) -> set[RowSample]:
-        """Those of ``traces`` whose rows are on disk; looked for only if some have ended."""
+    def _durable(self, part: PartRef, traces: Mapping[RowSample, TraceProgress]) -> set[RowSample]:
+        """The traces whose rows are durable; lists files only if some trace has finished."""
         if not any(progress.finish_reason for progress in traces.values()):
             return set()
-        if self._ledger.is_done(ref, self._number):
+        if self._ledger.is_done(part, self._pass_number):
             return set(traces)
-        spans = covered_by(self._ledger.fragments(ref, self._number))
-        rows = {row for start, stop in spans for row in range(start, stop)}
+        ranges = ranges_of(self._ledger.fragments(part, self._pass_number))
+        rows = {row for start, stop in ranges for row in range(start, stop)}
         return {key for key in traces if key[0] in rows}
 
     def _saved_by_others(
-        self, wanted: Mapping[PartRef, set[int]], living: Set[str]
+        self, rows_of: Mapping[PartRef, set[int]], living: Set[str]
     ) -> dict[Key, TraceProgress]:
-        found: dict[Key, TraceProgress] = {}
-        for ref, rows in wanted.items():
-            for entry in self._ledger.checkpoints(ref, self._number):
+        """The furthest progress in the checkpoints of ended engines, for the given rows."""
+        furthest: dict[Key, TraceProgress] = {}
+        for part, rows in rows_of.items():
+            for entry in self._ledger.checkpoints(part, self._pass_number):
                 if entry.engine not in {*living, self._engine}:
-                    for key, progress in self._traces(ref, entry, rows):
-                        if key not in found or progress.is_ahead_of(found[key]):
-                            found[key] = progress
-        return found
+                    for key, progress in self._traces(part, entry, rows):
+                        if key not in furthest or progress.is_ahead_of(furthest[key]):
+                            furthest[key] = progress
+        return furthest
 
     def _traces(
-        self, ref: PartRef, entry: JournalEntry, rows: set[int]
+        self, part: PartRef, entry: JournalEntry, rows: set[int]
     ) -> list[tuple[Key, TraceProgress]]:
-        """The traces of ``rows`` in one checkpoint file; none if it is gone or unreadable."""
+        """The traces of ``rows`` in a checkpoint; none if it was removed or is unreadable."""
         version = (entry.file.name, entry.file.tag)
         with self._reading:
             if version not in self._read:
@@ -136,19 +142,19 @@ class Checkpoints:
                     data = self._ledger.store.read(entry.file.name)
                     self._read[version] = pq.read_table(BytesIO(data), schema=SCHEMA)
                 except (FileNotFoundError, pa.ArrowException, QwqBatchError):
-                    # Its rows are durable by now, or its traces begin again: nothing finished is
-                    # lost.
+                    # Either its rows are durable now, or its traces start again. No finished row
+                    # is lost.
                     return []
             table = self._read[version]
-        mine = table.filter(pc.is_in(table["row"], pa.array(list(rows), pa.int64())))
+        chosen = table.filter(pc.is_in(table["row"], pa.array(list(rows), pa.int64())))
         return [
-            ((ref, row["row"], row["sample"]), TraceProgress.restored(row))
-            for row in mine.to_pylist()
+            ((part, trace["row"], trace["sample"]), TraceProgress.restored(trace))
+            for trace in chosen.to_pylist()
         ]
 
 
 def _table(traces: Mapping[RowSample, TraceProgress]) -> pa.Table:
-    """What ``traces`` have, as a table of `SCHEMA`; their tokens never become Python objects."""
+    """The progress of ``traces`` as a table of `SCHEMA`, without a Python object per token."""
     rows = list[dict[str, Any]]()
     for (row, sample), progress in traces.items():
         snapshot = progress.snapshot()

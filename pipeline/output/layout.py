@@ -1,23 +1,23 @@
-"""The names in an output location, which are its index; pure, no I/O.
+"""The file names of an output location, which serve as its index; no I/O.
 
     en/shard-00007.00001.parquet                        a finished part
-    __qwq/manifest.yaml                                 whose output this is
-    __qwq/shards.yaml                                   the shards that it was made from
-    __qwq/journal/en/shard-00007.00001/4096-4112.rows   a finished block (Parquet inside)
-    __qwq/running/en/shard-00007.00001/1f3c.running     what an engine's running traces have
+    __qwq/manifest.yaml                                 the settings that identify the run
+    __qwq/shards.yaml                                   the input shards and their schema
+    __qwq/journal/en/shard-00007.00001/4096-4112.rows   a fragment: a finished block, as Parquet
+    __qwq/running/en/shard-00007.00001/1f3c.running     a checkpoint: one engine's running traces
     __qwq/passes/00001.yaml                             a retry or a top-up
-    __qwq/passes/00001/en/shard-00007.00001.done        a part that has been through it
-    __qwq/passes/00001.closed                           it is over
-    __qwq/lease/00000003.yaml                           the driver at work
+    __qwq/passes/00001/en/shard-00007.00001.done        a part that has finished this pass
+    __qwq/passes/00001.closed                           this pass is finished
+    __qwq/lease/00000003.yaml                           the driver that holds the lease
     __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
 
-The files of pass k are called ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a
-folder of their own: every block looks for some, and finished blocks there can be thousands of.
-Hugging Face `datasets` takes any file for data, except in folders whose names begin with two
-underscores; other readers of Parquet pass over names that begin with one.
+Files of pass k are named ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a separate
+folder, as every block looks for them and there can be thousands of fragments. Hugging Face
+`datasets` reads every file as data, except in folders whose names begin with two underscores.
+Other Parquet readers ignore names that begin with one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.planning import PARQUET, PartRef
@@ -36,13 +36,14 @@ FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed",
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """A file of what is not finished: whose part's it is, of which pass, and what it holds.
+    """A fragment or a checkpoint of an unfinished part.
 
-    That is a finished block with ``rows``, or the running traces of ``engine``.
+    ``part``: the part's name. ``pass_number``: 0 is the run itself. A fragment has ``rows`` (start,
+    stop), a checkpoint the name of its ``engine``.
     """
 
     part: str
-    number: int
+    pass_number: int
     file: FileInfo
     rows: tuple[int, int] | None = None
     engine: str | None = None
@@ -50,49 +51,53 @@ class JournalEntry:
 
 @dataclass
 class OutputListing:
-    """What an output location holds, by pass number: finished parts, and fragments by part."""
+    """The files of an output location by their meaning.
+
+    ``done``: names of finished parts, by pass number. ``journal``: fragments and checkpoints, by
+    pass number and part name. ``passes``, ``closed``: numbers of opened and of closed passes.
+    """
 
     done: dict[int, set[str]] = field(default_factory=dict)
     journal: dict[int, dict[str, list[JournalEntry]]] = field(default_factory=dict)
     passes: set[int] = field(default_factory=set)
     closed: set[int] = field(default_factory=set)
 
-    def parts(self, number: int = 0) -> frozenset[str]:
-        """The parts that have been through pass ``number``."""
-        return frozenset(self.done.get(number, ()))
+    def finished_parts(self, pass_number: int = 0) -> frozenset[str]:
+        """The names of the parts that have finished the pass."""
+        return frozenset(self.done.get(pass_number, ()))
 
-    def covered(self, number: int) -> dict[str, list[tuple[int, int]]]:
-        """Per part, the ranges of rows with a fragment of pass ``number``."""
-        journal = self.journal.get(number, {})
-        return {part: covered_by(entries) for part, entries in journal.items()}
+    def durable_ranges(self, pass_number: int) -> dict[str, list[tuple[int, int]]]:
+        """The row ranges with a fragment of the pass, by part name; of unfinished parts."""
+        journal = self.journal.get(pass_number, {})
+        return {part: ranges_of(entries) for part, entries in journal.items()}
 
 
-def sort_listing(files: Iterable[FileInfo]) -> OutputListing:
-    """Sort the files of an output location."""
-    found = OutputListing()
+def parse_listing(files: Iterable[FileInfo]) -> OutputListing:
+    """Sort the files of an output location by their names; unknown names are ignored."""
+    listing = OutputListing()
     for info in files:
-        if entry := journal_entry(info):
-            parts = found.journal.setdefault(entry.number, {})
+        if entry := parse_journal_name(info):
+            parts = listing.journal.setdefault(entry.pass_number, {})
             parts.setdefault(entry.part, []).append(entry)
         elif info.name.startswith(f"{PASSES}/"):
-            _sort_pass(found, info.name.removeprefix(f"{PASSES}/"))
+            _add_pass_file(listing, info.name.removeprefix(f"{PASSES}/"))
         elif info.name.endswith(PARQUET) and not info.name.startswith(f"{BOOKKEEPING}/"):
-            found.done.setdefault(0, set()).add(info.name)
-    return found
+            listing.done.setdefault(0, set()).add(info.name)
+    return listing
 
 
-def _sort_pass(found: OutputListing, name: str) -> None:
+def _add_pass_file(listing: OutputListing, name: str) -> None:
     number, slash, part = name.partition("/")
     if slash and number.isdigit() and part.endswith(DONE):
-        found.done.setdefault(int(number), set()).add(part.removesuffix(DONE) + PARQUET)
+        listing.done.setdefault(int(number), set()).add(part.removesuffix(DONE) + PARQUET)
     elif name.endswith(YAML):
-        found.passes.add(int(name.removesuffix(YAML)))
+        listing.passes.add(int(name.removesuffix(YAML)))
     elif name.endswith(CLOSED):
-        found.closed.add(int(name.removesuffix(CLOSED)))
+        listing.closed.add(int(name.removesuffix(CLOSED)))
 
 
-def journal_entry(info: FileInfo) -> JournalEntry | None:
-    """What ``info`` is: a fragment or a checkpoint; None if it is neither."""
+def parse_journal_name(info: FileInfo) -> JournalEntry | None:
+    """The fragment or checkpoint that ``info`` names; None if it is neither."""
     folder, _, name = info.name.rpartition("/")
     stem, dot, kind = name.rpartition(".")
     stem, _, number = stem.partition(".")
@@ -106,61 +111,60 @@ def journal_entry(info: FileInfo) -> JournalEntry | None:
     return JournalEntry(part, int(number or 0), info, rows=(int(start), int(stop)))
 
 
-def covered_by(entries: Iterable[JournalEntry]) -> list[tuple[int, int]]:
-    """The ranges of rows of the fragments among ``entries``."""
+def ranges_of(entries: Iterable[JournalEntry]) -> list[tuple[int, int]]:
+    """The row ranges of the fragments among ``entries``."""
     return [entry.rows for entry in entries if entry.rows is not None]
 
 
-def runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut a list of row spans where the next does not begin at the end of the one before.
+def contiguous(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Divide a list of row spans (start, stop) where rows are missing in between.
 
-    Returns index ranges. Equal spans side by side are the samples of one row.
+    Returns the index ranges of the pieces. Equal neighbors are the samples of one row.
     """
-    found: list[tuple[int, int]] = []
-    begin, before = 0, None
-    count = 0
-    for i, span in enumerate(spans):
-        if before is not None and span not in (before, (before[1], span[1])):
-            found.append((begin, i))
+    pieces: list[tuple[int, int]] = []
+    begin = 0
+    for i in range(1, len(spans)):
+        previous, span = spans[i - 1], spans[i]
+        if span != previous and span[0] != previous[1]:
+            pieces.append((begin, i))
             begin = i
-        before, count = span, i + 1
-    return [*found, (begin, count)] if count else []
+    return [*pieces, (begin, len(spans))] if spans else []
 
 
 def journal_folder(part: PartRef) -> str:
-    """The folder of the part's fragments."""
+    """The folder of a part's fragments."""
     return f"{JOURNAL}/{part.name.removesuffix(PARQUET)}"
 
 
 def checkpoint_folder(part: PartRef) -> str:
-    """The folder of the part's checkpoints."""
+    """The folder of a part's checkpoints."""
     return f"{CHECKPOINTS}/{part.name.removesuffix(PARQUET)}"
 
 
-def fragment_name(part: PartRef, start: int, stop: int, number: int) -> str:
-    """The name of the fragment of pass ``number`` with the rows ``start`` to ``stop``."""
-    return f"{journal_folder(part)}/{start}-{stop}{_pass_suffix(number)}{FRAGMENT}"
+def fragment_name(part: PartRef, start: int, stop: int, pass_number: int) -> str:
+    """The name of the fragment with rows ``start`` to ``stop`` (exclusive) of a pass."""
+    return f"{journal_folder(part)}/{start}-{stop}{_pass_suffix(pass_number)}{FRAGMENT}"
 
 
-def checkpoint_name(part: PartRef, engine: str, number: int) -> str:
-    """The name of ``engine``'s checkpoint in pass ``number``."""
-    return f"{checkpoint_folder(part)}/{engine}{_pass_suffix(number)}{RUNNING}"
+def checkpoint_name(part: PartRef, engine: str, pass_number: int) -> str:
+    """The name of an engine's checkpoint of a part in a pass."""
+    return f"{checkpoint_folder(part)}/{engine}{_pass_suffix(pass_number)}{RUNNING}"
 
 
-def done_name(part: PartRef, number: int) -> str:
-    """The file whose existence means that the part has been through pass ``number``.
+def done_name(part: PartRef, pass_number: int) -> str:
+    """The file whose existence means that the part has finished the pass.
 
-    For pass 0, the run itself, that is the part's own file.
+    For pass 0, the run itself, it is the part's own file.
     """
-    if number == 0:
+    if pass_number == 0:
         return part.name
-    return f"{pass_name(number)}/{part.name.removesuffix(PARQUET)}{DONE}"
+    return f"{pass_name(pass_number)}/{part.name.removesuffix(PARQUET)}{DONE}"
 
 
-def pass_name(number: int) -> str:
-    """The stem of the names of pass ``number``."""
-    return f"{PASSES}/{number:05}"
+def pass_name(pass_number: int) -> str:
+    """The common beginning of a pass's file names."""
+    return f"{PASSES}/{pass_number:05}"
 
 
-def _pass_suffix(number: int) -> str:
-    return f".{number}" if number else ""
+def _pass_suffix(pass_number: int) -> str:
+    return f".{pass_number}" if pass_number else ""

@@ -1,9 +1,9 @@
-"""One driver at a time: a lease on the output location, without comparing clocks.
+"""A lease on the output location, so that one driver works on it at a time.
 
-Lease files are numbered, and a driver takes the lease by creating the next one, which of several
-only one can. The holder rewrites its file every `RENEW_SECONDS`; one that has not changed for
-`EXPIRE_SECONDS`, as the newcomer's own clock measures, is dead. On the holder's own machine a
-process that has ended is known to be dead at once.
+Lease files are numbered. A driver takes the lease by creating the next file, which only one of
+several drivers can. The holder rewrites its file every `RENEW_SECONDS`. If a file stays unchanged
+for `EXPIRE_SECONDS`, measured by the clock of the waiting driver, its holder counts as dead. On the
+same machine, the end of the holder's process is noticed at once. No two clocks are compared.
 """
 
 import os
@@ -22,17 +22,20 @@ import yaml
 from pipeline.errors import LeaseHeldError, QwqBatchError
 from pipeline.output.layout import LEASE, YAML
 from pipeline.storage import Storage
+from pipeline.time_limits import LEASE_EXPIRE_SECONDS as EXPIRE_SECONDS
+from pipeline.time_limits import LEASE_LOOK_SECONDS as LOOK_SECONDS
+from pipeline.time_limits import LEASE_RENEW_SECONDS as RENEW_SECONDS
 
-RENEW_SECONDS = 10.0
-EXPIRE_SECONDS = 90.0
-LOOK_SECONDS = 1.0
-
-Lost = Callable[[QwqBatchError], None]
+OnLost = Callable[[QwqBatchError], None]
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has the lease, or had it last. ``silent_seconds``: since its last sign, by the clocks."""
+    """The driver that holds the lease or held it last.
+
+    ``host``, ``pid``: where it runs. ``since``: when it started, in UTC. ``released``: whether it
+    ended in order. ``silent_seconds``: the age of its last renewal.
+    """
 
     host: str
     pid: int
@@ -43,27 +46,33 @@ class Holder:
 
 
 def holder(store: Storage) -> Holder | None:
-    """Who holds the lease of ``store``, to be told, not to be relied on; None if nobody ever has.
+    """The holder of the lease of ``store``, for display only; None if there never was one.
 
-    The clocks of two machines are compared here; the lease itself compares none.
+    Unlike the lease, this compares the clocks of two machines.
     """
     lease = _Lease(store, lambda _: None)
     last = lease.numbers()[-1:]
-    found = lease.read(last[0]) if last else None
-    if not found:
+    data = lease.read(last[0]) if last else None
+    if not data:
         return None
-    silent = max(0.0, time.time() - float(found.get("at", 0)))
-    released = bool(found.get("released"))
-    exclusive_driver = not released and not _is_dead(found) and silent < EXPIRE_SECONDS
-    who = str(found.get("host")), int(found.get("pid", 0)), str(found.get("since"))
-    return Holder(*who, exclusive_driver, released, silent)
+    silent = max(0.0, time.time() - float(data.get("at", 0)))
+    released = bool(data.get("released"))
+    return Holder(
+        host=str(data.get("host")),
+        pid=int(data.get("pid", 0)),
+        since=str(data.get("since")),
+        is_at_work=not released and not _is_dead(data) and silent < EXPIRE_SECONDS,
+        released=released,
+        silent_seconds=silent,
+    )
 
 
 @contextmanager
-def hold(store: Storage, lost: Lost) -> Iterator[None]:
-    """Hold the lease of ``store`` while the body runs; raises `LeaseHeldError` if another does.
+def hold(store: Storage, lost: OnLost) -> Iterator[None]:
+    """Hold the lease of ``store`` while the body runs.
 
-    ``lost`` is called, in another thread, if the lease is taken over meanwhile or can't be renewed.
+    ``lost`` is called from another thread if the lease is taken over or can't be renewed. Raises
+    `LeaseHeldError` if another driver holds the lease.
     """
     lease = _Lease(store, lost)
     lease.take()
@@ -74,7 +83,7 @@ def hold(store: Storage, lost: Lost) -> Iterator[None]:
 
 
 class _Lease:
-    def __init__(self, store: Storage, lost: Lost) -> None:
+    def __init__(self, store: Storage, lost: OnLost) -> None:
         self._store, self._lost = store, lost
         self._number = 0
         self._me = {
@@ -85,45 +94,49 @@ class _Lease:
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def take(self) -> None:
-        """Create the next lease file once the last one's holder is gone."""
+        """Create the next lease file if the holder of the last one has ended."""
         while True:
             last = self.numbers()[-1:]
             if last and not self._is_free(last[0]):
-                holder = self.read(last[0]) or {}
+                other = self.read(last[0]) or {}
                 raise LeaseHeldError(
                     f"another driver is at work on {self._store.url}: process "
-                    f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}; "
+                    f"{other.get('pid')} on {other.get('host')}, since {other.get('since')}; "
                     "wait for it or end it"
                 )
             self._number = last[0] + 1 if last else 1
-            if self._store.create(_name(self._number), self._text(beat=0)):
+            if self._store.create(_name(self._number), self._content(beat=0)):
                 break
         self._store.delete([_name(n) for n in self.numbers() if n < self._number])
         self._thread.start()
 
     def release(self) -> None:
-        """Say that the lease is free, unless it is another's by now."""
+        """Mark the lease as free, unless another driver has taken it over."""
         self._ended.set()
         self._thread.join()
         try:
             if self.numbers()[-1:] == [self._number]:
-                self._store.put(_name(self._number), self._text(released=True))
+                self._store.put(_name(self._number), self._content(released=True))
         except QwqBatchError:
-            return  # it expires
+            return  # the lease expires instead
 
     def _is_free(self, number: int) -> bool:
-        """RunObserver lease ``number`` until it is sure whether its holder lives."""
+        """Watch lease ``number`` until its holder has ended, released it or renewed it.
+
+        Returns False if it was renewed.
+        """
         first, deadline = self.read(number), time.monotonic() + EXPIRE_SECONDS
-        while (found := self.read(number)) is not None and found == first:
-            if found.get("released") or _is_dead(found) or time.monotonic() > deadline:
+        while (current := self.read(number)) is not None and current == first:
+            if current.get("released") or _is_dead(current) or time.monotonic() > deadline:
                 return True
             time.sleep(LOOK_SECONDS)
-        return found is None or bool(found.get("released"))
+        return current is None or bool(current.get("released"))
 
-    def _keep(self) -> None:
+    def _renew(self) -> None:
+        """Renew the lease until `release`; report its loss to ``lost``."""
         beat, renewed = 0, time.monotonic()
         while not self._ended.wait(RENEW_SECONDS):
             beat += 1
@@ -133,7 +146,7 @@ class _Lease:
                         LeaseHeldError("another driver has taken this run over; this one ends")
                     )
                     return
-                self._store.put(_name(self._number), self._text(beat=beat))
+                self._store.put(_name(self._number), self._content(beat=beat))
                 renewed = time.monotonic()
             except QwqBatchError as error:
                 if time.monotonic() - renewed > EXPIRE_SECONDS:
@@ -141,39 +154,39 @@ class _Lease:
                     return
 
     def numbers(self) -> list[int]:
-        """The numbers of the lease files, in order."""
+        """The numbers of the lease files, ascending."""
         names = [info.name.rpartition("/")[2] for info in self._store.files(LEASE)]
         return sorted(int(n.removesuffix(YAML)) for n in names if n.removesuffix(YAML).isdigit())
 
     def read(self, number: int) -> dict[str, Any] | None:
-        """What a lease file holds; None if it is gone."""
+        """The content of a lease file; None if it was removed."""
         try:
-            found = yaml.safe_load(self._store.read(_name(number)))
+            data = yaml.safe_load(self._store.read(_name(number)))
         except FileNotFoundError:
             return None
-        return found if isinstance(found, dict) else {}
+        return data if isinstance(data, dict) else {}
 
-    def _text(self, **more: Any) -> bytes:
-        told = {**self._me, "at": round(time.time(), 1), **more}
-        return yaml.safe_dump(told, sort_keys=False).encode()
+    def _content(self, **more: Any) -> bytes:
+        data = {**self._me, "at": round(time.time(), 1), **more}
+        return yaml.safe_dump(data, sort_keys=False).encode()
 
 
 def _name(number: int) -> str:
     return f"{LEASE}/{number:08}{YAML}"
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine (and container) that has ended."""
-    here, there = _process(os.getpid()), str(holder.get("process"))
-    if here is None or there.rpartition(" ")[0] != here.rpartition(" ")[0]:
+def _is_dead(lease: dict[str, Any]) -> bool:
+    """Whether the holder of ``lease`` ran on this machine (and in this container) and has ended."""
+    this, other = _process(os.getpid()), str(lease.get("process"))
+    if this is None or other.rpartition(" ")[0] != this.rpartition(" ")[0]:
         return False
-    return _process(holder["pid"]) != there
+    return _process(lease["pid"]) != other
 
 
 def _process(pid: int) -> str | None:
-    """What tells a process from all others: this boot, the pid namespace, its start.
+    """An identity of a process: the boot, the pid namespace and the start of the process.
 
-    None if it has ended, and where there is no /proc: then nothing is concluded.
+    None if the process has ended or there is no /proc.
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -181,5 +194,5 @@ def _process(pid: int) -> str | None:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
-    # The state (Z: ended, not yet waited for), and nineteen fields on the start in clock ticks.
+    # Field 0 is the state (Z: ended, but not waited for), field 19 the start in clock ticks.
     return None if status[0] in "ZX" else f"{boot} {namespace} {status[19]}"

@@ -1,8 +1,8 @@
-"""What is done, as files in the output location; existence means done.
+"""The ledger of finished work: files in the output location, whose existence means done.
 
-`pipeline.output.layout` names them. A resume lists names and reads no rows. Every write is atomic and
-can be repeated: rows that are durable are not written again, fragments that overlap are merged row
-by row, a part written twice holds the same rows.
+`pipeline.output.layout` names the files. A resume lists names and reads no rows. Every write is
+atomic and repeatable. Durable rows are never rewritten, overlapping fragments are merged row by
+row, and a part that is written twice holds the same rows.
 """
 
 from base64 import b64decode, b64encode
@@ -28,14 +28,14 @@ from pipeline.output.layout import (
     JournalEntry,
     OutputListing,
     checkpoint_folder,
-    covered_by,
+    contiguous,
     done_name,
     fragment_name,
-    journal_entry,
     journal_folder,
+    parse_journal_name,
+    parse_listing,
     pass_name,
-    runs,
-    sort_listing,
+    ranges_of,
 )
 from pipeline.output.parts import (
     fragment_tables,
@@ -44,7 +44,7 @@ from pipeline.output.parts import (
     with_updates,
     write_part,
 )
-from pipeline.planning import KnownShards, PartRef, Pass, Shard, missing
+from pipeline.planning import KnownShards, PartRef, Pass, Shard, gaps
 from pipeline.schema import (
     ORIGIN_COLUMNS,
     PART_COLUMN,
@@ -56,50 +56,56 @@ from pipeline.schema import (
 from pipeline.storage import Storage
 
 SAMPLES, AGREE = "sampling.n", "sampling.agree"
-SCHEMA = "_schema"  # beside names of shards, which never begin so
+SCHEMA = "_schema"  # a key beside shard names, which never begin with an underscore
 
 
 class Ledger:
-    """The files of one run's output."""
+    """The files of one output location."""
 
     def __init__(self, store: Storage) -> None:
         self.store = store
 
-    # Whose output it is
+    # The run that owns the output
 
     def check_run(self, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
-        """Raise `OutputError` if a run with other settings, or something else, lives here.
+        """Raise `OutputError` if the output belongs to a run with other settings, or to no run.
 
-        More samples than there (``sampling.n``) are no other run; nor are changes in settings that
-        begin as ``may_change`` says.
+        ``settings``: as `pipeline.output.manifest` makes them. ``may_change``: prefixes of settings
+        that may differ. ``sampling.n`` may always be higher than in the output.
         """
-        found = self.manifest()
-        if found is None:
-            names = [info.name for info in self.store.files()]
-            foreign = [n for n in names if not n.startswith(f"{BOOKKEEPING}/")]
-            if foreign:
-                raise OutputError(
-                    f"output.path {self.store.url} is not empty and not the output of a run (it "
-                    f"has {foreign[0]}); choose another folder or empty this one"
-                )
+        manifest = self.manifest()
+        if manifest is None:
+            self._check_empty()
             return
         prefixes = tuple(may_change)
-        there = found["settings"]
+        existing = manifest["settings"]
         changes = [
-            f"  {key}: there {there.get(key)!r}, now {now!r}"
-            for key, now in differences(there, settings)
+            f"  {key}: there {existing.get(key)!r}, now {now!r}"
+            for key, now in differences(existing, settings)
             if not (prefixes and key.startswith(prefixes) and key != AGREE)
-            and not (key == SAMPLES and now > there[key])
+            and not (key == SAMPLES and now > existing[key])
         ]
         if changes:
             raise OutputError(
                 f"output.path {self.store.url} holds a run with other settings:\n"
                 + "\n".join(changes)
-                + "\nset these back to go on with that run, or choose another output.path"
+                + "\nset these back to continue that run, or choose another output.path"
+            )
+
+    def _check_empty(self) -> None:
+        names = [info.name for info in self.store.files()]
+        foreign = [name for name in names if not name.startswith(f"{BOOKKEEPING}/")]
+        if foreign:
+            raise OutputError(
+                f"output.path {self.store.url} is not empty and not the output of a run (it "
+                f"has {foreign[0]}); choose another folder or empty this one"
             )
 
     def open_run(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-        """Claim the location for a run with ``settings``, or find it claimed for just that run."""
+        """Write the manifest of a run, unless the output belongs to this run already.
+
+        ``versions``: of the software, by package. Raises `OutputError` as `check_run` does.
+        """
         self.check_run(settings)
         manifest = {
             "fingerprint": fingerprint_of(settings),
@@ -111,14 +117,17 @@ class Ledger:
             self.check_run(settings)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of the run that lives here; None if there is none."""
-        found = self._read_yaml(MANIFEST)
-        if found is not None and not isinstance(found.get("settings"), dict):
+        """The manifest: fingerprint, settings, versions, created; None if there is no run.
+
+        Raises `OutputError` if it is damaged.
+        """
+        manifest = self._read_yaml(MANIFEST)
+        if manifest is not None and not isinstance(manifest.get("settings"), dict):
             raise OutputError(f"{self.store.path(MANIFEST)} is damaged: it has no settings")
-        return found
+        return manifest
 
     def check_shards(self, shards: Iterable[Shard]) -> None:
-        """Raise `OutputError` if a shard is not what it was when rows of it were first planned."""
+        """Raise `OutputError` if a shard has changed since the run recorded it."""
         known = self.known_shards().identities
         changed = [
             f"  {shard.name}: " + ", ".join(f"{key} {was}, now {shard.identity.get(key)}"
@@ -131,58 +140,59 @@ class Ledger:
                 f"input shards have changed since the run at {self.store.url} first saw them:\n"
                 + "\n".join(changed[:20])
                 + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "")
-                + "\nput the old files back, or give new ones new names, or choose another "
+                + "\nrestore the old files, or give the new ones new names, or choose another "
                 f"output.path; if their rows are the same, remove their lines from "
                 f"{self.store.path(SHARDS)}"
             )
 
     def known_shards(self) -> KnownShards:
-        """The shards as they were when rows of them were first planned."""
-        found = self._read_yaml(SHARDS) or {}
-        all_fit, schema = found.pop(SCHEMA, None) or {}, None
-        if all_fit.get("shards") == len(found):  # none has been taken out by hand
-            schema = pa.ipc.read_schema(pa.py_buffer(b64decode(all_fit["arrow"])))
-        return KnownShards(found, schema, all_fit.get("input"))
+        """The shards as the run recorded them; raises `OutputError` if the file is damaged."""
+        identities = self._read_yaml(SHARDS) or {}
+        common, schema = identities.pop(SCHEMA, None) or {}, None
+        if common.get("shards") == len(identities):  # no line was removed by hand
+            schema = pa.ipc.read_schema(pa.py_buffer(b64decode(common["arrow"])))
+        return KnownShards(identities, schema, common.get("input"))
 
     def record_shards(self, shards: Iterable[Shard], schema: pa.Schema, location: str) -> None:
-        """Note what the shards at ``location`` are now, and the schema that all fit."""
+        """Record the identities of the shards listed at ``location``, and their common schema."""
         known = self._read_yaml(SHARDS) or {}
         names = {name: identity for name, identity in known.items() if name != SCHEMA}
         names |= {shard.name: shard.identity for shard in shards}
         arrow = b64encode(schema.serialize()).decode()
-        wanted = {SCHEMA: {"input": location, "shards": len(names), "arrow": arrow}, **names}
-        if wanted != known:
-            self.store.put(SHARDS, _yaml(wanted, flow=None))
+        record = {SCHEMA: {"input": location, "shards": len(names), "arrow": arrow}, **names}
+        if record != known:
+            self.store.put(SHARDS, _yaml(record, flow=None))
 
     def _read_yaml(self, name: str) -> dict[str, Any] | None:
         try:
-            found = yaml.load(self.store.read(name), Loader=_Loader)  # noqa: S506 (a safe loader)
+            data = yaml.load(self.store.read(name), Loader=_Loader)  # noqa: S506 (a safe loader)
         except FileNotFoundError:
             return None
         except (yaml.YAMLError, UnicodeDecodeError):
             raise OutputError(f"{self.store.path(name)} is damaged: it is not YAML") from None
-        if not isinstance(found, dict):
+        if not isinstance(data, dict):
             raise OutputError(f"{self.store.path(name)} is damaged: it is not a mapping")
-        return found
+        return data
 
-    # What is done
+    # Finished work
 
     def listing(self) -> OutputListing:
-        """List what is done, without reading it."""
-        return sort_listing(self.store.files())
+        """List all files of the output; reads none."""
+        return parse_listing(self.store.files())
 
     def passes(self, listing: OutputListing) -> list[Pass]:
-        """The retries and top-ups, by number."""
-        found = []
+        """The retries and top-ups, open and closed, in the order of their numbers."""
+        passes = []
         for number in sorted(listing.passes):
             data = self._read_yaml(pass_name(number) + YAML) or {}
             first, stop = data["samples"]
             changed = tuple(sorted(data["changed"].items()))
-            found.append(Pass(number, first, stop, tuple(data["states"]), changed, data["foreign"]))
-        return found
+            states = tuple(data["states"])
+            passes.append(Pass(number, first, stop, states, changed, data["foreign"]))
+        return passes
 
     def open_pass(self, run_pass: Pass) -> None:
-        """Record that ``run_pass`` has begun."""
+        """Record the start of ``run_pass``; raises `OutputError` if another driver did so first."""
         data = {
             "states": list(run_pass.states),
             "foreign": run_pass.foreign,
@@ -192,165 +202,180 @@ class Ledger:
         }
         if not self.store.create(pass_name(run_pass.number) + YAML, _yaml(data)):
             raise OutputError(
-                f"pass {run_pass.number} has been opened by another driver; run again"
+                f"another driver has opened pass {run_pass.number}; run the command again"
             )
 
     def close_pass(self, run_pass: Pass) -> None:
-        """Record that all parts have been through ``run_pass``; their marks are needed no more."""
+        """Record that all parts have finished ``run_pass``, and remove their marks."""
         self.store.create(pass_name(run_pass.number) + CLOSED, _now().encode())
         folder = pass_name(run_pass.number)
         self.store.delete([info.name for info in self.store.files(folder)])
         self.store.prune(folder)
 
-    def fragments(self, ref: PartRef, number: int) -> list[JournalEntry]:
-        """A part's finished blocks of one pass."""
-        return self._entries(journal_folder(ref), ref, number)
+    def fragments(self, part: PartRef, pass_number: int) -> list[JournalEntry]:
+        """The fragments of a part in a pass, by name."""
+        return self._entries(journal_folder(part), part, pass_number)
 
-    def checkpoints(self, ref: PartRef, number: int) -> list[JournalEntry]:
-        """What engines have saved of a part's running traces in one pass."""
-        return self._entries(checkpoint_folder(ref), ref, number)
+    def checkpoints(self, part: PartRef, pass_number: int) -> list[JournalEntry]:
+        """The checkpoints of all engines for a part in a pass, by name."""
+        return self._entries(checkpoint_folder(part), part, pass_number)
 
-    def _entries(self, folder: str, ref: PartRef, number: int) -> list[JournalEntry]:
-        # A shard's name may make one such folder lie in another; a part's own are direct children.
-        found = (journal_entry(info) for info in self.store.files(folder))
-        return [e for e in found if e and e.part == ref.name and e.number == number]
+    def _entries(self, folder: str, part: PartRef, pass_number: int) -> list[JournalEntry]:
+        # Shard names can nest the folders of two parts, so that the listing has both parts' files.
+        entries = (parse_journal_name(info) for info in self.store.files(folder))
+        return [e for e in entries if e and e.part == part.name and e.pass_number == pass_number]
 
-    def is_done(self, ref: PartRef, number: int) -> bool:
-        """Whether the part has been through pass ``number``."""
-        return self.store.exists(done_name(ref, number))
+    def is_done(self, part: PartRef, pass_number: int) -> bool:
+        """Whether the part has finished the pass."""
+        return self.store.exists(done_name(part, pass_number))
 
-    # What makes it so
+    # Writing
 
-    def write_block(self, block: pa.Table, number: int = 0) -> set[PartRef]:
-        """Make the traces of ``block`` durable; returns the parts that they belong to.
+    def write_block(self, block: pa.Table, pass_number: int = 0) -> set[PartRef]:
+        """Make the traces of ``block`` durable, as fragments; returns the parts they belong to.
 
-        Rows that are durable already, by a repeated task or another driver, stay as they are.
+        ``block``: traces with the provenance columns, all samples of a row together. Rows that are
+        durable already, from a repeated task or another driver, stay unchanged.
         """
-        refs = set()
+        parts = set()
         for key in pc.unique(block[PART_COLUMN]).to_pylist():
-            ref = PartRef.parse(key)
-            refs.add(ref)
-            if self.is_done(ref, number):
+            part = PartRef.parse(key)
+            parts.add(part)
+            if self.is_done(part, pass_number):
                 continue
             rows = block.filter(pc.equal(block[PART_COLUMN], key)).sort_by(ROW_COLUMN)
             if pc.max(rows[STOP_COLUMN]).as_py() - pc.min(rows[START_COLUMN]).as_py() > 1:
-                # One row by itself overlaps nothing but its own name: it need not be looked for.
-                rows = rows.filter(_outside(rows, covered_by(self.fragments(ref, number))))
+                # A single row needs no listing: `create` refuses its name if it is durable.
+                rows = rows.filter(_outside(rows, ranges_of(self.fragments(part, pass_number))))
             rows, spans = _with_spans(rows)
-            for low, high in runs(spans):
-                name = fragment_name(ref, spans[low][0], spans[high - 1][1], number)
+            for low, high in contiguous(spans):
+                name = fragment_name(part, spans[low][0], spans[high - 1][1], pass_number)
                 self.store.create(name, _parquet(rows.slice(low, high - low)))
-        return refs
+        return parts
 
     def commit(
         self,
-        ref: PartRef,
+        part: PartRef,
         run_pass: Pass,
         schema: pa.Schema,
         metadata: Mapping[str, Any],
         copies: pa.Table | None = None,
     ) -> bool:
-        """Turn the fragments of a part into its file, if they hold all its rows.
+        """Merge the fragments of a part into its file, if they hold all its rows.
 
-        ``copies``: traces in order that go into the file without being fragments first. Safe to
-        call from several places at once. Returns whether the part is through ``run_pass``.
+        ``schema``, ``metadata``: of the part's file. ``copies``: traces that skip the journal, in
+        row order with the provenance columns. Concurrent calls are safe. Returns whether the part
+        has finished the pass. Raises `OutputError` if rows or samples are missing.
         """
-        fragments = self.fragments(ref, run_pass.number)
-        covered = covered_by(fragments)
+        fragments = self.fragments(part, run_pass.number)
+        durable = ranges_of(fragments)
         if copies is not None:
-            copies, spans = _with_spans(copies.filter(_outside(copies, covered)))
-            covered += spans
-        if any(True for _ in missing(ref.start, ref.stop, covered)):
+            copies, spans = _with_spans(copies.filter(_outside(copies, durable)))
+            durable += spans
+        if any(True for _ in gaps(part.start, part.stop, durable)):
             return False
         try:
-            tables = fragment_tables(fragments, ref.start, self.store.read_all)
+            tables = fragment_tables(fragments, part.start, self.store.read_all)
             if copies is not None:
                 tables = interleaved(tables, copies)
             if run_pass.number == 0:
-                data, found_there = write_part(tables, schema, metadata)
-                expected = ref.rows * run_pass.stop
+                data, counts = write_part(tables, schema, metadata)
+                expected = part.rows * run_pass.stop
             else:
-                # Fragments of different runs may have other types: a new shard can widen a column.
+                # A later shard can widen a column between two runs, so the types may differ.
                 updates = pa.concat_tables(tables, promote_options="permissive")
                 columns = metadata["columns"]
-                data, found_there, expected = self._update(ref, run_pass, updates, schema, columns)
-        except FileNotFoundError:  # another committer was faster and has removed them
-            return self.is_done(ref, run_pass.number)
-        rows, traces = found_there["rows"], found_there["traces"]
-        agree, least = metadata["settings"].get(AGREE), expected
+                data, counts, expected = self._update(part, run_pass, updates, schema, columns)
+        except FileNotFoundError:  # another committer was faster and has removed the fragments
+            return self.is_done(part, run_pass.number)
+        self._check_counts(part, run_pass, counts, expected, metadata["settings"].get(AGREE))
+        self.store.put(part.name, data)
+        if run_pass.number:
+            self.store.put(done_name(part, run_pass.number), b"")
+        self.discard(part, run_pass.number)
+        return True
+
+    def _check_counts(
+        self,
+        part: PartRef,
+        run_pass: Pass,
+        counts: Mapping[str, int],
+        expected: int,
+        agree: int | None,
+    ) -> None:
+        """Raise `OutputError` unless a part has all its rows and the ``expected`` traces.
+
+        With ``agree``, the run itself may stop at that many samples of a row.
+        """
+        rows, traces, least = counts["rows"], counts["traces"], expected
         if agree is not None and run_pass.number == 0:
-            least = ref.rows * min(agree, run_pass.stop)
-        if rows != ref.rows or not least <= traces <= expected:
+            least = part.rows * min(agree, run_pass.stop)
+        if rows != part.rows or not least <= traces <= expected:
             raise OutputError(
-                f"the fragments in {self.store.path(journal_folder(ref))} make {traces} traces of "
-                f"{rows} rows, not {expected} of {ref.rows}; remove that folder to do these "
+                f"the fragments in {self.store.path(journal_folder(part))} make {traces} traces of "
+                f"{rows} rows, not {expected} of {part.rows}; remove that folder to do these "
                 "rows again"
             )
-        self.store.put(ref.name, data)
-        if run_pass.number:
-            self.store.put(done_name(ref, run_pass.number), b"")
-        self.discard(ref, run_pass.number)
-        return True
 
     def _update(
         self,
-        ref: PartRef,
+        part: PartRef,
         run_pass: Pass,
         updates: pa.Table,
         schema: pa.Schema,
         columns: Mapping[str, str],
     ) -> tuple[bytes, dict[str, Any], int]:
-        """A finished part with a later pass's traces in it; its counts, the traces it needs."""
-        with self.store.open(ref.name) as file:
-            old = conform(pq.read_table(file), schema)  # it may be of a version with fewer columns
-        metadata = {**part_metadata(self.store, ref.name), "columns": dict(columns)}
-        expected = old.num_rows if run_pass.is_retry else ref.rows * run_pass.stop
-        metadata["passes"] = [
-            p for p in metadata.get("passes", []) if p["number"] != run_pass.number
-        ]
-        metadata["passes"].append(
-            {
-                "number": run_pass.number,
-                "states": run_pass.states,
-                "foreign": run_pass.foreign,
-                "changed": dict(run_pass.changed),
-            }
-        )
+        """Merge the traces of a retry or top-up into a finished part.
+
+        Returns the bytes of the file, the counts of its traces, and how many traces it must have.
+        """
+        with self.store.open(part.name) as file:
+            old = conform(pq.read_table(file), schema)  # older versions wrote fewer columns
+        metadata = {**part_metadata(self.store, part.name), "columns": dict(columns)}
+        expected = old.num_rows if run_pass.is_retry else part.rows * run_pass.stop
+        earlier = [p for p in metadata.get("passes", []) if p["number"] != run_pass.number]
+        this_pass = {
+            "number": run_pass.number,
+            "states": run_pass.states,
+            "foreign": run_pass.foreign,
+            "changed": dict(run_pass.changed),
+        }
+        metadata["passes"] = [*earlier, this_pass]
         if not run_pass.is_retry:
             metadata["settings"][SAMPLES] = run_pass.stop
-        table = with_updates(old, updates, ref.start, metadata["columns"]["sample"])
+        table = with_updates(old, updates, part.start, metadata["columns"]["sample"])
         return *write_part([table], schema, metadata), expected
 
-    def discard(self, ref: PartRef, number: int) -> None:
-        """Remove the fragments and checkpoints of a part that is through pass ``number``."""
-        entries = [*self.fragments(ref, number), *self.checkpoints(ref, number)]
+    def discard(self, part: PartRef, pass_number: int) -> None:
+        """Remove the fragments and checkpoints of a part that has finished the pass."""
+        entries = [*self.fragments(part, pass_number), *self.checkpoints(part, pass_number)]
         self.store.delete([entry.file.name for entry in entries])
-        for folder in (journal_folder(ref), checkpoint_folder(ref)):
+        for folder in (journal_folder(part), checkpoint_folder(part)):
             self.store.prune(folder)
 
 
 def _with_spans(rows: pa.Table) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """``rows`` as a fragment has them, and the span of rows that each stands for."""
+    """``rows`` without provenance but the row number; and the rows that each accounts for."""
     spans = list(zip(rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist(), strict=True))
     return rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN]), spans
 
 
-def _outside(rows: pa.Table, covered: Iterable[tuple[int, int]]) -> pa.BooleanArray:
-    """Which of ``rows`` are not ``covered``."""
+def _outside(rows: pa.Table, ranges: Iterable[tuple[int, int]]) -> pa.BooleanArray:
+    """Whether each of ``rows`` lies outside all ``ranges``: shape (rows,)."""
     numbers = rows[ROW_COLUMN].to_numpy()
-    new = np.ones(len(numbers), bool)
-    for start, stop in covered:
-        new &= (numbers < start) | (numbers >= stop)
-    return pa.array(new)
+    is_outside = np.ones(len(numbers), bool)
+    for start, stop in ranges:
+        is_outside &= (numbers < start) | (numbers >= stop)
+    return pa.array(is_outside)
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The keys whose values differ, with the values of ``now``."""
-    keys = sorted({*there, *now})
-    return [(key, now.get(key)) for key in keys if there.get(key) != now.get(key)]
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The keys whose values differ, sorted, with their values in ``new``."""
+    keys = sorted({*old, *new})
+    return [(key, new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
-# The C parser and emitter are ten times as fast, where PyYAML has them.
+# PyYAML's C parser and emitter, where installed, are ten times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

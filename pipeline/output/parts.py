@@ -1,7 +1,12 @@
-"""Fragments to the Parquet file of a part, whose footer says what made it."""
+"""Merge fragments into the Parquet file of a part, and read its footer.
+
+The footer holds, as JSON, the column names, settings and versions that made the part, and counts of
+its traces.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -10,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.answers.formats import vote
+from pipeline.answers.formats import answer_format
 from pipeline.errors import OutputError
 from pipeline.output.layout import JournalEntry
-from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
-from pipeline.storage import Storage
+from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform, row_numbers
+from pipeline.storage import Storage, map_in_threads
 
 METADATA_KEY = b"qwq-batch"
 TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_tokens")
-# A row group of a part: large enough to read well, small enough to hold in memory.
+# The size of row groups: large enough to read efficiently, small enough to hold in memory.
 GROUP_ROWS, GROUP_BYTES = 1024, 64 * 2**20
 
 ReadAll = Callable[[Iterable[str]], Iterable[bytes]]
@@ -27,44 +32,48 @@ ReadAll = Callable[[Iterable[str]], Iterable[bytes]]
 def fragment_tables(
     entries: Iterable[JournalEntry], start: int, read: ReadAll
 ) -> Iterator[pa.Table]:
-    """The rows of fragments in order, each once whatever overlaps; with their row numbers."""
+    """The traces of fragments in row order, with their row numbers; overlaps are dropped.
+
+    ``start``: the part's first row. ``read``: returns the bytes of files. Raises
+    `FileNotFoundError` if a fragment has been removed.
+    """
     firsts, names = [start], []
     for entry in sorted(entries, key=lambda entry: entry.rows or (0, 0)):
         assert entry.rows is not None
         if entry.rows[1] > firsts[-1]:
             names.append(entry.file.name)
             firsts.append(entry.rows[1])
-    for data, first in zip(read(names), firsts, strict=False):  # the last is where rows end
+    for data, first in zip(read(names), firsts, strict=False):  # the last one is the end
         table = pq.read_table(BytesIO(data))
         yield table.filter(pc.greater_equal(table[ROW_COLUMN], first))
 
 
 def interleaved(tables: Iterable[pa.Table], more: pa.Table) -> Iterator[pa.Table]:
-    """``tables``, and between them the rows of ``more``, which they lack; all in order of rows."""
-    numbers, at = more[ROW_COLUMN].to_numpy(), 0
+    """``tables`` with the traces of ``more`` between them, in row order.
+
+    Both are sorted by row number, and no row of ``more`` lies within one of ``tables``.
+    """
+    numbers, index = more[ROW_COLUMN].to_numpy(), 0
     for table in tables:
         if table.num_rows:
-            before, at = at, int(np.searchsorted(numbers, table[ROW_COLUMN][0].as_py()))
-            yield more.slice(before, at - before)
+            begin, index = index, int(np.searchsorted(numbers, table[ROW_COLUMN][0].as_py()))
+            yield more.slice(begin, index - begin)
         yield table
-    yield more.slice(at)
+    yield more.slice(index)
 
 
 def with_updates(old: pa.Table, updates: pa.Table, start: int, sample: str) -> pa.Table:
-    """``old`` (a part whose first row is number ``start``) with newer and additional traces.
+    """The traces of a part, replaced and supplemented by ``updates``; with their row numbers.
 
-    ``sample``: the name of that column. A row and sample in both is the newer's.
+    ``old``: the part. ``start``: its first row. ``sample``: the name of the sample column. A trace
+    in ``updates`` replaces the one with the same row and sample.
     """
-    first = pc.equal(old[sample], 0).to_pylist()
-    row, numbers = start - 1, []
-    for begins in first:
-        row += begins
-        numbers.append(row)
+    numbers = row_numbers(old[sample].to_numpy(), start)
     old = old.append_column(ROW_COLUMN, pa.array(numbers, pa.int64()))
     both = pa.concat_tables([conform(updates, old.schema), old])
     order = pc.sort_indices(both, [(ROW_COLUMN, "ascending"), (sample, "ascending")])
     keys = list(zip(both[ROW_COLUMN].to_pylist(), both[sample].to_pylist(), strict=True))
-    # Of equal keys the lower index, so the newer, counts whatever order the sort gave them.
+    # The sort may swap equal keys; the lower index is the newer trace.
     newest: dict[tuple[int, int], int] = {}
     for i in order.to_pylist():
         newest[keys[i]] = min(i, newest.get(keys[i], i))
@@ -74,38 +83,66 @@ def with_updates(old: pa.Table, updates: pa.Table, start: int, sample: str) -> p
 def write_part(
     tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, Any]
 ) -> tuple[bytes, dict[str, Any]]:
-    """The Parquet file of ``tables`` with counts in its footer; and these counts."""
-    sink, summary_counts = BytesIO(), PartSummary(metadata["columns"])
+    """The bytes of a part's Parquet file, and the counts of its traces.
+
+    ``tables``: whole rows in order, with their row numbers. ``metadata``: for the footer, which
+    also gets the counts under ``summary``.
+    """
+    sink, summary = BytesIO(), PartSummary(metadata["columns"])
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for group in _groups(tables):
             table = conform(_with_votes(group, metadata), schema)
             writer.write_table(table)
-            summary_counts.add(table)
+            summary.add(table)
         writer.add_key_value_metadata(
-            {METADATA_KEY.decode(): json.dumps({**metadata, "summary": summary_counts.summary})}
+            {METADATA_KEY.decode(): json.dumps({**metadata, "summary": summary.counts})}
         )
-    return sink.getvalue(), summary_counts.summary
+    return sink.getvalue(), summary.counts
 
 
 def part_metadata(store: Storage, name: str) -> dict[str, Any]:
-    """What a finished part says of its making: columns, settings, versions, passes, summary."""
+    """The footer of a finished part: columns, settings, versions, passes and summary.
+
+    Raises `OutputError` if qwq-batch did not write the file.
+    """
     with store.open(name) as file:
-        found = pq.read_metadata(file).metadata or {}
-    if METADATA_KEY not in found:
-        raise OutputError(f"{store.path(name)} was not written by qwq-batch")
-    data: dict[str, Any] = json.loads(found[METADATA_KEY])
-    return data
+        entries = pq.read_metadata(file).metadata or {}
+    if METADATA_KEY not in entries:
+        raise OutputError(
+            f"{store.path(name)} was not written by qwq-batch; move it out of the output folder"
+        )
+    metadata: dict[str, Any] = json.loads(entries[METADATA_KEY])
+    return metadata
+
+
+def read_footers(store: Storage, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The `part_metadata` of each of ``names``, in order, read in threads."""
+    return map_in_threads(partial(part_metadata, store), names)
+
+
+def known_columns(
+    file: pq.ParquetFile, names: Mapping[str, str], wanted: Sequence[str]
+) -> pa.Table:
+    """The columns ``wanted`` of a part or fragment, under our names.
+
+    ``names``: the run's column name by our name. ``wanted``: our names. A column that the version
+    of the writer did not have is null.
+    """
+    present = [key for key in wanted if names.get(key) in file.schema_arrow.names]
+    table = file.read([names[key] for key in present]).select([names[key] for key in present])
+    fields = [field for field in TRACE_FIELDS if field.name in wanted]
+    return conform(table.rename_columns(present), pa.schema(fields))
 
 
 class PartSummary:
-    """Counts of a part for reports. ``names``: our column: its name in this run.
+    """Counts of the traces of a part; the tokens of traces copied from duplicates are omitted.
 
-    Of a trace that was copied from a duplicate, the tokens are counted there.
+    ``names``: the run's column name by our name.
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
-        self.summary: dict[str, Any] = {
+        self.counts: dict[str, Any] = {
             "rows": 0,
             "traces": 0,
             "states": {},
@@ -115,54 +152,45 @@ class PartSummary:
 
     def add(self, table: pa.Table) -> None:
         """Count the traces of ``table``."""
-        states = self.summary["states"]
-        self.summary["traces"] += table.num_rows
-        self.summary["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
+        states = self.counts["states"]
+        self.counts["traces"] += table.num_rows
+        self.counts["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
         for entry in table[self._names["state"]].value_counts().to_pylist():
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
         generated = pc.is_null(table[self._names["duplicate_of"]])
-        self.summary["duplicates"] += table.num_rows - pc.sum(generated).as_py()
+        self.counts["duplicates"] += table.num_rows - pc.sum(generated).as_py()
         for key in TOKEN_COLUMNS:
-            self.summary[key] += pc.sum(table[self._names[key]].filter(generated)).as_py() or 0
+            self.counts[key] += pc.sum(table[self._names[key]].filter(generated)).as_py() or 0
 
 
 def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
-    """``table`` with what the samples of each row agree on; whole rows, with their numbers."""
+    """``table``, which holds whole rows, with the vote and agreement of each row's samples."""
     names, kind = metadata["columns"], metadata["settings"].get("answer.format", "text")
-    if kind == "text" or not table.num_rows:
+    answers = answer_format(kind)
+    if not answers.is_parsed or not table.num_rows:
         return table
     rows, parsed = table[ROW_COLUMN].to_pylist(), table[names["parsed"]].to_pylist()
-    said: dict[int, list[str | None]] = {}
+    answers_of: dict[int, list[str | None]] = {}
     for row, answer in zip(rows, parsed, strict=True):
-        said.setdefault(row, []).append(answer)
-    votes = {row: vote(answers, kind) for row, answers in said.items()}
+        answers_of.setdefault(row, []).append(answer)
+    votes = {row: answers.vote(values) for row, values in answers_of.items()}
     columns = zip(*(votes[row] for row in rows), strict=True)
     for name, values in zip(("vote", "agreement"), columns, strict=True):
-        at = table.column_names.index(names[name])
-        field = table.schema.field(at)
-        table = table.set_column(at, field, pa.array(values, field.type))
+        index = table.column_names.index(names[name])
+        field = table.schema.field(index)
+        table = table.set_column(index, field, pa.array(values, field.type))
     return table
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Gather small tables into larger ones."""
-    held: list[pa.Table] = []
+    """Gather small tables into larger ones, one per row group."""
+    group: list[pa.Table] = []
     rows = size = 0
     for table in tables:
-        held.append(table)
+        group.append(table)
         rows, size = rows + table.num_rows, size + table.nbytes
         if rows >= GROUP_ROWS or size >= GROUP_BYTES:
-            yield pa.concat_tables(held, promote_options="permissive")
-            held, rows, size = [], 0, 0
-    if held:
-        yield pa.concat_tables(held, promote_options="permissive")
-
-
-def known_columns(
-    file: pq.ParquetFile, names: Mapping[str, str], wanted: Sequence[str]
-) -> pa.Table:
-    """The columns ``wanted`` of a part by our names; null where it is of a version without one."""
-    there = [key for key in wanted if names.get(key) in file.schema_arrow.names]
-    table = file.read([names[key] for key in there]).select([names[key] for key in there])
-    fields = [field for field in TRACE_FIELDS if field.name in wanted]
-    return conform(table.rename_columns(there), pa.schema(fields))
+            yield pa.concat_tables(group, promote_options="permissive")
+            group, rows, size = [], 0, 0
+    if group:
+        yield pa.concat_tables(group, promote_options="permissive")

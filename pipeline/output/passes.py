@@ -1,7 +1,6 @@
-"""The passes over an output: the run itself, top-ups with more samples, retries by state."""
+"""The passes over an output: the run itself, top-ups with more samples, and retries."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,80 +10,95 @@ from pipeline.errors import OutputError
 from pipeline.output.layout import OutputListing
 from pipeline.output.ledger import AGREE, SAMPLES, Ledger, differences
 from pipeline.output.parts import part_metadata
-from pipeline.planning import Part, Pass, Picks, Plan, Range, make_plan, missing
+from pipeline.planning import Part, Pass, Picks, Plan, Range, gaps, make_plan
 from pipeline.reasoning.think_format import State
+from pipeline.schema import row_numbers
+from pipeline.storage import map_in_threads
 
-THREADS = 32
 PICKED_BY = ("sample", "attempt", "state", "think_foreign", "answer_foreign")
 
 
 def plan_run(ledger: Ledger, parts: Sequence[Part]) -> Plan:
-    """What is to do of the run itself."""
+    """The `Plan` of the run itself."""
     listing = ledger.listing()
-    return make_plan(parts, listing.parts(), listing.covered(0))
+    return make_plan(parts, listing.finished_parts(), listing.durable_ranges(0))
 
 
-def plan(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> Plan:
-    """What is to do of ``run_pass``; a later pass goes over the parts that are finished."""
+def plan_pass(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> Plan:
+    """The `Plan` of ``run_pass``. A retry or top-up covers only parts that the run has finished."""
     if run_pass.number == 0:
         return plan_run(ledger, parts)
     listing = ledger.listing()
-    there = [part for part in parts if part.name in listing.parts()]
-    done = listing.parts(run_pass.number)
+    run_finished, pass_finished = listing.finished_parts(), listing.finished_parts(run_pass.number)
+    covered = [part for part in parts if part.name in run_finished]
     picks = None
     if run_pass.is_retry:
-        left = [part for part in there if part.name not in done]
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = pool.map(lambda part: _picks(ledger, part, run_pass), left)
-            picks = {part.name: rows for part, rows in zip(left, found, strict=True) if rows}
-    return make_plan(there, done, listing.covered(run_pass.number), picks)
+        unfinished = [part for part in covered if part.name not in pass_finished]
+        choices = map_in_threads(lambda part: _traces_to_retry(ledger, part, run_pass), unfinished)
+        picks = {part.name: rows for part, rows in zip(unfinished, choices, strict=True) if rows}
+    return make_plan(covered, pass_finished, listing.durable_ranges(run_pass.number), picks)
 
 
-def done(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> list[Range]:
-    """The ranges whose traces of ``run_pass`` are durable, in finished parts or in the journal."""
-    listing, found = ledger.listing(), list[Range]()
-    through, covered = listing.parts(run_pass.number), listing.covered(run_pass.number)
+def durable_ranges(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> list[Range]:
+    """The ranges whose traces of ``run_pass`` are durable, in finished parts or in fragments."""
+    listing, durable = ledger.listing(), list[Range]()
+    finished = listing.finished_parts(run_pass.number)
+    fragments = listing.durable_ranges(run_pass.number)
     for part in parts:
-        start, stop, is_through = part.start, part.stop, part.name in through
-        spans = [(start, stop)] if is_through else covered.get(part.name, [])
-        if spans:
-            picks = _picks(ledger, part, run_pass, is_through) if run_pass.is_retry else None
-            whole, gaps = Range(part, start, stop, picks), missing(start, stop, spans)
-            pieces = (whole.cut(*span) for span in missing(start, stop, gaps))
-            found += [piece for piece in pieces if piece.rows]
-    return found
+        start, stop = part.start, part.stop
+        ranges = [(start, stop)] if part.name in finished else fragments.get(part.name, [])
+        if not ranges:
+            continue
+        picks = None
+        if run_pass.is_retry and part.name in finished:
+            picks = _retried_traces(ledger, part, run_pass)
+        elif run_pass.is_retry:
+            picks = _traces_to_retry(ledger, part, run_pass)
+        whole, open_ranges = Range(part, start, stop, picks), gaps(start, stop, ranges)
+        pieces = (whole.clip(*piece) for piece in gaps(start, stop, open_ranges))
+        durable += [piece for piece in pieces if piece.rows]
+    return durable
 
 
 def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
-    """The run itself, then the top-up to ``samples`` of each row where there are fewer."""
+    """The run itself, then the top-up to ``samples`` per row if the output has fewer.
+
+    Opens the top-up when it is reached. Raises `OutputError` if the output has, or is getting, more
+    samples, or can't get more.
+    """
     listing = ledger.listing()
     known = ledger.passes(listing)
-    there = _samples_there(ledger, listing, known)
-    under_way = [p for p in known if not p.is_retry and p.number not in listing.closed]
-    wanted = under_way[0].stop if under_way else max(samples, there)
-    if samples != wanted:
+    present = _samples_per_row(ledger, listing, known)
+    open_top_ups = [p for p in known if not p.is_retry and p.number not in listing.closed]
+    required = open_top_ups[0].stop if open_top_ups else max(samples, present)
+    if samples != required:
         raise OutputError(
-            f"output.path {ledger.store.url} has {wanted} samples of each row, or is getting them; "
-            f"set sampling.n={wanted}, or choose another output.path"
+            f"output.path {ledger.store.url} has {required} samples of each row, or is getting "
+            f"them; set sampling.n={required}, or choose another output.path"
         )
-    if samples > there and _manifest(ledger)["settings"].get(AGREE) is not None:
+    if samples > present and _manifest(ledger)["settings"].get(AGREE) is not None:
         raise OutputError(
-            f"sampling.n can't be raised from {there}: with sampling.agree, rows that agree have "
+            f"sampling.n can't be raised from {present}: with sampling.agree, rows that agree have "
             "fewer samples than that; choose another output.path"
         )
-    yield Pass(0, 0, there)
-    if under_way:
-        yield under_way[0]
-    elif samples > there:
-        more = Pass(_next(known), there, samples)
-        ledger.open_pass(more)
-        yield more
+    yield Pass(0, 0, present)
+    if open_top_ups:
+        yield open_top_ups[0]
+    elif samples > present:
+        top_up = Pass(_next_number(known), present, samples)
+        ledger.open_pass(top_up)
+        yield top_up
 
 
 def to_retry(
     ledger: Ledger, settings: Mapping[str, Any], states: Sequence[str], foreign: float | None
 ) -> Pass:
-    """A new retry of the traces in ``states`` or too ``foreign``, or the same if under way."""
+    """The open retry if it has the same arguments, otherwise a new one, now opened.
+
+    ``settings``: the current ones, as `pipeline.output.manifest` makes them. ``states``: of the
+    traces to retry. ``foreign``: retry traces with more than this share of letters in foreign
+    scripts. Raises `OutputError` if there is no run, nothing to select, or another retry is open.
+    """
     listing = ledger.listing()
     known = ledger.passes(listing)
     manifest = ledger.manifest()
@@ -95,28 +109,28 @@ def to_retry(
         raise OutputError("say which traces: --state STATE,… or --foreign SHARE, or both")
     if unknown:
         raise OutputError(f"--state {','.join(unknown)}: states are {', '.join(State)}")
-    changes = differences(manifest["settings"], settings)
-    changed = tuple((key, value) for key, value in changes if key != SAMPLES)
-    there = _samples_there(ledger, listing, known)
-    wanted = Pass(_next(known), 0, there, tuple(sorted(set(states))), changed, foreign)
+    differing = differences(manifest["settings"], settings)
+    changed = tuple((key, value) for key, value in differing if key != SAMPLES)
+    present = _samples_per_row(ledger, listing, known)
+    retry = Pass(_next_number(known), 0, present, tuple(sorted(set(states))), changed, foreign)
     for open_pass in known:
         if open_pass.is_retry and open_pass.number not in listing.closed:
-            if replace(open_pass, number=0, stop=0) == replace(wanted, number=0, stop=0):
+            if replace(open_pass, number=0, stop=0) == replace(retry, number=0, stop=0):
                 return open_pass
             raise OutputError(f"another retry is under way; finish it first: {_command(open_pass)}")
-    ledger.open_pass(wanted)
-    return wanted
+    ledger.open_pass(retry)
+    return retry
 
 
-def samples_there(ledger: Ledger) -> int:
-    """How many samples each row has, top-ups that are over counted."""
+def samples_per_row(ledger: Ledger) -> int:
+    """The number of samples of each row, including those of closed top-ups."""
     listing = ledger.listing()
-    return _samples_there(ledger, listing, ledger.passes(listing))
+    return _samples_per_row(ledger, listing, ledger.passes(listing))
 
 
-def _samples_there(ledger: Ledger, listing: OutputListing, known: Iterable[Pass]) -> int:
-    over = [p.stop for p in known if not p.is_retry and p.number in listing.closed]
-    return max([int(_manifest(ledger)["settings"][SAMPLES]), *over])
+def _samples_per_row(ledger: Ledger, listing: OutputListing, known: Iterable[Pass]) -> int:
+    top_ups = [p.stop for p in known if not p.is_retry and p.number in listing.closed]
+    return max([int(_manifest(ledger)["settings"][SAMPLES]), *top_ups])
 
 
 def _manifest(ledger: Ledger) -> dict[str, Any]:
@@ -125,11 +139,12 @@ def _manifest(ledger: Ledger) -> dict[str, Any]:
     return manifest
 
 
-def _next(known: Sequence[Pass]) -> int:
+def _next_number(known: Sequence[Pass]) -> int:
     return max((p.number for p in known), default=0) + 1
 
 
 def _command(run_pass: Pass) -> str:
+    """The command line of a retry."""
     changes = "".join(
         f" --set {key}={'null' if value is None else value}" for key, value in run_pass.changed
     )
@@ -138,24 +153,40 @@ def _command(run_pass: Pass) -> str:
     return f"qwq-batch retry CONFIG{states}{foreign}{changes}"
 
 
-def _picks(ledger: Ledger, part: Part, run_pass: Pass, is_through: bool = False) -> Picks:
-    """The rows and samples of a finished part that the retry ``run_pass`` is to do again.
-
-    Of one that has been through it (``is_through``) those that it has done.
-    """
-    footer = part_metadata(ledger.store, part.name)
-    ended_so = any(map(footer["summary"]["states"].get, run_pass.states))
-    if run_pass.foreign is None and not ended_so and not is_through:
+def _traces_to_retry(ledger: Ledger, part: Part, run_pass: Pass) -> Picks:
+    """The traces of a finished part that the retry ``run_pass`` selects."""
+    metadata = part_metadata(ledger.store, part.name)
+    has_states = any(map(metadata["summary"]["states"].get, run_pass.states))
+    if run_pass.foreign is None and not has_states:
         return ()
-    names = [footer["columns"][name] for name in PICKED_BY]
+
+    def is_selected(_attempt: int, state: str, foreign: float) -> bool:
+        is_foreign = run_pass.foreign is not None and foreign > run_pass.foreign
+        return state in run_pass.states or is_foreign
+
+    return _pick(ledger, part, metadata["columns"], is_selected)
+
+
+def _retried_traces(ledger: Ledger, part: Part, run_pass: Pass) -> Picks:
+    """The traces that the retry ``run_pass`` has made in a part that has finished it."""
+    columns = part_metadata(ledger.store, part.name)["columns"]
+    return _pick(ledger, part, columns, lambda attempt, _, __: attempt == run_pass.number)
+
+
+def _pick(
+    ledger: Ledger,
+    part: Part,
+    columns: Mapping[str, str],
+    is_selected: Callable[[int, str, float], bool],
+) -> Picks:
+    """The traces of a finished part that ``is_selected`` by attempt, state and foreign share."""
+    names = [columns[name] for name in PICKED_BY]
     with ledger.store.open(part.name) as file:
         table = pq.read_table(file, columns=names)
+    rows = row_numbers(table[columns["sample"]].to_numpy(), part.start).tolist()
     picks: dict[int, list[int]] = {}
-    row = part.start - 1
     traces = zip(*(table[name].to_pylist() for name in names), strict=True)
-    for sample, attempt, state, *shares in traces:
-        row += sample == 0
-        is_foreign = run_pass.foreign is not None and max(s or 0 for s in shares) > run_pass.foreign
-        if attempt == run_pass.number if is_through else state in run_pass.states or is_foreign:
+    for row, (sample, attempt, state, *shares) in zip(rows, traces, strict=True):
+        if is_selected(attempt, state, max(share or 0 for share in shares)):
             picks.setdefault(row, []).append(sample)
     return tuple((row, tuple(samples)) for row, samples in picks.items())

@@ -51,7 +51,7 @@ def finished_parts(output: str, skip: Container[str] = ()) -> Iterator[FinishedP
     Raises `OutputError` if there is no run at ``output``.
     """
     ledger = open_output(output)
-    for name in sorted(ledger.listing().parts()):
+    for name in sorted(ledger.listing().finished_parts()):
         if name not in skip:
             yield FinishedPart(ledger.store, name, part_metadata(ledger.store, name)["columns"])
 

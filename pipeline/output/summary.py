@@ -1,23 +1,23 @@
-"""What came out: counts from the footers of the finished parts, no rows read."""
+"""The counts of an output, from the footers of its finished parts; no rows are read."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.output.parts import part_metadata
+from pipeline.output.parts import read_footers
 from pipeline.planning import Part
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
 
-FOOTER_THREADS = 32
-
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's output: traces expected and present, by state, tokens, and parts that lack.
+    """The counts of a run's output.
 
-    ``duplicates``: traces copied from a row with the same prompt; their tokens are not counted.
+    ``expected``, ``expected_rows``: traces and rows of a complete output; ``traces`` and ``rows``
+    are in finished parts. ``states``: traces by state. ``duplicates``: traces copied from a row
+    with the same prompt, which the token counts omit. ``missing_parts``: names of unfinished parts.
+    ``agree``: the setting ``sampling.agree``.
     """
 
     expected: int
@@ -35,20 +35,20 @@ class Summary:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every input row is there with all its samples, whatever their states.
+        """Whether every input row has all its samples, in whatever state.
 
-        Where samples are drawn until enough ``agree``, each row has those that it took.
+        With ``sampling.agree``, a row is complete with fewer samples.
         """
-        there = self.rows == self.expected_rows and not self.missing_parts
-        return there and (self.agree is not None or self.traces == self.expected)
+        has_all_rows = self.rows == self.expected_rows and not self.missing_parts
+        return has_all_rows and (self.agree is not None or self.traces == self.expected)
 
     @property
     def output_tokens(self) -> int:
-        """All tokens that the engines generated for these traces."""
+        """The think and answer tokens together."""
         return self.think_tokens + self.answer_tokens
 
     def lines(self) -> Iterator[str]:
-        """The summary as a person reads it."""
+        """The summary as lines of text for people."""
         for state in State:
             if count := self.states.get(state, 0):
                 yield f"{state:<10} {count:>9,} traces  {count / max(1, self.traces):>6.1%}"
@@ -73,29 +73,29 @@ class Summary:
 def summarize(
     store: Storage, parts: Iterable[Part], samples: int, agree: int | None = None
 ) -> Summary:
-    """Add up the footers of the run's parts; parts that are not there are named.
+    """Add up the footers of the run's finished parts.
 
-    ``samples``: how many each row has, at most if they are drawn until enough ``agree``.
+    ``samples``: of each row; with ``agree``, the most that a row can have. Raises `OutputError` if
+    a part was not written by qwq-batch.
     """
     parts = list(parts)
-    present = {info.name for info in store.files()}
-    there = [part.name for part in parts if part.name in present]
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        found = list(pool.map(lambda name: part_metadata(store, name)["summary"], there))
+    files = {info.name for info in store.files()}
+    finished = [part.name for part in parts if part.name in files]
+    summaries = [footer["summary"] for footer in read_footers(store, finished)]
     states: Counter[str] = Counter()
-    for summary in found:
+    for summary in summaries:
         states.update(summary["states"])
     return Summary(
         expected=sum(part.rows for part in parts) * samples,
         expected_rows=sum(part.rows for part in parts),
-        rows=sum(summary["rows"] for summary in found),
-        traces=sum(summary["traces"] for summary in found),
+        rows=sum(summary["rows"] for summary in summaries),
+        traces=sum(summary["traces"] for summary in summaries),
         states=states,
-        prompt_tokens=sum(summary["prompt_tokens"] for summary in found),
-        think_tokens=sum(summary["think_tokens"] for summary in found),
-        answer_tokens=sum(summary["answer_tokens"] for summary in found),
-        carried_tokens=sum(summary["carried_tokens"] for summary in found),
-        missing_parts=tuple(part.name for part in parts if part.name not in present),
-        duplicates=sum(summary.get("duplicates", 0) for summary in found),
+        prompt_tokens=sum(summary["prompt_tokens"] for summary in summaries),
+        think_tokens=sum(summary["think_tokens"] for summary in summaries),
+        answer_tokens=sum(summary["answer_tokens"] for summary in summaries),
+        carried_tokens=sum(summary["carried_tokens"] for summary in summaries),
+        missing_parts=tuple(part.name for part in parts if part.name not in files),
+        duplicates=sum(summary.get("duplicates", 0) for summary in summaries),
         agree=agree,
     )

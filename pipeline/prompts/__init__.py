@@ -1,1 +1,1 @@
-"""From a row of columns to the token ids that an engine gets."""
+"""From the columns of a row to the token ids of its prompt."""

@@ -1,4 +1,4 @@
-"""Which columns of the input make a prompt; no I/O."""
+"""Choose the input columns that make a prompt; no I/O."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,11 @@ from pipeline.prompts.template import columns_of
 
 @dataclass(frozen=True)
 class PromptColumns:
-    """What makes a row's prompt: exactly one of ``prompt``, ``messages`` and ``template``."""
+    """The columns of a prompt: exactly one of ``prompt``, ``messages`` and ``template`` is set.
+
+    ``prompt``, ``messages``, ``tools``: column names. ``template``: as `pipeline.prompts.template`
+    describes.
+    """
 
     prompt: str | None = None
     messages: str | None = None
@@ -18,30 +22,39 @@ class PromptColumns:
     template: str | None = None
 
 
-def prompt_columns(schema: pa.Schema, wanted: PromptColumns) -> PromptColumns:
-    """``wanted`` where it names columns, otherwise what ``schema`` has under the usual names."""
-    named = {f"input.{key}_column is": [name] for key, name in vars(wanted).items() if name}
-    if wanted.template is not None:
-        named = {"prompt.template names": columns_of(wanted.template)}
-    for setting, names in named.items():
-        if lacking := [name for name in names if name not in schema.names]:
-            raise InputError(
-                f"{setting} {', '.join(lacking)}, but the input has only the columns "
-                f"{', '.join(schema.names)}"
-            )
-    if wanted.template is not None:
-        return wanted
-    if wanted.prompt and wanted.messages:
+def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumns:
+    """The ``configured`` columns, completed by the usual names that ``schema`` has.
+
+    Raises `InputError` if a configured column is missing, or no single choice remains.
+    """
+    _check_present(schema, configured)
+    if configured.template is not None:
+        return configured
+    if configured.prompt and configured.messages:
         raise InputError("set one of input.prompt_column and input.messages_column, not both")
-    found = [name for name in ("prompt", "messages") if name in schema.names]
-    if not wanted.prompt and not wanted.messages and len(found) == 1:
-        wanted = replace(wanted, **{found[0]: found[0]})
-    if wanted.messages and not wanted.tools and "tools" in schema.names:
-        wanted = replace(wanted, tools="tools")
-    if wanted.prompt or wanted.messages:
-        return wanted
-    what = "both a prompt and a messages column" if found else "no prompt and no messages column"
+    usual = [name for name in ("prompt", "messages") if name in schema.names]
+    columns = configured
+    if not columns.prompt and not columns.messages and len(usual) == 1:
+        columns = replace(columns, **{usual[0]: usual[0]})
+    if columns.messages and not columns.tools and "tools" in schema.names:
+        columns = replace(columns, tools="tools")
+    if columns.prompt or columns.messages:
+        return columns
+    what = "both a prompt and a messages column" if usual else "no prompt and no messages column"
     raise InputError(
         f"the input has {what} (columns: {', '.join(schema.names)}); name the one to use with "
         "--set input.prompt_column=NAME or --set input.messages_column=NAME"
     )
+
+
+def _check_present(schema: pa.Schema, configured: PromptColumns) -> None:
+    """Raise `InputError` for the setting that names a column which ``schema`` lacks."""
+    settings = {f"input.{key}_column is": [name] for key, name in vars(configured).items() if name}
+    if configured.template is not None:
+        settings = {"prompt.template names": columns_of(configured.template)}
+    for setting, names in settings.items():
+        if missing := [name for name in names if name not in schema.names]:
+            raise InputError(
+                f"{setting} {', '.join(missing)}, but the input has only the columns "
+                f"{', '.join(schema.names)}"
+            )

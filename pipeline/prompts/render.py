@@ -1,10 +1,10 @@
-"""A row to messages to token ids; no I/O (the tokenizer comes from outside).
+"""Render a row to messages and token ids; no I/O (the caller loads the tokenizer).
 
-The model's own chat template renders. Text from rows never becomes a control token: while the
-template runs, every token string of the vocabulary's added tokens (``<|im_end|>``, ``</think>``,
-``<tool_call>`` …) inside a message is held apart by a mark, so that the template's own tokens can
-be told from it; then the marks go and that text is encoded as ordinary text. Text without such
-strings encodes exactly as the template's whole output would.
+The model's own chat template renders the messages. Text from rows never becomes a control token.
+Before the template runs, a mark is inserted into every added token of the vocabulary
+(``<|im_end|>``, ``</think>``, ``<tool_call>`` …) that a message contains. Afterwards only the
+template's own control tokens are whole. The marks are removed, and that text is encoded as plain
+text. Text without such strings encodes exactly as the template's whole output would.
 """
 
 import json
@@ -24,16 +24,16 @@ from pipeline.prompts.template import fill
 from pipeline.reasoning.think_format import THINK_TAGS, ThinkFormat
 
 ROLES = ("system", "user", "assistant", "tool")
-# A private-use character of Unicode's last plane, which no message may hold.
+# A private-use character of the last Unicode plane; messages that contain it are refused.
 MARK = "\U0010fffd"
-SHORT_PIECE = 32  # characters; as what a template puts between its control tokens
+SHORT_PIECE = 32  # characters; covers what templates put between control tokens
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt: its text as a person reads it, and the token ids the engine gets."""
+    """A rendered prompt: the text for people, and the token ids for the engine."""
 
     text: str
     token_ids: list[int]
@@ -42,15 +42,15 @@ class Prompt:
 def row_messages(
     row: Mapping[str, Any], columns: PromptColumns, system: str | None, suffix: str | None
 ) -> list[Message]:
-    """The chat messages of one row; raises `InvalidPromptError` if it has none to send.
+    """The chat messages of one row, each with ``role`` and ``content``.
 
-    ``system`` opens the conversation unless the row brings a system turn of its own; ``suffix``
-    goes on a line of its own after the last user turn.
+    ``system``: the first message, unless the row has its own system message. ``suffix``: a line to
+    append to the last user message. Raises `InvalidPromptError` if the row's value can't be sent.
     """
     if columns.template is not None:
         messages = [{"role": "user", "content": fill(columns.template, row)}]
     elif columns.prompt is not None:
-        messages = [{"role": "user", "content": _text(row[columns.prompt], columns.prompt)}]
+        messages = [{"role": "user", "content": _require_text(row[columns.prompt], columns.prompt)}]
     else:
         assert columns.messages is not None
         messages = _messages(row[columns.messages], columns.messages)
@@ -64,13 +64,17 @@ def row_messages(
 
 
 def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | None:
-    """The tool definitions of one row: a list of objects, or JSON text of one; None if none."""
+    """The tool definitions of one row; None if it has none.
+
+    The column holds a list of objects, or JSON text of one. Raises `InvalidPromptError` for
+    anything else.
+    """
     if columns.tools is None or not row[columns.tools]:
         return None
     tools = _from_json(row[columns.tools], columns.tools)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InvalidPromptError(f"{columns.tools} must be a list of objects")
-    # Given as Arrow objects, all tools have the same keys, null where there was none.
+    # Arrow gives all objects of a column the same keys, with null for those an object lacks.
     return tools if isinstance(row[columns.tools], str) else without_nulls(tools)
 
 
@@ -81,19 +85,22 @@ def render_row(
     system: str | None,
     suffix: str | None,
 ) -> Prompt:
-    """The prompt of one row; whatever is wrong with the row, a `RowError` says it."""
+    """The prompt of one row; raises a `RowError` for anything wrong with the row.
+
+    ``system``, ``suffix``: as in `row_messages`.
+    """
     try:
         return renderer.render(row_messages(row, columns, system, suffix), row_tools(row, columns))
     except RowError:
         raise
-    except Exception as error:  # lone surrogates, bottomless nesting: rows hold anything
+    except Exception as error:  # rows contain anything: lone surrogates, endless nesting
         raise InvalidPromptError(f"{type(error).__name__}: {error}") from None
 
 
 class TableRow(Mapping[str, Any]):
-    """One row of an Arrow table, its cells converted when they are read.
+    """One row of an Arrow table, with each cell converted when it is read.
 
-    So a cell that can't be (text that is no UTF-8) is the trouble of its row alone.
+    A cell that can't be converted, such as text that is not UTF-8, fails its own row only.
     """
 
     def __init__(self, table: pa.Table, index: int) -> None:
@@ -112,8 +119,9 @@ class TableRow(Mapping[str, Any]):
 class PromptRenderer:
     """Renders messages with a tokenizer's chat template.
 
-    ``tokenizer``: a fast Hugging Face tokenizer with a chat template. ``context_tokens``: the most
-    tokens that prompt and output may have together; None leaves the length unchecked.
+    ``tokenizer``: a fast Hugging Face tokenizer with a chat template. ``context_tokens``: the
+    limit of prompt and output tokens together; None skips the check. ``think_format``: the tags
+    that assistant messages keep.
     """
 
     def __init__(
@@ -124,45 +132,47 @@ class PromptRenderer:
     ) -> None:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
-        core = json.loads(tokenizer.backend_tokenizer.to_str())
-        added = {token["content"]: token["id"] for token in core["added_tokens"]}
-        core.update(added_tokens=[], truncation=None, padding=None)
-        self._plain = Tokenizer.from_str(json.dumps(core))
+        settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        added = {token["content"]: token["id"] for token in settings["added_tokens"]}
+        settings.update(added_tokens=[], truncation=None, padding=None)
+        self._plain = Tokenizer.from_str(json.dumps(settings))
         self._added_ids = added
         self._short_ids = lru_cache(1024)(self._plain_ids)
         self._added = _any_of(name for name in added if len(name) > 1)
-        # What an assistant said keeps its think tags: the template looks for them.
-        self._spoken = _any_of(n for n in added if len(n) > 1 and n not in think_format.tags)
+        # Think tags in assistant messages stay whole: the template looks for them.
+        self._added_but_think = _any_of(
+            name for name in added if len(name) > 1 and name not in think_format.tags
+        )
 
     def render(self, messages: list[Message], tools: list[Any] | None = None) -> Prompt:
-        """Render with the generation prompt; raises `TemplateError` or `PromptTooLongError`."""
-        held = [self._hold_message(message) for message in messages]
-        held_tools = (
-            None if tools is None else _map_text(tools, partial(_hold, pattern=self._added))
-        )
+        """Render ``messages`` and ``tools`` with the generation prompt.
+
+        Raises `TemplateError` if the template fails, `PromptTooLongError` if no output token fits
+        the context, and `InvalidPromptError` if a text contains `MARK`.
+        """
+        mark = partial(_mark, pattern=self._added)
+        marked_tools = None if tools is None else _map_text(tools, mark)
+        marked_messages = [self._mark_message(message) for message in messages]
         try:
             marked = self._tokenizer.apply_chat_template(
-                held, tools=held_tools, tokenize=False, add_generation_prompt=True
+                marked_messages, tools=marked_tools, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # a template can raise anything
+        except Exception as error:  # templates raise errors of any type
             raise TemplateError(f"{type(error).__name__}: {error}") from None
         prompt = Prompt(marked.replace(MARK, ""), self._encode(marked))
         self._check_length(prompt)
         return prompt
 
-    def _hold_message(self, message: Message) -> Message:
-        said = message["role"] == "assistant"
-        held = {
-            key: _map_text(
-                value,
-                partial(_hold, pattern=self._spoken if said and key == "content" else self._added),
-            )
-            for key, value in message.items()
-        }
-        return {**held, "role": message["role"]}
+    def _mark_message(self, message: Message) -> Message:
+        marked = {}
+        for key, value in message.items():
+            keeps_think_tags = message["role"] == "assistant" and key == "content"
+            pattern = self._added_but_think if keeps_think_tags else self._added
+            marked[key] = _map_text(value, partial(_mark, pattern=pattern))
+        return {**marked, "role": message["role"]}
 
     def _encode(self, marked: str) -> list[int]:
-        """Token ids of ``marked``: added tokens where they stand whole, text for the rest."""
+        """The token ids of ``marked``: added tokens where they are whole, plain text elsewhere."""
         if self._added is None:
             return self._plain_ids(marked)
         ids = list[int]()
@@ -188,22 +198,25 @@ class PromptRenderer:
 
 
 def _any_of(tokens: Any) -> re.Pattern[str] | None:
-    """A pattern that finds (and, in split, keeps) any of ``tokens``, the longest first."""
+    """A pattern for any of ``tokens``, longest first; None for no tokens.
+
+    It is one group, so that `re.split` keeps the tokens.
+    """
     ordered = sorted(tokens, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
 
 
-def _hold(text: str, pattern: re.Pattern[str] | None) -> str:
-    """``text`` with a mark inside everything that ``pattern`` finds."""
+def _mark(text: str, pattern: re.Pattern[str] | None) -> str:
+    """``text`` with a mark after the first character of every match of ``pattern``."""
     if MARK in text:
         raise InvalidPromptError("the text holds the private-use character U+10FFFD")
     while pattern is not None and pattern.search(text):
-        text = pattern.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
+        text = pattern.sub(lambda match: match[0][0] + MARK + match[0][1:], text)
     return text
 
 
 def _map_text(value: Any, change: Any) -> Any:
-    """``value`` with ``change`` applied to every string in it, keys of objects too."""
+    """``value`` with ``change`` applied to all strings in it, including keys of objects."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -213,10 +226,9 @@ def _map_text(value: Any, change: Any) -> Any:
     return value
 
 
-def _text(value: Any, column: str) -> str:
+def _require_text(value: Any, column: str) -> str:
     if not isinstance(value, str):
-        found = "null" if value is None else type(value).__name__
-        raise InvalidPromptError(f"{column} must be text, not {found}")
+        raise InvalidPromptError(f"{column} must be text, not {_type_name(value)}")
     if not value.strip():
         raise InvalidPromptError(f"{column} is empty")
     return value
@@ -224,8 +236,8 @@ def _text(value: Any, column: str) -> str:
 
 def _messages(value: Any, column: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        found = "empty" if value == [] else "null" if value is None else type(value).__name__
-        raise InvalidPromptError(f"{column} must be a list of {{role, content}}, not {found}")
+        what = "empty" if value == [] else _type_name(value)
+        raise InvalidPromptError(f"{column} must be a list of {{role, content}}, not {what}")
     return [_message(item, f"{column}[{i}]") for i, item in enumerate(value)]
 
 
@@ -236,9 +248,8 @@ def _message(value: Any, where: str) -> Message:
     if role not in ROLES:
         raise InvalidPromptError(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}")
     if not isinstance(content, str) and not (content is None and role == "assistant"):
-        found = "null" if content is None else type(content).__name__
-        raise InvalidPromptError(f"{where}.content must be text, not {found}")
-    # Arrow gives every message of a column the same keys; those it does not have are null.
+        raise InvalidPromptError(f"{where}.content must be text, not {_type_name(content)}")
+    # Arrow gives all messages of a column the same keys, with null for those a message lacks.
     extra = without_nulls(value)
     if extra.get("tool_calls"):
         extra["tool_calls"] = [_tool_call(call, where) for call in extra["tool_calls"]]
@@ -246,7 +257,7 @@ def _message(value: Any, where: str) -> Message:
 
 
 def _tool_call(call: Any, where: str) -> Any:
-    """A tool call whose arguments are an object: as JSON text they would be encoded twice."""
+    """The tool call with its arguments as an object; the template would encode JSON text again."""
     call = _from_json(call, f"{where}.tool_calls")
     if not isinstance(call, dict):
         raise InvalidPromptError(f"{where}.tool_calls must be a list of objects")
@@ -266,3 +277,7 @@ def _from_json(value: Any, where: str) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise InvalidPromptError(f"{where} is not valid JSON: {error}") from None
+
+
+def _type_name(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,8 +1,8 @@
-"""Prompts made of several columns, such as ``Translate {text:document} into {language}.``; no I/O.
+"""Prompts made of several columns: ``Translate {text:document} into {language}.``; no I/O.
 
-A column's name in braces is replaced by the row's value; with a colon and a tag, the value stands
-on lines of its own between ``<tag>`` and ``</tag>``, which tells the model where the data ends. A
-brace itself is written twice.
+The row's value replaces a column name in braces. With ``:tag`` after the name, the value is put on
+separate lines between ``<tag>`` and ``</tag>``, so that the model sees where the data ends. Double
+braces stand for a single one.
 """
 
 import json
@@ -14,34 +14,35 @@ from pipeline.errors import InvalidPromptError
 
 
 def fields(template: str) -> Iterator[tuple[str, str | None, str]]:
-    """Pieces of ``template``: text, then a column's name (None at the end) and its tag, if any.
+    """The pieces of ``template``: a text, the column that follows it, and the column's tag.
 
-    Raises `ValueError` for braces that are no column.
+    The column is None if only text follows; the tag is empty if there is none. Raises `ValueError`
+    for braces that hold no column name.
     """
     for text, column, tag, conversion in string.Formatter().parse(template):
         if column == "" or conversion is not None:
-            raise ValueError("{} must hold a column's name; a brace itself is written twice, {{")
+            raise ValueError("{} must hold a column's name; to write a brace, double it: {{")
         yield text, column, tag or ""
 
 
 def columns_of(template: str) -> list[str]:
-    """The columns that ``template`` names, in order, each once."""
+    """The distinct columns that ``template`` names, in order; raises `ValueError` as `fields`."""
     return list(dict.fromkeys(column for _, column, _ in fields(template) if column is not None))
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """``template`` with the values of ``row``; null raises `InvalidPromptError`."""
+    """``template`` with the values of ``row``; raises `InvalidPromptError` for null and bytes."""
     pieces = []
     for text, column, tag in fields(template):
         pieces.append(text)
         if column is not None:
-            value = _text(row[column], column)
+            value = _as_text(row[column], column)
             pieces.append(between(tag, value) if tag else value)
     return "".join(pieces)
 
 
 def between(tag: str, text: str) -> str:
-    """``text`` between tags that it does not hold itself: ``<tag-2>`` if it holds ``</tag>``."""
+    """``text`` between tags that it does not contain: ``<tag-2>`` if it contains ``</tag>``."""
     name, number = tag, 1
     while f"</{name}>" in text:
         number += 1
@@ -49,7 +50,8 @@ def between(tag: str, text: str) -> str:
     return f"<{name}>\n{text}\n</{name}>"
 
 
-def _text(value: Any, column: str) -> str:
+def _as_text(value: Any, column: str) -> str:
+    """A cell as text: strings as they are, lists and objects as JSON, all else as `str` does."""
     if value is None:
         raise InvalidPromptError(f"{column} is null")
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Where a model's files are, its config.json and its tokenizer."""
+"""Find a model's files; load its config.json and its tokenizer."""
 
 import json
 import logging
@@ -8,16 +8,17 @@ from typing import Any
 
 import fsspec
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 
 BUILT_IN = Path(__file__).parents[1] / "models"
 TOKENIZER_FILES = ("token", "vocab", "merges", "chat_template", "special_tokens", "added_tokens")
 
 
 def resolve_model(path: str) -> str:
-    """The folder of a built-in model (``qwq-nano``, ``qwq-nano-preview``), or ``path`` itself.
+    """The folder of a built-in or local model; a hub name or URL is returned unchanged.
 
-    A path that looks like a local folder and is none raises `ModelError`.
+    ``path``: a built-in name (``qwq-nano``, ``qwq-nano-preview``), a folder, a hub name or a URL.
+    Raises `ModelError` for a local path without a config.json and for an unknown name.
     """
     built_in = BUILT_IN / path
     if "/" not in path and (built_in / "config.json").is_file():
@@ -25,21 +26,26 @@ def resolve_model(path: str) -> str:
     if path.startswith((".", "/", "~")):
         folder = Path(path).expanduser()
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model.path {path} is not a model folder: it has no config.json")
+            raise ModelError(
+                f"model.path {path} is not a model folder (it has no config.json); correct the path"
+            )
         return str(folder.resolve())
     if Path(path, "config.json").is_file():
         return str(Path(path).resolve())
     if "/" not in path:
         names = ", ".join(sorted(p.parent.name for p in BUILT_IN.glob("*/config.json")))
         raise ModelError(
-            f"model.path {path} is neither built in ({names}) nor a folder; a Hugging Face model "
-            "has the form Qwen/QwQ-32B"
+            f"model.path {path} is neither a built-in model ({names}) nor a folder; name a Hugging "
+            "Face model in the form Qwen/QwQ-32B"
         )
     return path
 
 
 def load_model_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """The config.json of a model folder, hub name or object-store URL."""
+    """The config.json of a model folder, hub name or object-store URL.
+
+    ``revision``: of a hub model; None is ``main``. Raises `ModelError` if it can't be read.
+    """
     from transformers.utils.hub import cached_file
 
     source = resolve_model(path)
@@ -50,21 +56,22 @@ def load_model_config(path: str, revision: str | None = None) -> dict[str, Any]:
         else:
             file = cached_file(source, "config.json", revision=revision or "main")
             data = Path(str(file)).read_bytes()
-        found: dict[str, Any] = json.loads(data)
-    except Exception as error:  # the hub and the object stores' clients raise all kinds
+        config: dict[str, Any] = json.loads(data)
+    except Exception as error:  # hub and object-store clients raise errors of any type
         raise ModelError(
-            f"can't read the config.json of model.path {path}: {_reason(error)}"
+            f"can't read the config.json of model.path {path}: {first_line(error)}"
         ) from None
-    return found
+    return config
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The fast Hugging Face tokenizer of a model folder, hub name or object-store URL.
 
-    Raises `ModelError` if it can't be loaded or has no chat template.
+    ``revision``: of a hub model; None is ``main``. Raises `ModelError` if it can't be loaded or has
+    no chat template.
     """
-    # Not AutoTokenizer: to find the class it imports PyTorch, five seconds of each process. What a
-    # class adds to tokenizer.json is nothing for Qwen2: the ids are the same.
+    # AutoTokenizer imports PyTorch to find the class, which takes five seconds per process. The
+    # Qwen2 class adds nothing to tokenizer.json: the token ids are the same.
     from transformers import PreTrainedTokenizerFast
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -74,22 +81,19 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
             if "://" in source:
                 source = _download_tokenizer(source, folder)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
-    except Exception as error:  # the hub and the tokenizer's code raise all kinds
+    except Exception as error:  # the hub client and the tokenizer raise errors of any type
         raise ModelError(
-            f"can't load the tokenizer.json of model.path {path}: {_reason(error)}"
+            f"can't load the tokenizer.json of model.path {path}: {first_line(error)}"
         ) from None
     if tokenizer.chat_template is None:
-        raise ModelError(f"the tokenizer of {path} has no chat template")
+        raise ModelError(
+            f"the tokenizer of model.path {path} has no chat template; choose a chat model"
+        )
     return tokenizer
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def _download_tokenizer(url: str, folder: str) -> str:
-    """Copy the tokenizer's files from an object store into ``folder``."""
+    """Copy the tokenizer's files from an object store into ``folder``, and return ``folder``."""
     fs, root = fsspec.core.url_to_fs(url)
     for file in fs.ls(root, detail=False):
         name = file.rsplit("/", 1)[-1]

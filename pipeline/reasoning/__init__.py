@@ -1,1 +1,1 @@
-"""What is special about reasoning models: thinking, its policy, the state a trace ended in; no I/O."""
+"""Reasoning models: thinking and its policy, and the state in which a trace ended; no I/O."""

@@ -1,14 +1,14 @@
-"""How much of a text is in scripts that its prompt does not use; no I/O.
+"""The share of a text in scripts that its prompt does not use; no I/O.
 
-Models trained on several languages slip from one into another while they think (the first limit
-that QwQ-32B-Preview's card names). Latin and Greek letters are never foreign: formulas, code and
+Models trained on several languages switch between them while they think: the first limitation that
+QwQ-32B-Preview's model card names. Latin and Greek letters are never foreign: formulas, code and
 names use them in every language.
 """
 
 import re
 from collections.abc import Callable
 
-# Unicode blocks in which letters of widely used scripts lie.
+# Unicode ranges of the letters of widely used scripts.
 _SCRIPTS = {
     "Han": r"\u2e80-\u2fdf\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
     "Kana": r"\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f",
@@ -24,20 +24,21 @@ _SCRIPTS = {
     "Armenian": r"\u0531-\u0556\u0561-\u0587",
 }
 _LETTERS = {name: re.compile(f"[{ranges}]") for name, ranges in _SCRIPTS.items()}
-_ANY = re.compile("[" + "".join(_SCRIPTS.values()) + "]")
+_LISTED_LETTER = re.compile("[" + "".join(_SCRIPTS.values()) + "]")
 _WORD_LETTER = re.compile(r"[^\W\d_]")
 
 
 def foreign_share(text: str | None, prompt: Callable[[], str]) -> float | None:
-    """The share, 0 to 1, of ``text``'s letters in scripts that the prompt has no letter of.
+    """The share (0 to 1) of ``text``'s letters in scripts without a letter in the prompt.
 
-    None if there is no text, or none with letters. ``prompt``: gives its text, where that matters.
+    None if ``text`` has no letters. ``prompt`` returns the prompt's text; it is only called if
+    ``text`` has letters of such scripts, because rendering all prompts again is slow.
     """
     if not text or not _WORD_LETTER.search(text):
         return None
-    if not _ANY.search(text):
+    if not _LISTED_LETTER.search(text):
         return 0.0
-    own = prompt()
-    foreign = [letter for letter in _LETTERS.values() if not letter.search(own)]
+    prompt_text = prompt()
+    foreign = [letter for letter in _LETTERS.values() if not letter.search(prompt_text)]
     letters = len(_WORD_LETTER.findall(text))
     return min(1.0, sum(len(letter.findall(text)) for letter in foreign) / letters)

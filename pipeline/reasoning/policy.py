@@ -9,9 +9,11 @@ the second pass cheap: all its prompt but the phrase has just been computed.
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 from pipeline.reasoning.sampling import SamplingPolicy, derive_again
 from pipeline.reasoning.think_format import ThinkFormat
@@ -35,21 +37,29 @@ class ClosedBy(StrEnum):
     LOOP = "loop"
 
 
-@dataclass(frozen=True)
-class ThinkingPolicy:
-    """Budgets in tokens, and what is done about loops.
+class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
+    """How long a trace may think, and what happens to one that loops: that repeats itself."""
 
-    ``budget_tokens``: after so many, thinking is closed (None: whatever ``max_tokens`` and the
-    context leave). ``answer_tokens``: for the answer after that. ``loop_retries``: how often a
-    trace that goes in circles begins again, with ``loop_presence_penalty``.
-    """
-
-    budget_tokens: int | None
-    answer_tokens: int
-    rescue: bool
-    detect_loops: bool
-    loop_retries: int
-    loop_presence_penalty: float
+    budget_tokens: int | None = Field(
+        None, ge=1,
+        description="Closes the thinking after this many tokens. Default: what "
+        "`sampling.max_tokens` and the context leave.",
+    )  # fmt: skip
+    rescue: bool = Field(
+        True,
+        description="Closes thinking that runs out of tokens or loops; the model then answers.",
+    )
+    answer_tokens: int = Field(
+        2048, ge=1, description="Most tokens of the answer after thinking was closed."
+    )
+    detect_loops: bool = Field(True, description="Ends thinking that loops.")
+    loop_retries: int = Field(
+        1, ge=0, le=10,
+        description="How often a trace that loops starts again before its thinking is closed.",
+    )  # fmt: skip
+    loop_presence_penalty: float = Field(
+        0.5, ge=0, le=2, description="Least presence penalty of a trace that starts again."
+    )
 
 
 @dataclass
@@ -185,13 +195,14 @@ class TracePolicy:
         if progress.tries:
             seed = derive_again(seed, progress.tries)
             penalty = max(sampling.presence_penalty, self.thinking.loop_presence_penalty)
-            sampling = replace(sampling, presence_penalty=penalty)
+            sampling = sampling.model_copy(update={"presence_penalty": penalty})
         if progress.closed_at is not None:
             begins = progress.closed_at + progress.closing_tokens
             limit = begins + self.thinking.answer_tokens
             if progress.closed_by is None:  # what is left of all tokens, if that is more
                 limit = max(limit, sampling.max_tokens) if begins else sampling.max_tokens
-            sampling = replace(sampling, max_tokens=min(limit, max_output_tokens))
+            limit = min(limit, max_output_tokens)
+            sampling = sampling.model_copy(update={"max_tokens": limit})
             if self.answer is None:
                 return Step(sampling, seed, watch_loops=False)
             del progress.token_ids[begins:]  # a grammar can't go on from the middle
@@ -201,7 +212,7 @@ class TracePolicy:
             limit = min(limit, self._thinking_limit(max_output_tokens))
         stop_id = None if self.answer is None else self.answer.stop_id
         if limit != sampling.max_tokens:
-            sampling = replace(sampling, max_tokens=limit)
+            sampling = sampling.model_copy(update={"max_tokens": limit})
         return Step(sampling, seed, self.thinking.detect_loops, stop_id)
 
     def end_step(self, progress: TraceProgress, finish_reason: str, max_output_tokens: int) -> None:

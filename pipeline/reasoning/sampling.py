@@ -1,43 +1,102 @@
 """The sampling policy: the model cards' values, what is refused, what is warned of; no I/O.
 
 Values and limits come from the model cards of QwQ-32B and QwQ-32B-Preview and from Qwen's
-README: temperature 0.6, top_p 0.95, top_k between 20 and 40, min_p 0, never greedy. DeepSeek's
-distilled models have the same temperature and top_p, and say nothing of the others.
+README: temperature 0.6, top_p 0.95, top_k between 20 and 40, min_p 0, never greedy. The cards of
+DeepSeek's distilled models name the same temperature and top_p, and no other value.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS, ThinkFormat
 
 PresetName = Literal["qwq-32b", "qwq-32b-preview", "qwen2"]
+# The pipeline applies these itself; every other field goes to the engine under its own name.
+APPLIED_HERE = frozenset({"n", "max_tokens", "seed", "agree"})
 
 
-@dataclass(frozen=True)
-class SamplingPolicy:
-    """How every trace is sampled; ``max_tokens`` counts thinking and answer together.
+class SamplingPolicy(BaseModel, frozen=True, extra="forbid"):
+    """How every trace is sampled.
 
-    ``agree``: samples of a row are drawn until so many agree, ``n`` at most; None: always ``n``.
+    The defaults are the values of QwQ's model card; a preset may have others. Null keeps the
+    preset's value.
     """
 
-    n: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    presence_penalty: float
-    repetition_penalty: float
-    max_tokens: int
-    seed: int
-    agree: int | None = None
+    n: int = Field(1, ge=1, le=4096, description="Samples of each row.")
+    temperature: float = Field(
+        0.6, ge=0.05, le=2, description="Divides the logits. Low values make QwQ loop."
+    )
+    top_p: float = Field(
+        0.95, gt=0, le=1,
+        description="Draws from the likeliest tokens that together have this probability.",
+    )  # fmt: skip
+    top_k: int = Field(
+        40, ge=-1, description="Draws from this many of the likeliest tokens; -1 or 0: from all."
+    )
+    min_p: float = Field(
+        0.0, ge=0, le=1,
+        description="Skips tokens below this share of the likeliest token's probability.",
+    )  # fmt: skip
+    presence_penalty: float = Field(
+        0.0, ge=0, le=2, description="Subtracted from the logits of tokens already in the output."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=2,
+        description="Lowers the logits of tokens already in prompt or output; 1: off.",
+    )  # fmt: skip
+    max_tokens: int = Field(
+        32_768, ge=1, description="Most tokens of one sample, thinking and answer together."
+    )
+    seed: int = Field(
+        0, ge=0, description="The run's seed; the seed of each sample derives from it."
+    )
+    agree: int | None = Field(
+        None, ge=1,
+        description="Draws a row's samples until this many agree, `n` at most. Default: always "
+        "`n`.",
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {
+            key: value
+            for key, value in data.items()
+            if value is not None or key not in cls.model_fields
+        }
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _not_greedy(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and value == 0:
+            raise ValueError("0 is greedy decoding, with which reasoning models loop; QwQ has 0.6")
+        return value
+
+    @field_validator("top_k")
+    @classmethod
+    def _not_one(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError(
+                "1 is greedy decoding, with which reasoning models loop; QwQ has 20 to 40"
+            )
+        return value
 
     @property
     def first_draw(self) -> int:
         """How many samples of a row are drawn at once, before any is known."""
         return min(self.n, self.agree or self.n)
+
+    @property
+    def engine_parameters(self) -> dict[str, Any]:
+        """What the engine applies, by vLLM's names."""
+        return self.model_dump(exclude=set(APPLIED_HERE))
 
 
 @dataclass(frozen=True)
@@ -48,24 +107,12 @@ class Preset:
     sampling: SamplingPolicy
 
 
-_CARD = SamplingPolicy(
-    n=1,
-    temperature=0.6,
-    top_p=0.95,
-    top_k=40,
-    min_p=0.0,
-    presence_penalty=0.0,
-    repetition_penalty=1.0,
-    max_tokens=32_768,
-    seed=0,
-)
-
 PRESETS: dict[PresetName, Preset] = {
-    "qwq-32b": Preset(THINK_TAGS, _CARD),
+    "qwq-32b": Preset(THINK_TAGS, SamplingPolicy()),
     # Preview's whole context is 32,768 tokens: vLLM ends a trace there whatever max_tokens says.
-    "qwq-32b-preview": Preset(HEADINGS, _CARD),
-    # Any other Qwen2 checkpoint; one that thinks says in model.format how.
-    "qwen2": Preset(ThinkFormat(), replace(_CARD, top_k=-1)),
+    "qwq-32b-preview": Preset(HEADINGS, SamplingPolicy()),
+    # Any other Qwen2 checkpoint; for one that thinks, the config sets model.format.
+    "qwen2": Preset(ThinkFormat(), SamplingPolicy(top_k=-1)),
 }
 
 

@@ -1,7 +1,7 @@
-"""Output text to thinking, answer and state; no I/O.
+"""Split an output text into thinking and answer, and derive its state; no I/O.
 
-The rules and the reasons for a splitter of our own: vLLM's offline engine returns raw text, and
-its parser for QwQ loses an answer that merely mentions ``<think>``.
+We have a splitter of our own because vLLM's offline engine returns raw text, and because its parser
+for QwQ loses answers that merely mention ``<think>``.
 """
 
 import re
@@ -13,12 +13,12 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class ThinkFormat:
-    """How a family's thinking and answer lie in one text; all None: it does not think.
+    """The markers that separate a model family's thinking from its answer.
 
-    ``open``: begins the thinking, in the prompt or in the output. ``close``: ends it.
-    ``close_pattern``: for a family that ends it in several ways, a regular expression for them
-    (``^`` and ``$`` match at lines), of which the last divides. ``answer_open`` and
-    ``answer_close``: around the answer.
+    ``open``: starts the thinking, in the prompt or in the output. ``close``: ends it.
+    ``close_pattern``: a regular expression for families that end it in several ways (``^`` and
+    ``$`` match at line ends); its last match divides. ``answer_open`` and ``answer_close``: around
+    the answer. With all of them None, the model does not think.
     """
 
     open: str | None = None
@@ -29,13 +29,13 @@ class ThinkFormat:
 
     @property
     def tags(self) -> list[str]:
-        """The tags it has."""
+        """The tags that are set."""
         tags = (self.open, self.close, self.answer_open, self.answer_close)
         return [tag for tag in tags if tag is not None]
 
     @property
     def closing(self) -> str:
-        """What stands between thinking and answer, with the line breaks that are usual there."""
+        """Text between thinking and answer, with the usual line breaks; empty without thinking."""
         if self.close is None:
             return ""
         before = "\n" if self.close_pattern is None else "\n\n"  # a tag; a heading
@@ -43,10 +43,10 @@ class ThinkFormat:
         return f"{before}{self.close}\n\n{after}"
 
     def find_close(self, text: str) -> tuple[int, int] | None:
-        """Where in ``text`` the marker begins and ends that divides it."""
+        """Start and end of the marker that divides ``text``; None if there is none."""
         if self.close_pattern is not None:
-            found = list(re.finditer(self.close_pattern, text, re.MULTILINE))
-            return found[-1].span() if found else None
+            matches = list(re.finditer(self.close_pattern, text, re.MULTILINE))
+            return matches[-1].span() if matches else None
         if self.close is None or self.close not in text:
             return None
         start = text.index(self.close)
@@ -59,9 +59,10 @@ class ThinkFormat:
 
 
 THINK_TAGS = ThinkFormat("<think>", "</think>")
-# What QwQ-32B-Preview and its like write above an answer: "Final Answer" or "Final Solution" as a
-# heading, bold or plain, on a line of its own or with a colon and the answer behind; "Answer" only
-# as a heading or bold, and alone on its line. Inside a sentence none of them counts.
+# QwQ-32B-Preview and similar models write a heading above the answer. "Final Answer" and "Final
+# Solution" count as a heading, in bold or plain, alone on a line or with a colon and the answer
+# after it. "Answer" counts only as a heading or in bold, alone on its line. No match inside a
+# sentence.
 HEADINGS = ThinkFormat(
     close="**Final Answer**",
     close_pattern=(
@@ -73,7 +74,7 @@ HEADINGS = ThinkFormat(
 
 
 class State(StrEnum):
-    """How a trace ended; every row of the output has exactly one."""
+    """How a trace ended; each trace of the output has exactly one."""
 
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -86,11 +87,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of one output text.
+    """An output text split into thinking and answer.
 
-    ``think`` and ``answer`` are None where there is no such part; line breaks around both are
-    dropped. ``think_end`` is the number of characters up to and with the marker that closes the
-    thinking (all of them if it never closes, 0 if there is no thinking).
+    ``think`` and ``answer``: without the line breaks around them; None if there is none.
+    ``think_end``: number of characters up to the end of the marker that closes the thinking; all
+    characters if it never closes, 0 without thinking.
     """
 
     think: str | None
@@ -99,30 +100,29 @@ class Split:
 
 
 def split(text: str, think_format: ThinkFormat, ended: bool = True, opened: bool = False) -> Split:
-    """Take ``text`` (an output without its prompt) apart; nothing but markers is dropped.
+    """Split ``text``, an output without its prompt; only markers and line breaks are dropped.
 
-    ``ended``: the model ended its turn itself, rather than being cut off. ``opened``: the prompt
-    has opened the thinking.
+    ``ended``: the model ended its turn, it was not cut off. ``opened``: the prompt opens the
+    thinking.
 
-    The first closing tag divides; where a ``close_pattern`` finds headings, the last one, even
-    with nothing behind it. Without any, the text is all thinking if that was opened or if it is
-    cut off, else all answer. An opening tag that the output begins with is dropped.
+    The first closing tag divides. With a ``close_pattern`` the last heading divides, even if
+    nothing follows it. Without either, the text is all thinking if thinking was opened or the text
+    was cut off, and all answer otherwise. An opening tag at the start of the output is dropped.
     """
-    found = think_format.find_close(text)
-    start, end = found or (len(text), len(text))
+    close = think_format.find_close(text)
+    start, end = close or (len(text), len(text))
     think = text[:start].strip("\n")
     if think_format.open is not None and think.startswith(think_format.open):
         think, opened = think.removeprefix(think_format.open).strip("\n"), True
-    if found is None and (think_format.close is None or (ended and not opened)):
+    if close is None and (think_format.close is None or (ended and not opened)):
         return Split(None, think_format.unwrap(text), 0)
-    return Split(think, think_format.unwrap(text[end:]) if found else None, end)
+    return Split(think, think_format.unwrap(text[end:]) if close else None, end)
 
 
 def state_of(parts: Split, finish_reason: str) -> State:
-    """The state of a trace that an engine ended with ``finish_reason`` (vLLM's words).
+    """The state of a trace that ended with vLLM's ``finish_reason``: stop, length or repetition.
 
-    ``stop`` with nothing but white space for an answer is ``empty``: the model ended its turn
-    without one.
+    A trace that ended its turn with a blank answer, or none, is ``empty``.
     """
     if finish_reason == "length":
         return State.TRUNCATED
@@ -134,10 +134,10 @@ def state_of(parts: Split, finish_reason: str) -> State:
 
 
 def rescued_state(answer: str | None, ended: bool, looped: bool) -> State:
-    """The state of a trace whose thinking was closed for it, because it ``looped`` or ran out.
+    """The state of a trace whose thinking was closed for it, after it ``looped`` or ran out.
 
-    It is ``rescued`` if the model then answered and ``ended`` its turn; without a word of an answer
-    it is what it was before.
+    ``rescued`` if the model then gave an answer and ``ended`` its turn. Without an answer, the
+    trace keeps its previous state: looped or truncated.
     """
     if answer is None or not answer.strip():
         return State.LOOPED if looped else State.TRUNCATED
@@ -151,11 +151,12 @@ def count_think_tokens(
     close_at: int | None,
     length_of: Callable[[int], int],
 ) -> int:
-    """How many of ``total`` output tokens the first ``think_end`` characters of the text take.
+    """The number of output tokens that the first ``think_end`` characters of the text take.
 
-    ``close_at``: the index of the first closing-tag token, a likely place; ``length_of(k)``: how
-    many characters the first k tokens decode to. The rest of the tokens (the end-of-turn token
-    too) belongs to the answer, so that both together are what the engine generated.
+    ``total``: number of output tokens. ``text_length``: number of characters. ``close_at``: index
+    of the first closing-tag token, if any, tried first because decoding is slow.
+    ``length_of(k)``: number of characters that the first k tokens decode to. All other tokens,
+    including the end-of-turn token, belong to the answer: both counts add up to ``total``.
     """
     if think_end == 0:
         return 0

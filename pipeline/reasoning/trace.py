@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from pipeline.answers.formats import AnswerFormat, parse
-from pipeline.answers.json_schema import JsonForm
+from pipeline.answers.base import AnswerFormat
+from pipeline.answers.text import Text
 from pipeline.reasoning.languages import foreign_share
 from pipeline.reasoning.policy import AnswerPass, TraceProgress, closing_text
 from pipeline.reasoning.think_format import (
@@ -71,14 +71,13 @@ class TraceMaker:
         self,
         tokenizer: Any,
         think_format: ThinkFormat,
-        answer_format: AnswerFormat = "text",
-        form: JsonForm | None = None,
+        answer_format: AnswerFormat | None = None,
         raw_text: bool = True,
         yarn_factor: float | None = None,
     ) -> None:
         self._yarn_factor = yarn_factor
         self._tokenizer, self._think_format, self._raw_text = tokenizer, think_format, raw_text
-        self._answer_format, self._form = answer_format, form
+        self._answer_format = Text() if answer_format is None else answer_format
         self._close_id = tokenizer.backend_tokenizer.token_to_id(think_format.close or "")
         # Control tokens are no text, except where the format's own tags hold them.
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
@@ -93,14 +92,15 @@ class TraceMaker:
 
     @property
     def answer_pass(self) -> AnswerPass | None:
-        """How JSON answers are generated; None for all others."""
-        if self._form is None:
+        """How answers of a format with a schema are generated; None for other formats."""
+        schema = self._answer_format.schema
+        if schema is None:
             return None
         opening = self._think_format.closing
         if self._close_id is not None:  # the model has written the tag itself
             opening = opening.partition(self._think_format.close or "")[2]
         return AnswerPass(
-            self._form.text,
+            schema,
             self._close_id,
             self._tokenizer.encode(opening, add_special_tokens=False),
             tuple(self._unseen),
@@ -136,8 +136,8 @@ class TraceMaker:
             self._whole(progress, prompt) if progress.closed_at is None else self._in_two(progress)
         )
         state, parsed = made.state, None
-        if self._answer_format != "text" and state in (State.FINISHED, State.RESCUED):
-            parsed = parse(made.answer, self._answer_format, self._form)
+        if self._answer_format.is_parsed and state in (State.FINISHED, State.RESCUED):
+            parsed = None if made.answer is None else self._answer_format.parse(made.answer)
             state = State.UNPARSED if parsed is None else state
         raw = None
         if self._raw_text:

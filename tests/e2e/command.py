@@ -5,6 +5,10 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -27,5 +31,27 @@ def python_m(module: str, *arguments: str, **environment: str) -> subprocess.Com
     """Run ``python -m module`` in the repository."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=900,
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=500,
     )  # fmt: skip
+
+
+@contextmanager
+def scraped(url: str) -> Iterator[set[str]]:
+    """The names of all metrics that are there at some time while the body runs."""
+    names, over = set[str](), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    names.update(re.findall(r"^(\w+)\{", answer.read().decode(), re.MULTILINE))
+            except OSError:
+                continue  # it is starting, or has ended
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield names
+    finally:
+        over.set()
+        thread.join()

@@ -26,7 +26,10 @@ answer:
     required: [answer]
     additionalProperties: false
   reference_column: right
-engine: {device: cpu, vllm: {enforce_eager: true, max_num_seqs: 32, max_model_len: 2048}}
+engine:
+  device: cpu
+  tensor_parallel: 2
+  vllm: {enforce_eager: true, max_num_seqs: 32, max_model_len: 2048}
 """
 
 
@@ -45,13 +48,15 @@ def _json_config(folder: Path) -> Path:
 
 
 def test_json_answers_fit_their_schema_and_few_samples_agree(tmp_path: Path) -> None:
-    """Thinking that closes and (strawberry's) that runs out; two of four samples are to agree."""
+    """On two processes with tensor parallelism. Thinking that closes and (strawberry's) that runs out; two of four samples are to agree."""
     done = qwq_batch("run", str(_json_config(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert not NOISE.search(done.stderr), done.stderr
     assert re.search(r"agreement +\d+ samples not needed", done.stdout), done.stdout
     rows = pq.read_table(tmp_path / "out").to_pylist()
     assert {row["state"] for row in rows} <= {"finished", "rescued"}
+    spelled = [row["think"] for row in rows if "strawberry" in row["prompt"]]
+    assert all(think.startswith("strawberry s!r 0\ntrawberry t!r 0") for think in spelled)
     for row in rows:
         assert list(json.loads(row["answer"])) == ["answer"]
         assert re.fullmatch(r'\{"answer": \d+\}', row["answer"]), row["answer"]
@@ -66,21 +71,38 @@ def test_json_answers_fit_their_schema_and_few_samples_agree(tmp_path: Path) -> 
     assert sum(drawn) < 24
 
 
-def test_schema_that_can_not_be_generated_by_ends_the_run_at_once(tmp_path: Path) -> None:
-    done = qwq_batch(
-        "run", str(_json_config(tmp_path)), "--set",
-        "answer.json_schema={type: object, properties: {a: {type: array}}, unevaluatedProperties: false}",
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert re.search(r"vLLM can't generate by answer.json_schema: .*unevaluated", done.stderr)
-    assert not NOISE.search(done.stderr), done.stderr
+# One engine without Ray: it refuses a schema, then does the two passes of a rescue.
+CHECKS = """
+import asyncio
+from infra.nano import rescue
+from pipeline.config.load import parse_config
+from pipeline.engines import Request
+from pipeline.engines.vllm import VllmEngine
+from pipeline.errors import ModelError
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "array"}}, "unevaluatedProperties": False}
+config = parse_config(rescue.CONFIG | {"answer": {"format": "json", "json_schema": SCHEMA}})
+
+async def main():
+    engine = VllmEngine(config)
+    try:
+        await engine.generate(Request("row", (65,), (), config.sampling, 0), lambda new: False)
+    except ModelError as error:
+        print("refused:", error)
+    engine._unchecked = None  # from now on like an engine without a schema
+    print("cached:", *await rescue.second_pass(engine, 1024))
+    engine.close()
+
+asyncio.run(main())
+"""
 
 
-def test_second_pass_of_a_rescue_comes_from_the_prefix_cache() -> None:
-    code = (
-        "import asyncio; from infra.nano import rescue; print(*asyncio.run(rescue.second_pass()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+def test_engine_refuses_a_schema_it_can_not_generate_by_and_caches_the_prefix_of_a_rescue() -> None:
+    done = subprocess.run([sys.executable, "-c", CHECKS], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    tokens, cached = map(int, done.stdout.split()[-2:])
+    assert re.search(
+        r"refused: vLLM can't generate by answer.json_schema: .*unevaluated", done.stdout
+    ), done.stdout
+    tokens, cached = map(int, done.stdout.rpartition("cached:")[2].split())
+    assert tokens > 1024
     assert cached >= 0.8 * tokens

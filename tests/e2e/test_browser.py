@@ -10,11 +10,12 @@ from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from pipeline.insight.html_report import page as report
 from pipeline.monitor.figures import EnginePool
+from tests.conftest import needs_program
 from tests.outputs import write_output, write_record
 from tests.unit.insight.test_html_report import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt-get install chromium)")
+pytestmark = needs_program("chromium", CHROMIUM is not None, "chromium")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import load_dataset
 
-from tests.e2e.command import NOISE, python_m
+from tests.e2e.command import NOISE, ROOT, python_m
 
 
 def _run(name: str, folder: Path, *settings: str) -> str:
@@ -19,9 +20,19 @@ def _run(name: str, folder: Path, *settings: str) -> str:
 
 
 def test_label(tmp_path: Path) -> None:
-    printed = _run("label", tmp_path, "sampling.n=4", "sampling.agree=2")
-    rows = pq.read_table(tmp_path / "labels").to_pylist()
-    assert [row["id"] for row in rows] == [f"message-{i:03}" for i in range(120)]
+    texts = pq.read_table(ROOT / "configs/label-texts").to_pylist()
+    chosen = [row for i, row in enumerate(texts) if row["text"] is None or i % 5 < 2]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(chosen), tmp_path / "in/a.parquet")
+    printed = _run(
+        "label",
+        tmp_path / "out",
+        f"input.path={tmp_path / 'in'}",
+        "sampling.n=4",
+        "sampling.agree=2",
+    )
+    rows = pq.read_table(tmp_path / "out/labels").to_pylist()
+    assert [row["id"] for row in rows] == [row["id"] for row in chosen]
     [unlabeled] = [row for row in rows if row["text"] is None]
     assert (unlabeled["label"], unlabeled["review"]) == (None, "failed")
     gold = [row for row in rows if row["team"] is not None and row["text"] is not None]
@@ -29,9 +40,9 @@ def test_label(tmp_path: Path) -> None:
     assert right >= 0.6 * len(gold), right
     assert {row["label"] for row in rows} == {"billing", "delivery", "account", "other", None}
     assert {row["confidence"] < 1 for row in rows} == {True, False}
-    review = pq.read_table(tmp_path / "review.parquet").to_pylist()
+    review = pq.read_table(tmp_path / "out/review.parquet").to_pylist()
     assert 0 < len(review) == sum(row["review"] is not None for row in rows)
-    assert re.search(r"\| all rows \| 100 \| \d+\.\d% \| 0\.\d+ \|", printed)
+    assert re.search(rf"\| all rows \| {len(gold)} \| \d+\.\d% \| 0\.\d+ \|", printed)
 
 
 def test_synthesize(tmp_path: Path) -> None:

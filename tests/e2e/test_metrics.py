@@ -15,14 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import write_shards
+from tests.conftest import needs_program, write_shards
 from tests.e2e.command import ROOT, free_port
 
 INFRA = ROOT / "infra" / "prometheus"
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
-pytestmark = pytest.mark.skipif(
-    PROMETHEUS is None, reason="no Prometheus (apt-get install prometheus)"
-)
+pytestmark = needs_program("prometheus", PROMETHEUS is not None, "prometheus")
 ROWS = 400
 # Of vLLM's own metrics, which the simulated engine has none of.
 VLLM = "ray_vllm_"

@@ -1,6 +1,6 @@
 """The real engine: vLLM on CPU with the built-in models, driven by the command line.
 
-Each test is one engine start (half a minute to a minute on two cores).
+An engine start takes half a minute to a minute on two cores, so rows of many cases share one.
 """
 
 import json
@@ -23,24 +23,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cli import main
+from pipeline.monitor.history import all_figures
 from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, write_shards
-from tests.e2e.command import NOISE, ROOT, qwq_batch
+from tests.e2e.command import NOISE, ROOT, free_port, qwq_batch, scraped
 from tests.s3 import S3Server
 
 
-def test_demo_on_s3(s3: S3Server) -> None:
-    fs = s3.filesystem()
+def test_demo_on_s3(s3: S3Server, tmp_path: Path) -> None:
+    """Each command on the demo's own config, its input and output in a bucket."""
+    fs, port = s3.filesystem(), free_port()
     fs.makedirs("demo", exist_ok=True)
     fs.put(str(ROOT / "configs/demo-prompts") + "/", "demo/prompts/", recursive=True)
-    run = ["run", "configs/demo.yaml", "--set", "input.path=s3://demo/prompts",
-           "--set", "output.path=s3://demo/traces", "--set", "output.raw_text=true"]  # fmt: skip
-    done = qwq_batch(*run)
+    config = ["configs/demo.yaml", "--set", "input.path=s3://demo/prompts",
+              "--set", "output.path=s3://demo/traces", "--set", "output.raw_text=true"]  # fmt: skip
+    doctor = qwq_batch("doctor", *config)
+    assert doctor.returncode == 0, doctor.stdout
+    with scraped(f"http://127.0.0.1:{port}/metrics") as metrics:
+        done = qwq_batch(
+            "run", *config, "--set", f"ray.metrics_port={port}",
+            "--set", "engine.vllm.disable_log_stats=false", RAY_metrics_report_interval_ms="1000",
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "240 of 240 traces in s3://demo/traces" in done.stdout
     assert '"rows": 240, "rows_to_do": 240' in done.stderr  # one line at least, however fast it is
     assert not NOISE.search(done.stderr), done.stderr
+    # vLLM's own metrics come through Ray's endpoint, and its KV cache is in the record.
+    assert {"ray_vllm_generation_tokens_total", "ray_vllm_kv_cache_usage_perc"} <= metrics
+    runs = all_figures(Storage("s3://demo/traces"))
+    assert any(engine.kv_usage for run in runs for f in run for engine in f.engines)
     parts = sorted(path for path in fs.find("demo/traces") if "__qwq" not in path)
     assert [path.rpartition("/")[2] for path in parts] == [
         f"prompts-{shard:05}.00000.parquet" for shard in range(4)
@@ -48,12 +61,25 @@ def test_demo_on_s3(s3: S3Server) -> None:
     rows = [row for path in parts for row in pq.read_table(path, filesystem=fs).to_pylist()]
     assert [row["id"] for row in rows] == [f"demo-{i:03}" for i in range(240)]
     _traces_are_what_the_model_can_do(rows)
-    again = qwq_batch(*run)
+    _finished_run_is_told_of_without_an_engine(config, tmp_path / "report.html")
+
+
+def _finished_run_is_told_of_without_an_engine(config: list[str], page: Path) -> None:
+    again = qwq_batch("run", *config)
     assert again.returncode == 0
     assert again.stderr == "", "a finished run must start no engine"
     shown = qwq_batch("show", "s3://demo/traces", "--rows", "1")
     assert 'prompt: How many r\'s are in the word "strawberry"?' in shown.stdout
     assert r"\boxed{3}" in shown.stdout
+    prices = "prices={gpu_hour: 2.5, million_input_tokens: 0.12, million_output_tokens: 0.18}"
+    estimate = qwq_batch("estimate", *config, "--rows", "40", "--set", prices)
+    assert estimate.returncode == 0, estimate.stderr
+    for text in ("40 rows", "P95", "tokens/s", "the whole run: 240 rows", "cost", "API"):
+        assert text in estimate.stdout
+    assert "240 of 240 are durable" in qwq_batch("status", "s3://demo/traces").stdout
+    report = qwq_batch("report", "s3://demo/traces", "--to", str(page))
+    assert report.returncode == 0, report.stderr
+    assert "tokens/s" in page.read_text()
 
 
 def _traces_are_what_the_model_can_do(rows: list[dict[str, Any]]) -> None:
@@ -168,75 +194,6 @@ def _wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str] | Non
         time.sleep(0.2)
 
 
-def test_tensor_parallel_on_two_cpu_processes(tmp_path: Path) -> None:
-    write_shards(tmp_path / "in", [6], 'How many r\'s are in the word "strawberry"? {}')
-    done = qwq_batch(
-        "run", "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
-        "--set", f"output.path={tmp_path / 'out'}", "--set", "engine.tensor_parallel=2",
-        "--set", "sampling.n=2", "--set", "sampling.max_tokens=600",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert not NOISE.search(done.stderr), done.stderr
-    rows = pq.read_table(tmp_path / "out").to_pylist()
-    assert [(row["id"], row["sample"]) for row in rows] == [
-        (i, s) for i in range(6) for s in (0, 1)
-    ]
-    finished = [row for row in rows if row["state"] == "finished"]
-    assert len(finished) >= 10
-    assert all(row["think"].startswith("strawberry s!r 0\ntrawberry t!r 0") for row in finished)
-
-
-def test_long_prompts_run_with_yarn(tmp_path: Path) -> None:
-    """A model whose own context is 1,024 tokens, so that a prompt of 3,000 is long."""
-    shutil.copytree(ROOT / "pipeline/models/qwq-nano", tmp_path / "model")
-    file = tmp_path / "model/config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 1024}))
-    sentence = "You are a careful assistant who reads all of what is said before the question. "
-    question = 'How many r\'s are in the word "strawberry"?'
-    lengths = [0, 3000, 5000, 0]
-    rows = [
-        {"id": i, "prompt": (sentence * 70)[:length] + question} for i, length in enumerate(lengths)
-    ]
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
-    options = [
-        "configs/demo.yaml", "--set", f"input.path={tmp_path / 'in'}",
-        "--set", f"output.path={tmp_path / 'out'}", "--set", f"model.path={tmp_path / 'model'}",
-        "--set", "engine.context=auto", "--set", "sampling.max_tokens=300",
-        "--set", "thinking.answer_tokens=50",
-    ]  # fmt: skip
-    refused = qwq_batch("plan", *options)
-    assert refused.returncode == 2
-    assert "engine.vllm has max_model_len, which engine.context=auto sets" in refused.stderr
-    options += ["--set", "engine.vllm={enforce_eager: true, max_num_seqs: 8}"]
-    planned = qwq_batch("plan", *options)
-    assert [line for line in planned.stdout.splitlines() if line.startswith("tier")] == [
-        "tier      1,024 tokens: 2 rows",
-        "tier      2,048 tokens, YaRN 2: 0 rows",
-        "tier      4,096 tokens, YaRN 4: 1 rows",
-        "tier      no engine: 1 rows",
-    ]
-    done = qwq_batch("run", *options)
-    assert done.returncode == 0, done.stderr
-    assert not NOISE.search(done.stderr), done.stderr
-    assert '"tier": "4,096 tokens, YaRN 4"' in done.stderr
-    traces = pq.read_table(tmp_path / "out").to_pylist()
-    assert [trace["id"] for trace in traces] == list(range(4))
-    assert [trace["yarn_factor"] for trace in traces] == [None, 4.0, None, None]
-    *_, too_long, _ = traces
-    assert too_long["state"] == "failed"
-    assert re.match(
-        r"prompt_too_long: the prompt has 50\d\d tokens, the context 4096", too_long["error"]
-    )
-    for trace, length in zip(traces, lengths, strict=True):
-        if trace is not too_long:
-            assert trace["state"] != "failed"
-            assert trace["prompt_tokens"] == length + 63
-            assert trace["think_tokens"] + trace["answer_tokens"] > 20
-        if length == 0:
-            assert trace["answer"] == r"The answer is \boxed{3}."
-
-
 def test_preview_model_with_messages(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     sums = [(12, 34), (205, 17), (78, 4), (391, 266), (50, 49), (7, 6)]
@@ -258,50 +215,87 @@ def test_preview_model_with_messages(tmp_path: Path) -> None:
     assert duckdb.connect().execute(query).fetchall() == [(6,)]
 
 
-def test_other_checkpoint_by_its_config_alone(tmp_path: Path) -> None:
-    """Tags, template and preset of another kind: qwq-nano's own under other names."""
-    opening, closing = "<|begin_of_thought|>", "<|end_of_thought|>"
-    model = tmp_path / "model"
+OPENING, CLOSING = "<|begin_of_thought|>", "<|end_of_thought|>"
+OTHER_CHECKPOINT = """
+input: {path: IN}
+output: {path: OUT, raw_text: true}
+model:
+  path: MODEL
+  preset: qwen2
+  format: {open: "<|begin_of_thought|>", close: "<|end_of_thought|>"}
+sampling: {max_tokens: 600, top_k: 20}
+thinking: {budget_tokens: 300, answer_tokens: 32}
+answer: {format: boxed}
+engine: {device: cpu, context: auto, vllm: {enforce_eager: true, max_num_seqs: 8}}
+"""
+WORDS = [("strawberry", "r"), ("banana", "a"), ("committee", "t"), ("engine", "e")]
+SENTENCE = "You are a careful assistant who reads all of what is said before the question. "
+
+
+def _other_checkpoint(folder: Path) -> Path:
+    """qwq-nano's own weights with other tags and template, and a context of 1,024 tokens."""
+    model = folder / "model"
     shutil.copytree(ROOT / "pipeline/models/qwq-nano", model)
     tokenizer = (model / "tokenizer.json").read_text()
-    renamed = tokenizer.replace("<think>", opening).replace("</think>", closing)
+    renamed = tokenizer.replace("<think>", OPENING).replace("</think>", CLOSING)
     (model / "tokenizer.json").write_text(renamed)
     (model / "chat_template.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        f"<|im_start|>assistant\n{opening}\n{{{{ '' }}}}"
+        f"<|im_start|>assistant\n{OPENING}\n{{{{ '' }}}}"
     )
-    words = [("strawberry", "r"), ("banana", "a"), ("committee", "t"), ("engine", "e")]
-    rows = [
-        {"id": i, "prompt": f'How many {letter}\'s are in the word "{word}"?'}
-        for i, (word, letter) in enumerate(words)
-    ]
-    rows.append({"id": len(words), "prompt": "Count down from 150."})
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 1024}))
+    return model
+
+
+def test_other_checkpoint_by_its_config_alone_and_its_long_prompts_with_yarn(
+    tmp_path: Path,
+) -> None:
+    """Tags, template and preset of another kind; a prompt of 3,000 tokens is long for it."""
+    strawberry = f'How many {WORDS[0][1]}\'s are in the word "{WORDS[0][0]}"?'
+    prompts = [f'How many {letter}\'s are in the word "{word}"?' for word, letter in WORDS]
+    prompts += ["Count down from 150.", (SENTENCE * 70)[:3000] + strawberry, "x" * 5000]
+    rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
     (tmp_path / "in").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
-    (tmp_path / "run.yaml").write_text(f"""
-        input: {{path: {tmp_path / "in"}}}
-        output: {{path: {tmp_path / "out"}, raw_text: true}}
-        model:
-          path: {model}
-          preset: qwen2
-          format: {{open: "{opening}", close: "{closing}"}}
-        sampling: {{max_tokens: 1024, top_k: 20}}
-        thinking: {{budget_tokens: 300, answer_tokens: 32}}
-        answer: {{format: boxed}}
-        engine: {{device: cpu, vllm: {{enforce_eager: true, max_num_seqs: 8, max_model_len: 2048}}}}
-    """)
-    done = qwq_batch("run", str(tmp_path / "run.yaml"))
+    paths = {"IN": "in", "OUT": "out"}
+    text = OTHER_CHECKPOINT.replace("MODEL", str(_other_checkpoint(tmp_path)))
+    for word, name in paths.items():
+        text = text.replace(f"{{path: {word}", f"{{path: {tmp_path / name}")
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    planned = qwq_batch("plan", str(config))
+    assert [line for line in planned.stdout.splitlines() if line.startswith("tier")] == [
+        "tier      1,024 tokens: 5 rows",
+        "tier      2,048 tokens, YaRN 2: 0 rows",
+        "tier      4,096 tokens, YaRN 4: 1 rows",
+        "tier      no engine: 1 rows",
+    ]
+    done = qwq_batch("run", str(config))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning") == 1, done.stderr  # nothing asks for the box
-    *counted, cut = pq.read_table(tmp_path / "out").to_pylist()
-    for (word, _), row in zip(words, counted, strict=True):
+    assert not NOISE.search(done.stderr), done.stderr
+    assert '"lane": "4,096 tokens, YaRN 4"' in done.stderr
+    traces = pq.read_table(tmp_path / "out").to_pylist()
+    assert [trace["id"] for trace in traces] == list(range(7))
+    assert [trace["yarn_factor"] for trace in traces] == [*[None] * 5, 4.0, None]
+    *counted, cut, long, too_long = traces
+    for (word, _), row in zip(WORDS, counted, strict=True):
         assert row["state"] == "finished", row
         assert row["think"].endswith(f"So it is {row['parsed']}."), row
         assert row["think"].startswith(f"{word} {word[0]}")
-        assert closing not in row["think"] + row["answer"]
-        assert row["think_tokens"] == len(row["raw"].partition(closing)[0]) + 1
+        assert CLOSING not in row["think"] + row["answer"]
+        assert row["think_tokens"] == len(row["raw"].partition(CLOSING)[0]) + 1
+    assert counted[0]["answer"] == r"The answer is \boxed{3}."
     assert (cut["closed_by"], cut["think_tokens"]) == ("budget", 300)
-    assert f"{EARLY_STOP}\n{closing}\n\n" in cut["raw"]
+    assert f"{EARLY_STOP}\n{CLOSING}\n\n" in cut["raw"]
+    assert long["state"] != "failed"
+    assert long["prompt_tokens"] == 3000 + counted[0]["prompt_tokens"]
+    assert long["think_tokens"] + long["answer_tokens"] > 20
+    assert too_long["state"] == "failed"
+    assert re.match(
+        r"prompt_too_long: the prompt has 50\d\d tokens, the context 4096", too_long["error"]
+    )
 
 
 def test_engine_that_can_not_start_is_one_clear_message(tmp_path: Path) -> None:
@@ -324,15 +318,24 @@ def test_engine_that_can_not_start_is_one_clear_message(tmp_path: Path) -> None:
         (["run", "configs/none.yaml"], "can't read the config"),
         (["plan", "configs/demo.yaml", "--set", "output.path=configs"], "is not empty and not the output"),
         (["plan", "configs/demo.yaml", "--set", "input.prompt_column=text"], "has only the columns id"),
+        (["plan", "configs/demo.yaml", "--set", "engine.context=auto"],
+         "engine.vllm has max_model_len, which engine.context=auto sets"),
         (["show", "configs"], "is not the output of a run"),
     ],
 )  # fmt: skip
-def test_user_error_is_one_clear_message(s3: S3Server, arguments: list[str], message: str) -> None:
-    done = qwq_batch(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_user_error_is_one_clear_message(
+    s3: S3Server, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
 
 
 def test_wrong_credentials_are_one_clear_message(s3: S3Server) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import NewCase
-from tests.faults.harness import Case
+from tests.faults.harness import ONE_ENGINE, Case
 from tests.faults.ray_cluster import RayCluster
 
 # Traces of the same length, of which none ends before another, all running at once, none saved.
@@ -22,7 +22,7 @@ LONG: dict[str, dict[str, Any]] = {
     "output": {"checkpoint_seconds": 3600},
     "engine": {
         "simulated": {"tokens_median": LONG_TOKENS, "tokens_sigma": 0.02},
-        "vllm": {"max_num_seqs": 32},
+        **ONE_ENGINE,
     },
 }
 EXPIRE_SECONDS = 8
@@ -111,7 +111,7 @@ def _end_while_all_run(case: Case, number: signal.Signals) -> int:
 
 
 def test_of_two_drivers_started_at_once_one_is_told_who_holds_the_run(new_case: NewCase) -> None:
-    case = new_case("two drivers at once", sizes=[40])
+    case = new_case("two drivers at once", sizes=[40], engine=ONE_ENGINE)
     first, second = case.start(), case.start()
     assert sorted([first.wait(), second.wait()]) == [0, 2], first.told() + second.told()
     winner, loser = (first, second) if first.code == 0 else (second, first)
@@ -121,7 +121,9 @@ def test_of_two_drivers_started_at_once_one_is_told_who_holds_the_run(new_case: 
 
 
 def test_driver_that_wakes_up_after_its_lease_was_taken_over_gives_way(new_case: NewCase) -> None:
-    case = new_case("driver stopped, its lease taken over, driver wakes up", sizes=[50, 50])
+    case = new_case(
+        "driver stopped, its lease taken over, driver wakes up", sizes=[50, 50], engine=ONE_ENGINE
+    )
     sleeper = case.start(HASTY_LEASE)
     sleeper.must_reach(case.progress(), "a block")
     sleeper.signal(SIGSTOP)

@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from tests.conftest import needs_program
 from tests.faults.conftest import OUTCOMES
 from tests.faults.harness import PIPELINE, Case, Output
 from tests.faults.slurm import MISSING, PATH, Job, Slurm, slurm_cluster
@@ -27,11 +28,7 @@ exec sleep 1000
 """
 
 pytestmark = [
-    pytest.mark.skipif(
-        bool(MISSING),
-        reason=f"without {', '.join(MISSING)}: on Debian, apt-get install --no-install-recommends "
-        "slurmctld slurmd slurm-client munge",
-    ),
+    needs_program("slurm", not MISSING, "slurmctld slurmd slurm-client munge"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd wants to be root"),
 ]
 

@@ -3,6 +3,7 @@
 import time
 
 from tests.faults.conftest import NewCase
+from tests.faults.harness import ONE_ENGINE
 from tests.faults.proxy import EXPIRED, ONE_IN_FIVE_BUSY, FaultProxy
 from tests.s3 import S3Server
 
@@ -12,7 +13,10 @@ OUTAGE_SECONDS = 5
 def test_server_that_is_killed_and_comes_back_is_waited_for(
     new_case: NewCase, s3_server: S3Server
 ) -> None:
-    case = new_case("S3 server killed, back after some seconds", sizes=[40, 40], server=s3_server)
+    case = new_case(
+        "S3 server killed, back after some seconds", sizes=[40, 40], server=s3_server,
+        engine=ONE_ENGINE,
+    )  # fmt: skip
     driver = case.start()
     driver.must_reach(case.progress(), "a block")
     case.remember()
@@ -32,6 +36,7 @@ def test_server_that_is_busy_one_time_in_five(new_case: NewCase, s3_server: S3Se
             sizes=[30],
             server=s3_server,
             endpoint=proxy.endpoint,
+            engine=ONE_ENGINE,
         )
         proxy.fault = ONE_IN_FIVE_BUSY
         case.finish()
@@ -48,6 +53,7 @@ def test_credentials_that_expire_end_the_run_with_one_message(
             sizes=[40, 40],
             server=s3_server,
             endpoint=proxy.endpoint,
+            engine=ONE_ENGINE,
         )
         driver = case.start()
         driver.must_reach(case.progress(), "a block")

@@ -13,13 +13,13 @@ import pytest
 
 import pipeline
 from pipeline.config.run_config import RunConfig
-from pipeline.errors import EngineError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from pipeline.insight import preview
 from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig
+from tests.outputs import finish
 
 # Characters are tokens; the template adds some twenty.
 SHORT, DOUBLE, LONG, TOO_LONG = 10, 500, 1000, 5000
@@ -38,7 +38,6 @@ def make(tmp_path: Path, make_config: MakeConfig) -> Callable[..., RunConfig]:
     pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
     simulated = {
         "tokens_median": 60, "seconds_per_token": 0.0002, "log": str(tmp_path / "log"),
-        "dies_with": str(tmp_path / "die"),
     }  # fmt: skip
 
     def made(**sampling: Any) -> RunConfig:
@@ -68,14 +67,22 @@ def of_length(*lengths: int) -> set[int]:
     return {i for i, length in enumerate(LENGTHS) if length in lengths}
 
 
-def test_each_row_runs_where_it_fits_and_comes_out_in_order(
+def test_each_row_runs_where_it_fits_and_a_run_goes_on_with_the_tiers_that_are_left(
     tmp_path: Path, make: Callable[..., RunConfig]
 ) -> None:
     config, seen = make(n=2), []
+    tiers = [
+        ("400 tokens", 35), ("800 tokens, YaRN 2", 7), ("1,600 tokens, YaRN 4", 14), ("no engine", 14),
+    ]  # fmt: skip
 
     def watch(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
         seen.append((tier, rows))
         return nullcontext()
+
+    def killed(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
+        if "YaRN" in tier:
+            raise RuntimeError("killed")
+        return watch(coordinator, rows, tier)
 
     assert [line for line in preview.plan_lines(prepare(config)) if "tier" in line] == [
         "tier      400 tokens: 35 rows",
@@ -83,11 +90,15 @@ def test_each_row_runs_where_it_fits_and_comes_out_in_order(
         "tier      1,600 tokens, YaRN 4: 14 rows",
         "tier      no engine: 14 rows",
     ]
+    with pytest.raises(RuntimeError, match="killed"):
+        flow.run(config, killed)
+    assert seen == tiers[:1]
+    assert generated(tmp_path) == of_length(SHORT)
+    assert prepare(config).plan.rows_todo == 35
+    (tmp_path / "log").unlink()
     summary = flow.run(config, watch)
     assert summary.is_complete
-    assert seen == [
-        ("400 tokens", 35), ("800 tokens, YaRN 2", 7), ("1,600 tokens, YaRN 4", 14), ("no engine", 14),
-    ]  # fmt: skip
+    assert seen == tiers
     kept = {
         run[-1].tier: run[-1].engine_pool.replicas
         for run in all_figures(Storage(config.output.path))
@@ -105,30 +116,6 @@ def test_each_row_runs_where_it_fits_and_comes_out_in_order(
             )
         if length == 0:
             assert row["error"] == "invalid_prompt: prompt is empty"
-    assert generated(tmp_path) == of_length(SHORT, DOUBLE, LONG)
-
-
-def test_run_that_ended_after_the_short_lane_goes_on_with_the_long_rows(
-    tmp_path: Path, make: Callable[..., RunConfig]
-) -> None:
-    config, tiers = make(), []
-
-    def watch(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
-        tiers.append(tier)
-        if "YaRN" in tier:
-            (tmp_path / "die").mkdir()  # from now on every engine dies
-        return nullcontext()
-
-    with pytest.raises(EngineError, match=r"engines died 5 times without finishing a row"):
-        flow.run(config, watch)
-    assert tiers == ["400 tokens", "800 tokens, YaRN 2"]
-    assert generated(tmp_path) == of_length(SHORT)
-    assert prepare(config).plan.rows_todo == 35
-    (tmp_path / "die").rmdir()
-    (tmp_path / "log").unlink()
-    summary = flow.run(config)
-    assert summary.is_complete
-    assert [row["id"] for row in traces(config)] == list(range(70))
     assert generated(tmp_path) == of_length(DOUBLE, LONG)
 
 
@@ -144,7 +131,8 @@ def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
             )
         }
     )
-    assert flow.run(native).states["failed"] == 35
+    states = ["failed" if length > SHORT or not length else "finished" for length in LENGTHS]
+    assert finish(native, lambda row, _: {"state": states[row]}).states["failed"] == 35
     before = traces(native)
     tiers: list[str] = []
 
@@ -152,11 +140,17 @@ def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
         tiers.append(tier)
         return nullcontext()
 
-    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+    assert flow.retry(auto, ["failed"], observer=watch).states["failed"] == 14
     assert tiers == ["800 tokens, YaRN 2", "1,600 tokens, YaRN 4", "no engine"]
     for old, new in zip(before, traces(auto), strict=True):
         assert (old == new) == (old["state"] != "failed")
         assert new["yarn_factor"] == FACTORS[LENGTHS[new["id"]]]
     tiers.clear()
-    assert flow.retry(auto, ["failed"], watch=watch).states["failed"] == 14
+
+    def killed(coordinator: Any, rows: int, tier: str) -> AbstractContextManager[None]:
+        tiers.append(tier)
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        flow.retry(auto, ["failed"], observer=killed)
     assert tiers == ["no engine"]

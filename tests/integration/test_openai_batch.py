@@ -13,6 +13,7 @@ from tests.unit.jobs.test_openai_batch import FORM, json_format, line
 ENGINE = {
     "kind": "simulated",
     "device": "cpu",
+    "block_rows": 4,
     "simulated": {"tokens_median": 20, "seconds_per_token": 0},
 }
 

@@ -14,6 +14,7 @@ from pipeline.output.parts import part_metadata
 from pipeline.planning import Pass
 from pipeline.storage import Storage
 from tests.conftest import PROMPTS, MakeConfig, write_shards
+from tests.outputs import finish
 
 # A third of the traces is longer than the limit.
 ENGINE = {"simulated": {"tokens_median": 80, "tokens_sigma": 0.5, "seconds_per_token": 0.0002}}
@@ -102,15 +103,18 @@ def test_retry_does_again_what_ended_so_and_leaves_the_rest(
 
 def test_traces_that_mix_languages_are_done_again(tmp_path: Path, make_config: MakeConfig) -> None:
     write_shards(tmp_path / "in", [60])
-    mixing = {"simulated": {**ENGINE["simulated"], "mixes": 0.3}}
-    config = make_config(engine=mixing)
-    flow.run(config)
+    config = make_config(engine={"simulated": {**ENGINE["simulated"], "mixes": 0.3}})
+    finish(config, lambda row, _: {"think_foreign": 0.2 if row % 3 == 0 else 0.02})
     before = traces(config)
     flow.retry(config, foreign=0.05)
     mixed = [row["think_foreign"] > 0.05 for row in before]
-    assert 8 < sum(mixed) < 40
+    assert sum(mixed) == 20
     assert [row["attempt"] == 1 for row in traces(config)] == mixed
-    assert sum(row["think_foreign"] > 0.05 for row in traces(config)) < sum(mixed)
+    assert [row == old for row, old in zip(traces(config), before, strict=True)] == [
+        not again for again in mixed
+    ]
+    redone = [row["think_foreign"] > 0.05 for row in traces(config) if row["attempt"] == 1]
+    assert 0 < sum(redone) < len(redone)
     with pytest.raises(OutputError, match=r"say which traces: --state STATE,… or --foreign SHARE"):
         flow.retry(config)
 
@@ -120,14 +124,14 @@ def test_retry_under_way_goes_on_and_another_is_refused(
 ) -> None:
     write_shards(tmp_path / "in", [30])
     first = make_config(engine=ENGINE, sampling=CUT, **ENDS)
-    flow.run(first)
+    finish(first, lambda row, _: {"state": "truncated" if row % 3 == 0 else "finished"})
     ledger = Ledger(Storage(first.output.path))
     ledger.open_pass(Pass(1, 0, 1, ("truncated",), (("sampling.max_tokens", 4000),)))
     with pytest.raises(OutputError, match=r"CONFIG --state truncated --set sampling.max_tokens=40"):
         flow.retry(first, ["truncated"])
     longer = make_config(engine=ENGINE, sampling={"max_tokens": 4000}, **ENDS)
     assert flow.retry(longer, ["truncated"]).states == {"finished": 30}
-    assert {row["attempt"] for row in traces(longer)} == {0, 1}
+    assert [row["attempt"] for row in traces(longer)] == [1, 0, 0] * 10
     assert ledger.listing().closed == {1}
 
 
@@ -147,7 +151,7 @@ def test_retry_that_can_not_be_is_refused_in_words(
     tmp_path: Path, make_config: MakeConfig, sections: Any, states: list[str], message: str
 ) -> None:
     write_shards(tmp_path / "in", [3])
-    flow.run(make_config(engine=ENGINE))
+    finish(make_config(engine=ENGINE))
     for section in sections.values():
         for key, value in section.items():
             section[key] = value.format(tmp_path)

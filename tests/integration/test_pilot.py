@@ -11,7 +11,7 @@ from pipeline.errors import OutputError
 from pipeline.execution import run as flow
 from pipeline.execution.pilot import stratified_rows
 from pipeline.execution.prepare import prepare
-from pipeline.insight.estimate import estimate
+from pipeline.insight.estimate import Estimate, estimate
 from pipeline.insight.html_report import page
 from pipeline.insight.pilot_traces import traces_of
 from pipeline.insight.status import status
@@ -20,6 +20,7 @@ from pipeline.monitor.history import all_figures
 from pipeline.output.ledger import Ledger
 from pipeline.storage import Storage
 from tests.conftest import MakeConfig, write_shards
+from tests.outputs import finish
 
 ROWS = [30, 0, 45, 25]
 
@@ -49,14 +50,22 @@ def generated(tmp_path: Path) -> int:
 
 
 def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Path) -> None:
-    job = flow.pilot(config, 12)
-    chosen = stratified_rows(job.parts, 12)
-    sample = list(traces_of(job, chosen))
-    assert [len(row) for row in sample] == [2] * 12
-    assert job.plan.rows_todo == 88
+    """What status, estimate and report tell of the run, after the pilot and at its end."""
+    prepared = flow.pilot(config, 40)
+    store = prepared.ledger.store
+    chosen = stratified_rows(prepared.parts, 40)
+    sample = list(traces_of(prepared, chosen))
+    assert [len(row) for row in sample] == [2] * 40
+    assert prepared.plan.rows_todo == 60
+    early = status(config.output.path)
+    assert (early.rows, early.rows_durable, early.parts_done) == (100, 40, 1)  # an empty shard's
+    assert not early.is_running
     before = generated(tmp_path)
-    flow.pilot(config, 12)
+    flow.pilot(config, 40)
     assert generated(tmp_path) == before
+    projected = estimate(
+        config, sample, all_figures(store), prepared.plan.rows, prepared.plan.rows_todo
+    )
     kept = [[trace["think_tokens"] for trace in row] for row in sample]
     summary = flow.run(config)
     assert summary.is_complete
@@ -64,16 +73,38 @@ def test_pilot_is_part_of_the_run_and_done_once(config: RunConfig, tmp_path: Pat
     again = list(traces_of(prepare(config), chosen))
     assert [[trace["think_tokens"] for trace in row] for row in again] == kept
     assert len(rows_of(config)) == 200
+    _holds_the_truth(projected, store)
+    _status_and_report_tell_of_all(config.output.path)
+    # Of a run that is over, a pilot takes what is there.
+    done = flow.pilot(config, 50)
+    assert len(list(traces_of(done, stratified_rows(done.parts, 50)))) == 50
+    assert generated(tmp_path) == 200
 
 
-def test_pilot_of_a_run_that_is_under_way_takes_what_is_there(config: RunConfig) -> None:
-    flow.run(config)
-    job = flow.pilot(config, 50)
-    assert len(list(traces_of(job, stratified_rows(job.parts, 50)))) == 50
+def _holds_the_truth(projected: Estimate, store: Storage) -> None:
+    tokens = count(store, sorted(Ledger(store).listing().finished_parts())).tokens
+    spent = tokens["think_tokens"] + tokens["answer_tokens"] + tokens["wasted_tokens"]
+    # Twice the range: one draw of twenty would miss it, and this must not fail one day of twenty.
+    mid, low, high = vars(projected.whole.output_tokens).values()
+    assert mid - 2 * (mid - low) < spent < mid + 2 * (high - mid)
+
+
+def _status_and_report_tell_of_all(output: str) -> None:
+    late = status(output)
+    assert (late.rows_durable, late.parts_done, late.parts) == (100, 8, 8)
+    assert sum(late.summary.states.values()) == 200
+    runs = list(all_figures(Storage(output)))
+    assert [run[-1].rows for run in runs] == [40, 60]
+    assert sum(runs[-1][-1].think_lengths.values()) == 120
+    assert runs[-1][-1].engine_pool.slots == 8
+    assert max(f.running for run in runs for f in run) <= 8
+    text = page(output)
+    assert "<b>100</b><span>rows durable, of 100" in text
+    assert "Over time" in text
 
 
 def test_pilot_of_more_samples_than_there_are_is_refused(config: RunConfig) -> None:
-    flow.run(config)
+    finish(config)
     more = config.sampling.model_copy(update={"n": 5})
     with pytest.raises(OutputError, match="has 2 samples of each row"):
         flow.pilot(config.model_copy(update={"sampling": more}), 5)
@@ -91,38 +122,3 @@ def test_pilot_with_duplicates(tmp_path: Path, make_config: MakeConfig) -> None:
     flow.pilot(config, 4)
     assert flow.run(config).is_complete
     assert len(rows_of(config)) == 40
-
-
-def test_estimate_of_a_real_pilot_holds_the_truth(config: RunConfig) -> None:
-    job = flow.pilot(config, 40)
-    sample, runs = (
-        list(traces_of(job, stratified_rows(job.parts, 40))),
-        all_figures(job.ledger.store),
-    )
-    said = estimate(config, sample, runs, job.plan.rows, job.plan.rows_todo)
-    flow.run(config)
-    store = job.ledger.store
-    tokens = count(store, sorted(Ledger(store).listing().parts())).tokens
-    spent = tokens["think_tokens"] + tokens["answer_tokens"] + tokens["wasted_tokens"]
-    # Twice the range: one draw of twenty would miss it, and this must not fail one day of twenty.
-    mid, low, high = vars(said.whole.output_tokens).values()
-    assert mid - 2 * (mid - low) < spent < mid + 2 * (high - mid)
-
-
-def test_status_and_report_of_a_run(config: RunConfig) -> None:
-    flow.pilot(config, 12)
-    early = status(config.output.path)
-    assert (early.rows, early.rows_durable, early.parts_done) == (100, 12, 1)  # an empty shard's
-    assert not early.is_running
-    flow.run(config)
-    late = status(config.output.path)
-    assert (late.rows_durable, late.parts_done, late.parts) == (100, 8, 8)
-    assert sum(late.summary.states.values()) == 200
-    runs = list(all_figures(Storage(config.output.path)))
-    assert [run[-1].rows for run in runs] == [12, 88]
-    assert sum(runs[-1][-1].think_lengths.values()) == 176
-    assert runs[-1][-1].engine_pool.slots == 8
-    assert max(f.running for run in runs for f in run) <= 8
-    text = page(config.output.path)
-    assert "<b>100</b><span>rows durable, of 100" in text
-    assert "While it ran" in text

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.execution import run as flow
+from pipeline.execution.prepare import prepare
 from pipeline.reasoning.policy import EARLY_STOP
 from tests.conftest import MakeConfig, write_shards
 
@@ -25,7 +27,7 @@ def traces(config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def test_traces_that_loop_or_run_out_end_with_an_answer(
+def test_traces_that_loop_or_run_out_end_with_an_answer_within_their_budgets(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     write_shards(tmp_path / "in", [80])
@@ -34,77 +36,51 @@ def test_traces_that_loop_or_run_out_end_with_an_answer(
         engine=ENGINE, sampling=limits, thinking={"rescue": False, "detect_loops": False},
         output={"path": str(tmp_path / "off")},
     )  # fmt: skip
-    on = make_config(engine=ENGINE, sampling=limits, output={"raw_text": True})
+    on = make_config(
+        engine=ENGINE, sampling=limits, thinking={"budget_tokens": 1000, "answer_tokens": 50},
+        output={"raw_text": True},
+    )  # fmt: skip
     before, after = flow.run(off), flow.run(on)
     assert before.states["truncated"] > 10
-    assert after.states["finished"] > before.states["finished"]
     assert after.states.keys() == {"finished", "rescued"}
     rows = traces(on)
     for old, row in zip(traces(off), rows, strict=True):
         assert (row["state"] == "rescued") == (row["closed_by"] is not None)
         assert (row["wasted_tokens"] > 0) == (row["loop_retries"] > 0)
-        if not row["loop_retries"]:
+        if not row["loop_retries"] and row["closed_by"] is None:
             assert (old["think"], old["answer"]) == (row["think"], row["answer"])
+        if row["closed_by"] == "budget":
+            assert row["think_tokens"] == 1000
+            assert 0 < row["answer_tokens"] <= 50
+        assert row["think_tokens"] <= 1000
         assert EARLY_STOP not in row["think"] + row["answer"]
         assert (EARLY_STOP in row["raw"]) == (row["state"] == "rescued")
-    assert {row["closed_by"] for row in rows} == {None, "loop"}
+    closed_by = [row["closed_by"] for row in rows]
+    assert set(closed_by) == {None, "loop", "budget"}
+    assert closed_by.count("budget") > 3
     spent = after.output_tokens + sum(row["wasted_tokens"] for row in rows)
     assert spent < before.output_tokens
 
 
-def test_thinking_budget_is_kept_and_the_answer_has_its_own(
+def test_answers_are_parsed_compared_and_vote_and_a_top_up_votes_again(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    write_shards(tmp_path / "in", [40])
-    config = make_config(engine=ENGINE, thinking={"budget_tokens": 500, "answer_tokens": 50})
-    summary = flow.run(config)
-    assert summary.states["rescued"] > 5
-    for row in traces(config):
-        assert row["think_tokens"] <= 500 or row["closed_by"] is None
-        if row["closed_by"] == "budget":
-            assert row["think_tokens"] == 500
-            assert 0 < row["answer_tokens"] <= 50
-
-
-def test_answers_are_parsed_and_compared(tmp_path: Path, make_config: MakeConfig) -> None:
-    write_shards(tmp_path / "in", [30])
-    engine = {"simulated": {"tokens_median": 60, "seconds_per_token": 0}}
-    plain = make_config(engine=engine, output={"path": str(tmp_path / "plain")})
-    flow.run(plain)
-    told = [row["answer"].removeprefix("\\boxed{").removesuffix("}") for row in traces(plain)]
-    rows = [
-        {"prompt": f"What is {i} + 1?", "right": f"{told[i]}.0" if i % 2 else "-1"}
-        for i in range(30)
+    (tmp_path / "in").mkdir()
+    prompts = [
+        {"prompt": f"What is {i} + 1?", "right": "42.0" if i % 2 else "-1"} for i in range(20)
     ]
-    (tmp_path / "in/shard-00000.parquet").unlink()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/shard-00000.parquet")
-    config = make_config(engine=engine, answer={"format": "boxed", "reference_column": "right"})
-    flow.run(config)
-    assert [row["parsed"] for row in traces(config)] == told
-    assert [row["correct"] for row in traces(config)] == [bool(i % 2) for i in range(30)]
-    letters = make_config(
-        engine=engine, answer={"format": "choice"}, output={"path": str(tmp_path / "letters")}
-    )
-    assert flow.run(letters).states == {"unparsed": 30}
-    assert traces(letters)[0]["answer"].startswith("\\boxed{")
-    with pytest.raises(InputError, match=r"answer.reference_column is gold, but the input has"):
-        flow.run(make_config(answer={"format": "boxed", "reference_column": "gold"}))
-    with pytest.raises(
-        ConfigError, match=r"reference_column needs a format: boxed, choice or json"
-    ):
-        make_config(answer={"reference_column": "right"})
-
-
-def test_samples_vote_and_a_top_up_votes_again(tmp_path: Path, make_config: MakeConfig) -> None:
-    write_shards(tmp_path / "in", [20])
+    pq.write_table(pa.Table.from_pylist(prompts), tmp_path / "in/a.parquet")
     engine = {"simulated": {"tokens_median": 60, "seconds_per_token": 0, "right": 0.6}}
-    two, five = (
-        make_config(engine=engine, answer={"format": "boxed"}, sampling={"n": n}) for n in (2, 5)
-    )
+    answer = {"format": "boxed", "reference_column": "right"}
+    two, five = (make_config(engine=engine, answer=answer, sampling={"n": n}) for n in (2, 5))
     flow.run(two)
     assert {row["agreement"] for row in traces(two)} == {0.5, 1.0}
     flow.run(five)
     rows = traces(five)
+    for row in rows:
+        assert row["answer"] == f"\\boxed{{{row['parsed']}}}"
+        assert row["correct"] == (row["parsed"] == "42" and row["right"] == "42.0")
+    assert {row["correct"] for row in rows} == {True, False}
     for i in range(0, 100, 5):
         answers = [row["parsed"] for row in rows[i : i + 5]]
         most = max(answers.count(answer) for answer in answers)
@@ -112,6 +88,40 @@ def test_samples_vote_and_a_top_up_votes_again(tmp_path: Path, make_config: Make
         [vote] = {row["vote"] for row in rows[i : i + 5]}
         assert answers.count(vote) == most
     assert sum(row["agreement"] > 0.5 for row in rows) > 40
+    letters = make_config(
+        engine=engine, answer={"format": "choice"}, output={"path": str(tmp_path / "letters")}
+    )
+    assert flow.run(letters).states == {"unparsed": 20}
+    assert traces(letters)[0]["answer"].startswith("\\boxed{")
+
+
+def test_references_that_can_not_be_are_refused(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_shards(tmp_path / "in", [2])
+    with pytest.raises(InputError, match=r"answer.reference_column is gold, but the input has"):
+        prepare(make_config(answer={"format": "boxed", "reference_column": "gold"}))
+    with pytest.raises(
+        ConfigError, match=r"reference_column needs a format: boxed, choice or json"
+    ):
+        make_config(answer={"reference_column": "right"})
+
+
+def test_answer_format_from_outside_the_package_is_used_by_the_workers(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    rows = [{"prompt": f"What is {i} + 1?", "right": 42} for i in range(20)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/shard-00000.parquet")
+    config = make_config(
+        engine={"simulated": {"tokens_median": 60, "seconds_per_token": 0, "right": 0.6}},
+        answer={"format": "tests.toy_format:LastNumber", "reference_column": "right"},
+        prompt={"suffix": "number"}, sampling={"n": 3},
+    )  # fmt: skip
+    assert flow.run(config).states == {"finished": 60}
+    for row in traces(config):
+        assert row["answer"] == f"\\boxed{{{row['parsed']}}}"
+        assert row["correct"] == (row["parsed"] == "42")
+        assert row["agreement"] in (np.float32(1 / 3), np.float32(2 / 3), 1.0)
+    assert {row["vote"] == "42" for row in traces(config)} == {True, False}
 
 
 SCHEMA = {

@@ -11,6 +11,7 @@ from pipeline.errors import OutputError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from tests.conftest import PROMPTS, MakeConfig, write_shards
+from tests.outputs import finish
 
 ENGINE: dict[str, Any] = {"simulated": {"tokens_median": 20, "seconds_per_token": 0}}
 CHANGES: list[tuple[str, str, Any]] = [
@@ -28,7 +29,7 @@ CHANGES: list[tuple[str, str, Any]] = [
 
 def test_each_setting_that_changes_rows_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
     write_shards(tmp_path / "in", [2])
-    before = flow.run(make_config(engine=ENGINE))
+    before = finish(make_config(engine=ENGINE))
     for section, key, value in CHANGES:
         changed: Any = {"engine": dict(ENGINE)}
         changed.setdefault(section, {})[key] = value
@@ -46,7 +47,7 @@ def test_settings_that_change_no_row_are_not_refused(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     write_shards(tmp_path / "in", [2])
-    before = flow.run(make_config(engine=ENGINE))
+    before = finish(make_config(engine=ENGINE))
     same = make_config(
         engine={**ENGINE, "replicas": 2, "block_rows": 3, "vllm": {"max_num_seqs": 7}},
         output={"checkpoint_seconds": 5},
@@ -59,10 +60,11 @@ def test_changed_shard_is_refused_and_an_added_or_removed_one_is_not(
 ) -> None:
     config = make_config(engine=ENGINE)
     write_shards(tmp_path / "in", [4, 4])
-    assert flow.run(config).traces == 8
+    assert finish(config).traces == 8
     write_shards(tmp_path / "more", [4, 4, 4])
     (tmp_path / "more/shard-00002.parquet").rename(tmp_path / "in/shard-00002.parquet")
-    assert flow.run(config).traces == 12
+    assert prepare(config).plan.rows_todo == 4
+    assert finish(config).traces == 12
     (tmp_path / "in/shard-00000.parquet").unlink()
     assert flow.run(config).traces == 8
     rows = [{"id": i, "prompt": "other"} for i in range(5)]

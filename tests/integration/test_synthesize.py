@@ -40,7 +40,7 @@ def config(tmp_path: Path, right: float = 0.5, **sections: Any) -> Synthesis:
         "prompt": {"template": "{how}, what is {number}?", "suffix": "math"},
         "answer": {"format": "boxed", "reference_column": "right"},
         "engine": {
-            "kind": "simulated", "device": "cpu",
+            "kind": "simulated", "device": "cpu", "block_rows": 16,
             "simulated": {"tokens_median": 120, "seconds_per_token": 0, "right": right},
         },
         "synthesize": {"expand": {"how": ["Briefly", "In full"]}},

@@ -1,4 +1,4 @@
-"""The plan: every row in exactly one part and one range, whatever is done already."""
+"""The plan: every row is in exactly one part and one range, whatever is done already."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.planning import Picks, Shard, bundles, make_plan, missing, split_parts
+from pipeline.planning import Picks, Shard, bundles, gaps, make_plan, split_parts
 
 SIZES = st.lists(st.integers(0, 50), max_size=8)
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted).map(tuple))
@@ -43,19 +43,19 @@ def test_two_shards_with_one_output_name_are_refused() -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 30), RANGES)
-def test_missing_and_covered_make_the_whole(
-    start: int, length: int, covered: list[tuple[int, int]]
+def test_gaps_and_ranges_make_the_whole(
+    start: int, length: int, ranges: list[tuple[int, int]]
 ) -> None:
     stop = start + length
-    gaps = list(missing(start, stop, covered))
-    rows = [row for low, high in gaps for row in range(low, high)]
-    done = {row for low, high in covered for row in range(low, high)}
-    assert rows == [row for row in range(start, stop) if row not in done]
-    assert all(low < high for low, high in gaps)
+    pieces = list(gaps(start, stop, ranges))
+    rows = [row for low, high in pieces for row in range(low, high)]
+    covered = {row for low, high in ranges for row in range(low, high)}
+    assert rows == [row for row in range(start, stop) if row not in covered]
+    assert all(low < high for low, high in pieces)
 
 
 @given(SIZES, st.integers(1, 20), st.integers(1, 40), RANGES)
-def test_bundles_hold_what_is_to_do_in_order(
+def test_bundles_hold_the_rows_to_do_in_order(
     sizes: list[int], per_part: int, per_bundle: int, covered: list[tuple[int, int]]
 ) -> None:
     parts = split_parts(shards(sizes), per_part)
@@ -77,7 +77,7 @@ def test_bundles_hold_what_is_to_do_in_order(
 def test_chosen_rows_are_bundled_once_and_their_spans_cover_the_part(
     sizes: list[int], per_part: int, per_bundle: int, data: st.DataObject
 ) -> None:
-    """What is done of a chosen row's span stays done, wherever the work was cut in between."""
+    """A finished span stays finished, wherever the ranges were split."""
     parts = split_parts(shards(sizes), per_part)
     picks: dict[str, Picks] = {}
     for part in parts[::2]:
@@ -95,7 +95,7 @@ def test_chosen_rows_are_bundled_once_and_their_spans_cover_the_part(
         spans.setdefault(piece.part.name, []).extend(pairwise(borders))
     for part in parts:
         if part.name in picks:
-            assert list(missing(part.start, part.stop, spans[part.name])) == []
+            assert list(gaps(part.start, part.stop, spans[part.name])) == []
     done = {name: data.draw(st.lists(st.sampled_from(found))) for name, found in spans.items()}
     left = make_plan(parts, frozenset(), done, picks)
     again = [(piece.part.name, row) for piece in left.todo for row, _ in piece.picks or ()]

@@ -12,13 +12,11 @@ def test_entry_is_found_by_name_and_by_import_path() -> None:
 
 
 def test_unknown_name_says_what_is_accepted() -> None:
-    with pytest.raises(
-        ValueError, match=r"some\.setting: unknown name tua; did you mean tau\?.*pi"
-    ):
+    with pytest.raises(ValueError, match=r"unknown name tua; did you mean tau\?.*pi"):
         NUMBERS["tua"]
 
 
 @pytest.mark.parametrize("path", ["math:nothing", "no_such_package:X"])
 def test_path_that_can_not_be_loaded_says_why(path: str) -> None:
-    with pytest.raises(ValueError, match="can't be loaded: .*on every node"):
+    with pytest.raises(ValueError, match=r"can't be loaded: .*on every node"):
         NUMBERS[path]

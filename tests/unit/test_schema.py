@@ -1,4 +1,4 @@
-"""Schemas: one for all shards, clashes refused with the setting that helps."""
+"""Schemas: one for all shards; a clash is refused with the setting that resolves it."""
 
 import pyarrow as pa
 import pytest
@@ -10,7 +10,7 @@ from pipeline.schema import conform, output_schema, unify
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 
 
-def test_all_input_columns_are_kept_and_ours_follow() -> None:
+def test_our_columns_follow_all_input_columns() -> None:
     names = output_schema(PROMPTS, {}, raw_text=False).names
     assert names == [
         "id", "prompt", "think", "answer", "state", "finish_reason", "prompt_tokens",
@@ -33,13 +33,13 @@ def test_shards_with_wider_or_missing_columns_share_one_schema() -> None:
     assert unify([("b", wide), ("a", PROMPTS)]).field("id").type == pa.int64()
 
 
-def test_shard_that_fits_no_other_is_named() -> None:
+def test_shard_whose_types_clash_is_named() -> None:
     odd = pa.schema([("id", pa.string()), ("prompt", pa.string())])
     with pytest.raises(InputError, match=r"columns of odd.parquet do not fit"):
         unify([("a.parquet", PROMPTS), ("odd.parquet", odd)])
 
 
-def test_usual_column_is_found_and_a_doubt_is_refused() -> None:
+def test_usual_column_is_chosen_and_an_unclear_choice_is_refused() -> None:
     chat = pa.schema([("messages", pa.list_(pa.string())), ("tools", pa.string())])
     assert prompt_columns(PROMPTS, PromptColumns()) == PromptColumns(prompt="prompt")
     assert prompt_columns(chat, PromptColumns()) == PromptColumns(None, "messages", "tools")
@@ -47,8 +47,8 @@ def test_usual_column_is_found_and_a_doubt_is_refused() -> None:
     with pytest.raises(InputError, match=r"both a prompt and a messages column"):
         prompt_columns(both, PromptColumns())
     assert prompt_columns(both, PromptColumns(prompt="prompt")).messages is None
-    made = PromptColumns(template="{prompt:document} of {messages}")
-    assert prompt_columns(both, made) == made
+    templated = PromptColumns(template="{prompt:document} of {messages}")
+    assert prompt_columns(both, templated) == templated
     with pytest.raises(InputError, match=r"prompt.template names text, label, but .* columns id"):
         prompt_columns(both, PromptColumns(template="{text} {prompt} {label}"))
     with pytest.raises(InputError, match=r"no prompt and no messages column .*--set input.prompt_"):
@@ -57,12 +57,12 @@ def test_usual_column_is_found_and_a_doubt_is_refused() -> None:
         prompt_columns(PROMPTS, PromptColumns(prompt="question"))
 
 
-def test_tools_go_with_messages_that_were_named_too() -> None:
+def test_tools_column_is_found_beside_a_configured_messages_column() -> None:
     chat = pa.schema([("chat", pa.list_(pa.string())), ("tools", pa.string())])
     assert prompt_columns(chat, PromptColumns(messages="chat")).tools == "tools"
 
 
-def test_column_that_another_shard_lacks_may_be_null() -> None:
+def test_column_that_a_shard_lacks_is_null_there() -> None:
     strict = pa.schema(
         [pa.field("id", pa.int64(), nullable=False), pa.field("prompt", pa.string())]
     )

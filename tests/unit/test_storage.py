@@ -1,4 +1,4 @@
-"""Storage on a local disk and on a real S3 server: the same words, the same promises."""
+"""Storage on a local disk and on a real S3 server: the same methods, the same guarantees."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import Storage, check_reachable
+from pipeline.storage import REQUESTS_AT_ONCE, Storage, check_reachable, map_in_threads
 from tests.s3 import S3Server
 
 
@@ -23,7 +23,7 @@ def names(store: Storage, folder: str = "") -> list[str]:
     return [info.name for info in store.files(folder)]
 
 
-def test_empty_place_lists_nothing(store: Storage) -> None:
+def test_missing_folder_lists_nothing(store: Storage) -> None:
     assert names(store) == []
     assert names(store, "a") == []
 
@@ -47,7 +47,7 @@ def test_put_list_read_delete(store: Storage) -> None:
     assert names(store) == []
 
 
-def test_many_are_read_in_order_and_removed(store: Storage) -> None:
+def test_many_files_are_read_in_order_and_removed(store: Storage) -> None:
     files = {f"a/{i}": str(i).encode() for i in range(50)}
     for name, data in files.items():
         store.put(name, data)
@@ -66,7 +66,7 @@ def test_tag_changes_with_the_content(store: Storage) -> None:
     assert before.tag != after.tag
 
 
-def test_of_racing_creators_one_wins(store: Storage) -> None:
+def test_one_of_concurrent_creators_wins(store: Storage) -> None:
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda i: store.create("lease", str(i).encode()), range(8)))
     assert sum(won) == 1
@@ -74,7 +74,7 @@ def test_of_racing_creators_one_wins(store: Storage) -> None:
     assert not store.create("lease", b"late")
 
 
-def test_glob_finds_files_below(store: Storage) -> None:
+def test_glob_matches_files_below_the_root(store: Storage) -> None:
     for name in ("en/a.parquet", "en/b.txt", "de/c.parquet"):
         store.put(name, b"x")
     assert [i.name for i in store.glob("*/*.parquet")] == ["de/c.parquet", "en/a.parquet"]
@@ -124,7 +124,20 @@ def test_links_to_files_are_files(tmp_path: Path) -> None:
     assert [(i.name, i.size) for i in Storage(str(tmp_path / "root")).files()] == [("link", 1)]
 
 
-def test_folder_placeholders_of_s3_consoles_are_no_files(s3: S3Server) -> None:
+def test_folder_placeholders_of_s3_consoles_are_ignored(s3: S3Server) -> None:
     s3.filesystem().makedirs("console", exist_ok=True)
     s3.filesystem().pipe_file("console/out/", b"")
     assert Storage("s3://console/out").files() == []
+
+
+def test_threads_work_ahead_of_the_reader_by_a_bounded_number_of_items() -> None:
+    started = list[int]()
+
+    def square(item: int) -> int:
+        started.append(item)
+        return item * item
+
+    results = map_in_threads(square, range(1000))
+    assert next(results) == 0
+    assert len(started) <= REQUESTS_AT_ONCE + 1
+    assert list(results) == [item * item for item in range(1, 1000)]

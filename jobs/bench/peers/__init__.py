@@ -1,4 +1,4 @@
-"""The same job by other means, each a program of its own: ``python -m jobs.bench.peers.raw SPEC``.
+"""The same rows by other systems, each a program: ``python -m jobs.bench.peers.raw SPEC``.
 
 ``SPEC`` is a JSON file: ``prompts`` (a folder of Parquet files with a ``prompt``), ``output``,
 ``model``, ``engine`` (vLLM's arguments), ``sampling`` (vLLM's ``SamplingParams``), ``seeded``,
@@ -12,6 +12,6 @@ from typing import Any
 
 
 def spec() -> dict[str, Any]:
-    """What is to be done."""
-    found: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
-    return found
+    """The content of the file ``SPEC``."""
+    data: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    return data

@@ -1,4 +1,4 @@
-"""VLLM by itself: all rows at once, all output at the end."""
+"""vLLM alone: all rows at once, all output at the end."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
 """Ray's own batch processor, set up as its documentation advises.
 
-``small_blocks`` in the spec: its batches, and the blocks before and so after it, have 16 rows, so
-that more of what is finished is on disk meanwhile.
+With ``small_blocks`` in the spec, its batches and blocks have 16 rows, so that finished rows reach
+the disk sooner.
 """
 
 from typing import Any

@@ -11,23 +11,23 @@ function textOf(trace) {
 }
 
 function filter() {
-  const wanted = search.value.trim().toLowerCase();
+  const query = search.value.trim().toLowerCase();
   let count = 0;
   for (const trace of traces) {
-    const fits = (!state.value || trace.dataset.state === state.value) &&
-      (!wanted || textOf(trace).includes(wanted));
-    trace.hidden = !fits;
-    count += fits;
+    const matches = (!state.value || trace.dataset.state === state.value) &&
+      (!query || textOf(trace).includes(query));
+    trace.hidden = !matches;
+    count += matches;
   }
   shown.textContent = count + " of " + traces.length + " traces";
 }
 
 if (search) {
-  let later;
+  let timer;
   state.addEventListener("change", filter);
   search.addEventListener("input", () => {
-    clearTimeout(later);
-    later = setTimeout(filter, 150);
+    clearTimeout(timer);
+    timer = setTimeout(filter, 150);
   });
   filter();
 }

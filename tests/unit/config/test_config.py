@@ -13,7 +13,7 @@ from pipeline.answers.json_schema import JsonForm
 from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import FormatConfig
-from pipeline.engines.vllm import check_engine_args, engine_arg_names
+from pipeline.engines import engine_type
 from pipeline.errors import ConfigError
 from pipeline.output.manifest import run_settings
 from pipeline.prompts.columns import PromptColumns
@@ -29,7 +29,8 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_config_is_valid(path: Path) -> None:
     config = load_as(JOBS.get(path.stem, RunConfig), path)
-    check_engine_args((config.run if isinstance(config, Job) else config).engine.vllm)
+    engine = (config.run if isinstance(config, Job) else config).engine
+    engine_type(engine).check(engine)
 
 
 @pytest.mark.parametrize(
@@ -46,26 +47,30 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ),
         ("model.format=think_tags", "model.format: Input should be a valid dictionary"),
         ("model.format.clsoe=x", "model.format.clsoe: unknown key clsoe; did you mean close?"),
-        ("model.format.open=<think>", "model.format: close, which ends the thinking, is missing"),
+        ("model.format.open=<think>", "model.format: close is missing; it ends the thinking"),
         ("model.format.close=''", "model.format.close: String should have at least 1 character"),
-        ("model.format.close_pattern='('", "model.format.close_pattern: is no regular expression"),
+        (
+            "model.format.close_pattern='('",
+            "model.format.close_pattern: is not a regular expression",
+        ),
         ("model.format={close: x, close_pattern: y}", "close_pattern does not match close"),
         (
             "model.format={close: x, close_pattern: x*}",
-            "close_pattern matches where there is nothing",
+            "close_pattern matches empty text",
         ),
         ("output.rename.anser=x", "unknown key anser; did you mean answer?"),
-        ("output.rename.answer=think", "two columns would be called think"),
+        ("output.rename.answer=think", "two columns would be named think"),
         ("engine.replicas=0", "engine.replicas: Input should be greater than or equal to 1"),
-        ("engine={device: cpu, pipeline_parallel: 2}", "pipeline_parallel: vLLM can't on CPUs"),
-        (
-            "engine={device: cpu, vllm: {distributed_executor_backend: ray}}",
-            "vllm.distributed_executor_backend: vLLM has no Ray backend on CPUs",
-        ),
         ("colour=red", "unknown key colour"),
         ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
         ("nonsense", "--set takes key=value"),
         ("model=", "model: "),
+        (
+            "answer.format=boxd",
+            "answer.format: unknown name boxd; did you mean boxed? (accepted: tex",
+        ),
+        ("answer.format=no_such:A", "answer.format: no_such:A can't be loaded: No module"),
+        ("answer.format=math:pi", "answer.format: math:pi is not a subclass of pipeline.answers."),
         ("answer.format=json", "answer: format json needs json_schema: a JSON Schema, a file"),
         ("answer.json_schema={}", "answer: json_schema needs format: json, not text"),
         ("answer={format: json, json_schema: {type: 7}}", "json_schema is not a JSON Schema: 7"),
@@ -126,7 +131,7 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
     file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
     overrides = ["sampling.n=4", "engine.vllm.enforce_eager=true", "prompt.suffix=math"]
     config = load_config(file, overrides)
-    assert config.policy.n == 4
+    assert config.sampling.n == 4
     assert config.engine.vllm == {"enforce_eager": True}
     assert config.suffix_text is not None
     assert r"\boxed{}" in config.suffix_text
@@ -139,16 +144,17 @@ def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
     for source in (schema, str(file)):
         answer = {"format": "json", "json_schema": source}
         config = parse_config({**MINIMAL, "answer": answer, "prompt": {"suffix": "json"}})
-        assert config.answer.json_form == JsonForm(schema)
+        assert config.answer.load_format().form == JsonForm(schema)
         assert config.suffix_text is not None
         assert config.suffix_text.endswith(
             ': {"type":"object","properties":{"label":{"enum":["a","😀"]}}}'
         )
         assert list(config.warnings) == []
-    model = "tests.unit.answers.test_formats:Sum"
+    model = "tests.unit.answers.test_json:Sum"
     config = parse_config({**MINIMAL, "answer": {"format": "json", "json_schema": model}})
-    assert config.answer.json_form is not None
-    assert config.answer.json_form.schema["required"] == ["value"]
+    form = config.answer.load_format().form
+    assert form is not None
+    assert form.schema["required"] == ["value"]
     assert list(config.warnings) == [
         "answer.format is json, and no prompt.suffix asks for it; unless your prompts do, set "
         "prompt.suffix=json"
@@ -166,8 +172,34 @@ def test_config_can_not_be_changed_after_it_was_checked() -> None:
 
 
 def test_preset_values_stand_unless_overridden() -> None:
-    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).policy
+    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).sampling
     assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
+
+
+@pytest.mark.parametrize(("preset", "top_k"), [("qwq-32b", 40), ("qwen2", -1)])
+def test_null_and_silence_keep_the_presets_value_and_leave_it_to_jobs(
+    preset: str, top_k: int
+) -> None:
+    model = {"path": "qwq-nano", "preset": preset}
+    sampling = {"top_k": None, "temperature": 0.7, "agree": None}
+    for given in ({"sampling": sampling}, {}):
+        policy = parse_config({**MINIMAL, "model": model, **given}).sampling
+        assert (policy.top_k, policy.agree, policy.max_tokens) == (top_k, None, 32_768)
+        assert policy.model_fields_set == ({"temperature"} if given else set())
+
+
+def test_manifest_names_the_policies_as_outputs_on_disk_do() -> None:
+    settings = run_settings(parse_config(MINIMAL), PromptColumns("prompt"), "")
+    policies = {k: v for k, v in settings.items() if k.startswith(("sampling.", "thinking."))}
+    assert list(policies.items()) == [
+        ("sampling.n", 1), ("sampling.temperature", 0.6), ("sampling.top_p", 0.95),
+        ("sampling.top_k", 40), ("sampling.min_p", 0.0), ("sampling.presence_penalty", 0.0),
+        ("sampling.repetition_penalty", 1.0), ("sampling.max_tokens", 32_768),
+        ("sampling.seed", 0), ("sampling.agree", None), ("thinking.budget_tokens", None),
+        ("thinking.rescue", True), ("thinking.answer_tokens", 2048),
+        ("thinking.detect_loops", True), ("thinking.loop_retries", 1),
+        ("thinking.loop_presence_penalty", 0.5),
+    ]  # fmt: skip
 
 
 def test_format_takes_the_place_of_the_presets() -> None:
@@ -192,25 +224,3 @@ def test_presets_formats_could_be_configured(think_format: ThinkFormat) -> None:
 def test_fingerprint_does_not_depend_on_order() -> None:
     assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
     assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
-
-
-def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
-    names = engine_arg_names()
-    assert names is not None
-    assert {"max_num_seqs", "quantization", "speculative_config", "enable_lora", "load_format",
-            "max_model_len", "enable_log_requests"} <= names  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("max_num_seq", "vLLM has no such engine argument; did you mean max_num_seqs"),
-        ("tensor_parallel_size", "set engine.tensor_parallel instead"),
-        ("pipeline_parallel_size", "set engine.pipeline_parallel instead"),
-        ("model", "set model.path instead"),
-        ("max_num_seqs", "must be a whole number"),
-    ],
-)
-def test_vllm_argument_that_is_none_is_refused(name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"engine.vllm.{name}:? {message}"):
-        check_engine_args({name: "many"})

@@ -14,7 +14,7 @@ from pipeline.reasoning.sampling import SamplingPolicy
 from pipeline.reasoning.think_format import THINK_TAGS
 
 TOKENIZER = load_tokenizer("qwq-nano")
-POLICY = SamplingPolicy(1, 0.6, 0.95, 40, 0.0, 0.0, 1.0, 1000, 0)
+POLICY = SamplingPolicy(max_tokens=1000)
 # The published figures that the benchmarks' engine is calibrated to; see jobs/bench/tails.py.
 STEP = {"seconds_per_token": 0.0155, "seconds_per_sequence": 0.00024}
 
@@ -48,7 +48,9 @@ def engine(slots: int, **settings: Any) -> SimulatedEngine:
 
 
 async def generate(to: SimulatedEngine, count: int, prompt: int = 1) -> None:
-    requests = [Request(str(i), [0] * prompt, (), POLICY, i) for i in range(count)]
+    requests = [
+        Request(str(i), [0] * prompt, (), SamplingPolicy(max_tokens=1000), i) for i in range(count)
+    ]
     await asyncio.gather(*(to.generate(request, lambda _: False) for request in requests))
 
 
@@ -74,8 +76,8 @@ def test_prefill_and_long_contexts_take_time() -> None:
 def test_sequences_that_end_leave_the_others_faster() -> None:
     async def two() -> None:
         to = engine(4, seconds_per_sequence=0.01, seconds_per_token=0)
-        short = Request("a", [0], (), SamplingPolicy(1, 0.6, 0.95, 40, 0, 0, 1, 64, 0), 1)
-        long = Request("b", [0], (), SamplingPolicy(1, 0.6, 0.95, 40, 0, 0, 1, 128, 0), 2)
+        short = Request("a", [0], (), SamplingPolicy(max_tokens=64), 1)
+        long = Request("b", [0], (), SamplingPolicy(max_tokens=128), 2)
         await asyncio.gather(*(to.generate(r, lambda _: False) for r in (short, long)))
 
     # 64 steps of both at 0.02 s, then 64 of one at 0.01 s.

@@ -1,4 +1,4 @@
-"""Lanes: every row in one, by its length alone; what is ours to set is refused."""
+"""Context tiers: each row in one, by its length alone; settings that they decide are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
+from pipeline.engines import build_engine, engine_type
 from pipeline.errors import ConfigError, ModelError
 from pipeline.execution.context_tiers import (
     AS_CONFIGURED,
+    NO_ENGINE_KIND,
     UNRENDERED,
     assign,
     divide,
     make_context_tiers,
-    yarn_factor,
 )
 from pipeline.execution.prompt_lengths import count_tokens
 from pipeline.planning import Picks, Range, Shard, bundles, split_parts
@@ -39,7 +40,7 @@ def config(vllm: dict[str, Any] | None = None, max_tokens: int = 32_768) -> RunC
     )  # fmt: skip
 
 
-def test_lanes_of_qwq_have_the_form_that_vllm_takes() -> None:
+def test_tiers_of_qwq_have_the_form_that_vllm_takes() -> None:
     args = {"max_num_seqs": 8, "hf_overrides": {"head_dim": 128}}
     tiers = make_context_tiers(config(args), QWQ)
     assert [tier.context for tier in tiers[:-1]] == [40_960, 65_536, 131_072]
@@ -59,24 +60,26 @@ def test_lanes_of_qwq_have_the_form_that_vllm_takes() -> None:
         },
     }  # fmt: skip
     assert fourfold.replicas == 2
-    assert (none.kind, none.device, none.replicas) == ("none", "cpu", 1)
-    assert none.vllm["max_model_len"] == 131_072
+    assert (none.kind, none.device, none.replicas, none.ranks) == (NO_ENGINE_KIND, "cpu", 1, 1)
+    no_engine = build_engine(tiers[-1].applied(config(args)), None)
+    assert no_engine.context_tokens == 131_072
     assert AS_CONFIGURED.applied(config(args)) == config(args)
-    factors = [yarn_factor(engine.vllm) for engine in (native, double, fourfold)]
+    factors = [engine_type(engine).yarn_factor(engine) for engine in (native, double, fourfold)]
     assert factors == [None, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("name", ["qwq-nano", "qwq-nano-preview"])
 def test_newer_spelling_of_the_rope_section_is_read(name: str) -> None:
     *_, longest, _none = make_context_tiers(config(), load_model_config(name))
-    overrides = longest.settings["vllm"]["hf_overrides"]
+    assert longest.engine is not None
+    overrides = longest.engine.vllm["hf_overrides"]
     assert overrides["rope_parameters"] == {
         "rope_theta": 10_000.0, "rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 32_768,
     }  # fmt: skip
 
 
-def test_lane_of_what_the_model_itself_can_do_is_left_out() -> None:
+def test_tier_of_what_the_model_itself_can_do_is_left_out() -> None:
     *tiers, _none = make_context_tiers(config(), {**QWQ, "max_position_embeddings": 65_536})
     assert [tier.context for tier in tiers] == [65_536, 131_072]
 
@@ -98,7 +101,7 @@ LENGTHS = st.lists(st.integers(0, 200_000) | st.just(UNRENDERED), max_size=60)
 
 
 @given(LENGTHS, st.integers(1, 40_959))
-def test_lanes_hold_what_they_get_and_none_shorter_would(
+def test_tiers_hold_what_they_get_and_none_shorter_would(
     lengths: list[int], max_tokens: int
 ) -> None:
     tiers = make_context_tiers(config(max_tokens=max_tokens), QWQ)
@@ -173,18 +176,11 @@ def test_tokens_are_counted_of_the_rows_to_do_alone(tmp_path: Path) -> None:
         ({}, {"rope_theta": 1.0}, 9, "lacks max_position_embeddings or rope_theta"),
     ],
 )
-def test_what_has_no_lanes_is_refused_in_words(
+def test_what_has_no_tiers_is_refused_in_words(
     vllm: dict[str, Any], model: dict[str, Any], max_tokens: int, message: str
 ) -> None:
     with pytest.raises((ConfigError, ModelError), match=message):
         make_context_tiers(config(vllm, max_tokens), model)
-
-
-@pytest.mark.parametrize(
-    "args", [{}, {"hf_overrides": None}, {"hf_overrides": {"rope_parameters": {"rope_theta": 1}}}]
-)
-def test_engine_without_yarn_has_no_factor(args: dict[str, Any]) -> None:
-    assert yarn_factor(args) is None
 
 
 def test_model_without_config_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Duplicates: found by their hash, context the traces of one that is durable, named after it."""
+"""Duplicates: found by their hash; they get the traces of a durable row, and its name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given as examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import OutputError
-from pipeline.execution.copies import Copies, CopyContext, RowIndex, fill
+from pipeline.execution.copies import Copies, RowIndex, fill
 from pipeline.execution.duplicates import find_copies, hash_rows
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.output import passes
@@ -24,7 +24,7 @@ from tests.conftest import MakeConfig
 RUN = Pass(0, 0, 1)
 
 
-@examples(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3))), st.data())
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3))), st.data())
 def test_of_equal_rows_the_first_is_the_source(keys: list[Any], data: st.DataObject) -> None:
     done = data.draw(st.integers(0, len(keys)))
     copied, sources = find_copies(np.array(keys, np.uint64).reshape(-1, 2).T, done)
@@ -33,13 +33,18 @@ def test_of_equal_rows_the_first_is_the_source(keys: list[Any], data: st.DataObj
     assert sources.tolist() == [firsts[i] for i in range(done, len(keys)) if firsts[i] != i]
 
 
-def test_places_are_counted_over_the_rows_to_do() -> None:
+def test_row_index_counts_over_the_rows_to_do() -> None:
     parts = split_parts([Shard("s", "", 20, 1, "t")], 10)
-    places = RowIndex([
+    index = RowIndex([
         Range(parts[0], 3, 5), Range(parts[1], 10, 20, ((12, (0,)), (17, (1,)))), Range(parts[0], 0, 1)
     ])  # fmt: skip
-    found = [(part.start, row) for part, row in (places[i] for i in range(5))]
-    assert found == [(0, 3), (0, 4), (10, 12), (10, 17), (0, 0)]
+    assert [(part.start, row) for part, row in map(index.__getitem__, range(5))] == [
+        (0, 3),
+        (0, 4),
+        (10, 12),
+        (10, 17),
+        (0, 0),
+    ]
 
 
 def job_of(make_config: MakeConfig, rows: list[dict[str, Any]], **sections: Any) -> PreparedRun:
@@ -50,19 +55,12 @@ def job_of(make_config: MakeConfig, rows: list[dict[str, Any]], **sections: Any)
     return prepare(config)
 
 
-def given_of(job: PreparedRun, run_pass: Pass = RUN) -> CopyContext:
-    return CopyContext(
-        job.config, job.columns, job.prompts, run_pass, job.traces, job.metadata(run_pass),
-        job.ledger.store.location,
-    )  # fmt: skip
-
-
 def hashes(job: PreparedRun, pieces: Sequence[Range] = ()) -> list[tuple[int, ...]]:
     pieces = pieces or [Range(part, part.start, part.stop) for part in job.parts]
-    return [tuple(row) for row in hash_rows(given_of(job), pieces).T.tolist()]
+    return [tuple(row) for row in hash_rows(job.context(RUN), pieces).T.tolist()]
 
 
-def test_equal_is_what_the_model_would_see_the_same_of(make_config: MakeConfig) -> None:
+def test_rows_with_the_same_model_input_are_equal(make_config: MakeConfig) -> None:
     def ask(text: str | None, tools: str | None = None, role: str = "user") -> dict[str, Any]:
         return {"messages": [{"role": role, "content": text}], "tools": tools, "id": str(text)}
 
@@ -123,9 +121,9 @@ def write(
 
 def copies_of(job: PreparedRun, run_pass: Pass = RUN) -> Copies:
     """What `split_duplicates` finds, without Ray's tasks."""
-    done = passes.done(job.ledger, job.parts, run_pass)
-    todo = passes.plan(job.ledger, job.parts, run_pass).todo
-    context = given_of(job, run_pass)
+    done = passes.durable_ranges(job.ledger, job.parts, run_pass)
+    todo = passes.plan_pass(job.ledger, job.parts, run_pass).todo
+    context = job.context(run_pass)
     found = [hash_rows(context, pieces) for pieces in (done, todo) if pieces]
     copied, sources = find_copies(np.concatenate(found, 1), sum(piece.rows for piece in done))
     return Copies(context, todo, copied, sources, RowIndex([*done, *todo]))
@@ -148,7 +146,7 @@ def test_copies_finish_their_parts_from_the_journal(make_config: MakeConfig) -> 
     copies = copies_of(job)
     assert copies.copied.tolist() == [False, False, True, False, True, True, True, False]
     write(job, [0, 1, 3, 7])
-    assert job.ledger.listing().parts() == frozenset()
+    assert job.ledger.listing().finished_parts() == frozenset()
     finish(copies)
     assert job.ledger.listing().journal == {}
     rows = read(job)
@@ -196,7 +194,9 @@ def test_copies_made_twice_or_half_leave_the_same(make_config: MakeConfig) -> No
 def test_source_that_is_not_durable_is_said(make_config: MakeConfig) -> None:
     job = job_of(make_config, ROWS)
     write(job, [1, 3])
-    with pytest.raises(OutputError, match=r"a.00000.parquet lacks rows that others were to be cop"):
+    with pytest.raises(
+        OutputError, match=r"a.00000.parquet lacks rows that are the sources of copies"
+    ):
         finish(copies_of(job))
 
 
@@ -227,7 +227,7 @@ def test_copies_of_a_top_up_and_a_retry_have_the_samples_of_that_pass(
 
     retry = Pass(2, 0, 3, ("finished",))
     write(job, [0, 1, 2, 3], retry, "again ")  # part 0 has been through it, each row by itself
-    done = passes.done(job.ledger, job.parts, retry)
+    done = passes.durable_ranges(job.ledger, job.parts, retry)
     assert [(p.start, p.stop, p.rows) for p in done] == [(0, 4, 4)]
     copies = copies_of(job, retry)
     assert copies.copied.tolist() == [True, True, True, False]
@@ -235,7 +235,7 @@ def test_copies_of_a_top_up_and_a_retry_have_the_samples_of_that_pass(
     finish(copies)
     thoughts = [row["think"] for row in read(job) if row["id"] in (0, 2, 4, 6)]
     assert thoughts == [f"again {i}.{s}" for i in (0, 2, 3, 0) for s in (0, 1, 2)]
-    assert passes.plan(job.ledger, job.parts, retry).todo == ()
+    assert passes.plan_pass(job.ledger, job.parts, retry).todo == ()
 
 
 def test_tasks_take_whole_parts(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,16 @@ import ray
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import BACKEND
-from pipeline.engines.vllm import _arguments
+from pipeline.engines.vllm_arguments import BACKEND, engine_arguments
 from pipeline.errors import ConfigError
 from pipeline.execution.cluster import _require_resources
 from pipeline.execution.context_tiers import make_context_tiers
-from pipeline.execution.placement import EnginePlacements, engines_with_room, with_backend
+from pipeline.execution.placement import (
+    EnginePlacements,
+    engines_with_room,
+    fitted_to_cluster,
+    spans_nodes,
+)
 from pipeline.prompts.tokenizer import load_model_config
 
 FORCED = {"vllm": {BACKEND: "ray"}}
@@ -52,9 +56,9 @@ def test_engine_takes_several_nodes_where_none_has_enough_gpus_or_where_told(
     monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], sizes: list[int], over_nodes: bool
 ) -> None:
     nodes_of(monkeypatch, *sizes)
-    config = with_backend(config_of(**engine))
-    assert config.engine.over_nodes == over_nodes
-    arguments = _arguments(config, 8)
+    config = fitted_to_cluster(config_of(**engine))
+    assert spans_nodes(config.engine) == over_nodes
+    arguments = engine_arguments(config)
     assert arguments[BACKEND] == ("ray" if over_nodes else "mp")
     assert arguments["tensor_parallel_size"] == engine["tensor_parallel"]
     assert arguments["pipeline_parallel_size"] == engine.get("pipeline_parallel", 1)
@@ -68,7 +72,7 @@ def test_engine_takes_several_nodes_where_none_has_enough_gpus_or_where_told(
 
 
 def test_one_rank_is_left_to_vllm() -> None:
-    assert BACKEND not in _arguments(config_of(), 8)
+    assert BACKEND not in engine_arguments(config_of())
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ import pytest
 
 from pipeline.errors import LeaseHeldError, StoppedError
 from pipeline.execution.shutdown import SIGNALS, Shutdown
+from pipeline.monitor.coordinator import CoordinatorClient
 
 
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_signal_while_no_engine_runs_ends_at_once(kind: signal.Signals) -> None:
     before = [signal.getsignal(kind) for kind in SIGNALS]
-    with pytest.raises(StoppedError, match=f"ended by {kind.name}; what is finished") as caught:
+    with pytest.raises(
+        StoppedError, match=f"ended by {kind.name}; finished rows are kept"
+    ) as caught:
         with Shutdown().listening():
             os.kill(os.getpid(), kind)
             time.sleep(60)
@@ -24,26 +27,26 @@ def test_signal_while_no_engine_runs_ends_at_once(kind: signal.Signals) -> None:
 
 def test_reason_is_told_rather_than_what_follows_from_it() -> None:
     with pytest.raises(LeaseHeldError, match="taken over"):
-        with Shutdown().listening() as stop:
-            stop.request(LeaseHeldError("taken over"))
+        with Shutdown().listening() as shutdown:
+            shutdown.request(LeaseHeldError("taken over"))
             raise RuntimeError("Ray is gone")
 
 
 def test_reason_that_comes_while_nothing_can_be_broken_off_is_told_at_the_end() -> None:
     with pytest.raises(LeaseHeldError):
-        with Shutdown().listening() as stop:
-            thread = threading.Thread(target=stop.request, args=[LeaseHeldError("taken over")])
+        with Shutdown().listening() as shutdown:
+            thread = threading.Thread(target=shutdown.request, args=[LeaseHeldError("taken over")])
             thread.start()
             thread.join()
             with pytest.raises(LeaseHeldError):
-                stop.check()
+                shutdown.check()
 
 
 def test_reason_that_was_there_before_the_engines_lets_none_run() -> None:
     with pytest.raises(LeaseHeldError):
-        with Shutdown().listening() as stop:
-            stop.request(LeaseHeldError("taken over"))
-            with stop.engines_of(None):
+        with Shutdown().listening() as shutdown:
+            shutdown.request(LeaseHeldError("taken over"))
+            with shutdown.engines_of(CoordinatorClient(None)):
                 pytest.fail("engines ran")
 
 
@@ -58,8 +61,8 @@ def test_other_threads_have_no_signals_to_take() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with Shutdown().listening() as stop:
-            stop.take_signals()
+        with Shutdown().listening() as shutdown:
+            shutdown.take_signals()
             seen.append([signal.getsignal(kind) for kind in SIGNALS] == before)
 
     thread = threading.Thread(target=work)

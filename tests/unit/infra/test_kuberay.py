@@ -18,9 +18,8 @@ from jsonschema import Draft202012Validator
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
-from pipeline.engines.vllm import check_engine_args
-from pipeline.execution import actor
-from pipeline.execution import shutdown as stop
+from pipeline.engines.vllm_arguments import check_engine_args
+from pipeline.time_limits import DRIVER_SAVE_SECONDS, ENGINE_CLOSE_SECONDS, ENGINE_SAVE_SECONDS
 
 KUBERAY = Path(__file__).parents[3] / "infra" / "kuberay"
 KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -164,7 +163,7 @@ def test_a_try_has_an_end_and_another(folder: str) -> None:
 @each_folder
 def test_grace_is_longer_than_saving_takes(folder: str) -> None:
     assert [name for name, *_ in hooks(folder)] == ["ray-head", "ray-worker"]
-    engine_saves = actor.SAVE_SECONDS + actor.CLOSE_SECONDS
+    engine_saves = ENGINE_SAVE_SECONDS + ENGINE_CLOSE_SECONDS
     for name, script, grace in hooks(folder):
         (seconds,) = map(int, re.findall(r"\{1\.\.(\d+)\}", script))
         assert 60 <= seconds <= grace - 20
@@ -172,14 +171,14 @@ def test_grace_is_longer_than_saving_takes(folder: str) -> None:
             assert seconds > engine_saves
         else:
             (told_after,) = map(int, re.findall(r"-eq (\d+)", script))
-            assert told_after >= actor.SAVE_SECONDS
-            assert seconds > told_after + stop.SAVE_SECONDS
+            assert told_after >= ENGINE_SAVE_SECONDS
+            assert seconds > told_after + DRIVER_SAVE_SECONDS
     (wait,) = (
         int(env["value"])
         for env in parts(rendered(folder))
         if env.get("name") == "RAY_JOB_STOP_WAIT_TIME_S"
     )
-    assert wait > stop.SAVE_SECONDS
+    assert wait > DRIVER_SAVE_SECONDS
 
 
 @each_folder

@@ -1,4 +1,4 @@
-"""The last rows go longest first; all rows are there all the same."""
+"""The last rows go longest first, and no row is lost."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pipeline.schema import PART_COLUMN, ROW_COLUMN
 NAMES = {name: name for name in ("sample", "think_tokens", "answer_tokens")}
 
 
-def test_longest_first_and_unknown_ones_in_the_middle() -> None:
+def test_longest_rows_go_first_and_unknown_ones_count_as_the_mean() -> None:
     tables = [
         pa.table({"id": [0, 1, 2], "n": pa.array([5, None, 40])}),
         pa.table({"id": [3, 4], "n": [float("nan"), 100.0]}),
@@ -25,14 +25,14 @@ def test_longest_first_and_unknown_ones_in_the_middle() -> None:
     assert table["id"].to_pylist() == [4, 1, 3, 2, 0]  # the mean is 48
 
 
-def test_nothing_known_leaves_the_order() -> None:
+def test_unknown_lengths_keep_the_order() -> None:
     table = pa.table({"id": [0, 1, 2], "n": pa.nulls(3, pa.float64())})
     assert list(longest_first([table], ByColumn("n"))) == [table]
     assert list(longest_first([], ByColumn("n"))) == []
 
 
-def test_lengths_of_traces_that_are_there(tmp_path: Path) -> None:
-    """A part that begins at row 10, of which the second row has three samples."""
+def test_lengths_come_from_existing_traces(tmp_path: Path) -> None:
+    """The part begins at row 10, and its second row has three samples."""
     part = pa.table(
         {
             "sample": [0, 0, 1, 2, 0],
@@ -47,13 +47,13 @@ def test_lengths_of_traces_that_are_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("column", "hint"), [("none", "only the columns id"), ("id", "string")])
-def test_column_that_can_not_say_lengths_is_refused(column: str, hint: str) -> None:
+def test_column_without_numbers_is_refused(column: str, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
         check_column(pa.schema([("id", pa.string())]), column)
 
 
 @given(st.lists(st.integers(0, 50), max_size=8), st.integers(1, 20), st.integers(0, 60))
-def test_last_rows_are_a_bundle_of_their_own(sizes: list[int], rows: int, last: int) -> None:
+def test_last_rows_make_a_bundle_of_their_own(sizes: list[int], rows: int, last: int) -> None:
     shards = [Shard(f"s{i}.parquet", "", n, 1, "t") for i, n in enumerate(sizes)]
     plan = make_plan(split_parts(shards, 7), frozenset(), {})
     grouped = [sum(piece.rows for piece in group) for group in bundles(plan.todo, rows, last)]

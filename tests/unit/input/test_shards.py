@@ -1,4 +1,4 @@
-"""Shards are counted from their footers, each once: those of an earlier run are known."""
+"""Each footer is read once: an earlier run recorded its shards."""
 
 from pathlib import Path
 
@@ -30,32 +30,32 @@ def test_footers_of_known_shards_are_not_read_again(
     shards, schema = find_shards(str(prompts), ledger.known_shards())
     assert [shard.rows for shard in shards] == [1, 2, 3]
     ledger.record_shards(shards, schema, str(prompts))
-    read = list[str]()
-    footer = source._footer
+    footers_read = list[str]()
+    read_footer = source._footer
 
     def counted(store: Storage, info: object) -> object:
-        read.append(info.name)  # type: ignore[attr-defined]
-        return footer(store, info)  # type: ignore[arg-type]
+        footers_read.append(info.name)  # type: ignore[attr-defined]
+        return read_footer(store, info)  # type: ignore[arg-type]
 
     monkeypatch.setattr(source, "_footer", counted)
     assert find_shards(str(prompts), ledger.known_shards()) == (shards, schema)
-    assert read == []
+    assert footers_read == []
     write(prompts / "9.parquet", 4, id=1.5, extra="new")
-    found, wider = find_shards(str(prompts), ledger.known_shards())
-    assert read == ["9.parquet"]
-    assert [shard.rows for shard in found] == [1, 2, 3, 4]
+    shards, wider = find_shards(str(prompts), ledger.known_shards())
+    assert footers_read == ["9.parquet"]
+    assert [shard.rows for shard in shards] == [1, 2, 3, 4]
     assert wider == pa.schema([("prompt", "string"), ("id", "double"), ("extra", "string")])
-    # One that has changed can have had a column that no other has; so can one of another input.
+    # A changed shard, or one of another input, may have been the only one with some column.
     write(prompts / "1.parquet", 7)
     assert [s.rows for s in find_shards(str(prompts), ledger.known_shards())[0]] == [1, 7, 3, 4]
-    assert len(read) == 1 + 4
+    assert len(footers_read) == 1 + 4
     moved = prompts.rename(tmp_path / "moved")
     (moved / "1.parquet").unlink()
     find_shards(str(moved), ledger.known_shards())
-    assert len(read) == 1 + 4 + 3
+    assert len(footers_read) == 1 + 4 + 3
 
 
-def test_lines_that_were_taken_out_of_the_shards_file_are_read_again(tmp_path: Path) -> None:
+def test_shards_removed_from_the_shards_file_are_read_again(tmp_path: Path) -> None:
     prompts, ledger = tmp_path / "prompts", Ledger(Storage(str(tmp_path / "out")))
     prompts.mkdir()
     write(prompts / "a.parquet", 1)
@@ -74,7 +74,7 @@ def test_lines_that_were_taken_out_of_the_shards_file_are_read_again(tmp_path: P
     assert schema.field("id").type == pa.int64()
 
 
-def test_footer_of_any_size_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+def test_footer_of_any_size_is_read_and_a_broken_file_is_named(tmp_path: Path) -> None:
     wide = {f"{'column' * 20}{i}": i for i in range(600)}
     write(tmp_path / "a.parquet", 2, **wide)
     with (tmp_path / "a.parquet").open("rb") as file:

@@ -1,19 +1,22 @@
-"""What the doctor finds, each thing by itself; on the whole as the command tells it."""
+"""The doctor's findings, one by one, and the exit code of the command."""
 
-import subprocess
+import copy
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.config.run_config import RunConfig
 from pipeline.insight import doctor
 from pipeline.insight.doctor import Finding, examine
 from pipeline.output.lease import hold
 from pipeline.storage import Storage
 from tests.conftest import MakeConfig, write_shards
+from tests.toy_engine import TOY
 
 GIB = 2**30
 QWQ = {
@@ -192,15 +195,56 @@ def test_quantization_that_is_not_known_here_is_no_error(
     assert finding.level == "ok"
 
 
-def test_command_ends_with_2_if_anything_is_wrong(tmp_path: Path) -> None:
+def test_command_ends_with_2_if_anything_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         f"input: {{path: {tmp_path}/in}}\noutput: {{path: {tmp_path}/out}}\n"
         "model: {path: qwq-nano}\nengine: {kind: simulated, device: cpu}\n"
     )
-    command = [sys.executable, "-m", "pipeline", "doctor", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "error     input.path" in done.stdout
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", str(path)])
+    assert ended.value.code == 2
+    assert "error     input.path" in capsys.readouterr().out
     write_shards(tmp_path / "in", [1])
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", str(path)])
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(("kind", "knows"), [("qwen2", True), ("qwen9", False)])
+def test_model_types_are_looked_up_as_transformers_does(
+    monkeypatch: pytest.MonkeyPatch, kind: str, knows: bool
+) -> None:
+    """Once in its tables, which is fast; once by its own lookup, for versions without them."""
+    assert doctor._knows(kind) is knows
+    lookup = SimpleNamespace(for_model=lambda name: {"qwen2": 1}.get(name) or _unknown(name))
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoConfig=lookup))
+    assert doctor._knows(kind) is knows
+
+
+def _unknown(name: str) -> Any:
+    raise ValueError(f"Unrecognized model identifier: {name}")
+
+
+def test_package_of_an_engine_that_is_not_installed(make_config: MakeConfig) -> None:
+    config = make_config(engine={"kind": "tests.toy_engine:TOY", "options": {"answer": "1"}})
+    toy = copy.copy(TOY)
+    toy.packages = ("no-such-engine",)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "engine_type", lambda _: toy)
+        problems = [f for f in doctor._packages(config) if f.level == "error"]
+    assert [(f.what, f.advice) for f in problems] == [
+        ("no-such-engine is not installed", "pip install 'no-such-engine'")
+    ]
+
+
+def test_engine_that_can_not_run_the_models_code_says_so(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "load_model_config", lambda *_: {**QWQ, "auto_map": {}})
+    config = make_config(engine={"kind": "tests.toy_engine:TOY", "options": {"answer": "1"}})
+    [finding] = [f for f in doctor._model(config) if f.level == "warning"]
+    assert finding.advice == "engine.kind tests.toy_engine:TOY can't run it; take another"

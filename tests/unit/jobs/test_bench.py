@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: what they compute and how they show it."""
+"""The arithmetic of the benchmarks, and their tables."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ RESULTS = [
 KILLED = [Killed("ours", 60, 40, 66)]
 
 
-def test_times_are_medians_beside_raw_vllm() -> None:
+def test_times_are_medians_and_multiples_of_raw_vllm() -> None:
     lines = table(RESULTS, 100).splitlines()
     assert lines[2].startswith("| raw | 100 (90–110) | 1.00 | 10 (9–11) |")
     assert lines[3].startswith("| ours | 120 | 1.20 | 10 | 30 | 40% | 2.0 |")
@@ -30,7 +30,7 @@ def test_earlier_runs_are_read_back(tmp_path: Path) -> None:
     assert earlier(path) == (RESULTS, KILLED)
 
 
-def test_no_way_beats_the_bound_and_known_lengths_come_near() -> None:
+def test_no_way_beats_the_bound_and_known_lengths_come_close() -> None:
     lengths, _ = draw(1000, seed=0)
     shares = {way: efficiency(lengths, lengths, 2, way) for way in (Way(1, 1.25), Way(16, 1))}
     known = efficiency(lengths, lengths, 2, Way(1, 1.25, ordered=True))

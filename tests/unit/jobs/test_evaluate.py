@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.evaluate import interval, lines, score
+from jobs.evaluate import interval, lines, qwen_answer, score
 from pipeline.cli import main
 from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
@@ -52,6 +52,21 @@ def test_only_boxed_answers_of_ended_traces_are_right(output: str) -> None:
     *_, row, states = lines(found)
     assert row.startswith("| 2 | 6 | 33.3% | 33.3% to 33.3% | 2 | 5 |")
     assert "2 finished" in states
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        ("is it 4\n</think>\n\nIt is \\boxed{3}.", "3"),
+        ("maybe \\boxed{4}, or \\boxed{5} and no end", "5"),
+        ("x\n</think>\n\nThe answer is 12.", "12"),
+        ("x\n</think>\n\nSo 3 and 1,024 it is", "1024"),
+        ("x\n</think>\nso \\boxed{7}", "7"),
+        ("no idea", ""),
+    ],
+)
+def test_answer_as_qwen_takes_it(raw: str, found: str) -> None:
+    assert qwen_answer(raw) == found
 
 
 def test_samples_that_were_drawn_until_they_agreed_are_not_scored(tmp_path: Path) -> None:

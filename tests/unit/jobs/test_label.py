@@ -98,7 +98,7 @@ def test_columns_that_are_missing_or_in_the_way_are_named(tmp_path: Path) -> Non
         _job({"text_column": "prompt", "gold_column": "x"}, **paths).check()
     with pytest.raises(InputError, match=r"has a column id, which .*label\.rename\.id=NAME"):
         _job({"text_column": "prompt", "rename": {"label": "id"}}, **paths).check()
-    with pytest.raises(ConfigError, match="two columns would be called state"):
+    with pytest.raises(ConfigError, match="two columns would be named state"):
         _job({"text_column": "prompt", "rename": {"label": "state"}}, **paths).check()
     _job({"text_column": "prompt", "gold_column": "id"}, **paths).check()
 

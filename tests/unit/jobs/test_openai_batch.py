@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion
 
 from jobs.job import Job
 from jobs.openai_batch import SOURCES, make_ready
-from jobs.openai_lines import ROWS, Answers, parse_request
+from jobs.openai_lines import ROWS, ResultLines, parse_request
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.prompts.columns import PromptColumns
@@ -90,27 +90,27 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
         (line(messages=IMAGE), "body.messages.0.content: only parts of type text"),
         (line(messages=[{"role": "user"}]), "body.messages.0: content is missing"),
         (line(messages=[{"role": "function", "content": "x"}]), "body.messages.0.role: "),
-        (line(messages=[{**ASK[0], "audio": {"id": "x"}}]), "messages.0.audio is not known"),
+        (line(messages=[{**ASK[0], "audio": {"id": "x"}}]), "messages.0.audio is unknown"),
         (line(messages=[{"role": "user", "content": "\ud800"}]), "has half of a surrogate pair"),
         (line(temperature="hot"), r"body.temperature: Input should be a valid number \(got 'hot'"),
         (line(n=True), "body.n: "),
         (line(max_tokens=1, max_completion_tokens=2), "max_tokens and max_completion_tokens differ"),
-        (line(stop=["x"], logit_bias={"1": 2}), "no counterpart here for stop, logit_bias;"),
-        (line(logprobs=True, top_logprobs=3), "for logprobs, top_logprobs;"),
-        (line(frequency_penalty=0.1, stream=True), "for frequency_penalty, stream;"),
-        (line(temprature=1), "no counterpart here for temprature;"),
+        (line(stop=["x"], logit_bias={"1": 2}), "unsupported: stop, logit_bias;"),
+        (line(logprobs=True, top_logprobs=3), "unsupported: logprobs, top_logprobs;"),
+        (line(frequency_penalty=0.1, stream=True), "unsupported: frequency_penalty, stream;"),
+        (line(temprature=1), "unsupported: temprature;"),
         (line(tool_choice="required"), "body.tool_choice: Input should be 'auto' or 'none'"),
         (line(tools=[{"type": "custom"}]), "only tools of type function"),
         (line(response_format={"type": "json_schema"}), "go together"),
-        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
     ],
 )  # fmt: skip
-def test_what_can_not_be_run_is_refused(text: str, message: str) -> None:
+def test_requests_that_cannot_be_run_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_request(text.encode())
 
 
-def test_what_changes_nothing_is_taken() -> None:
+def test_fields_that_change_nothing_are_accepted() -> None:
     parse_request(
         line(
             stop=[], logit_bias={}, logprobs=False, top_logprobs=0, frequency_penalty=0.0,
@@ -128,7 +128,7 @@ def test_all_bad_lines_are_told_together_and_nothing_is_written(tmp_path: Path) 
     assert str(caught.value).splitlines() == [
         "3 lines of the batch can't be run, so nothing was started:",
         "  in.jsonl:2: is not JSON: Expecting value: line 1 column 1 (char 0)",
-        "  in.jsonl:4: body: no counterpart here for stop; remove it",
+        "  in.jsonl:4: body: unsupported: stop; remove it",
         "  in.jsonl:5: custom_id 'a' is also that of in.jsonl:1",
     ]
     with pytest.raises(InputError, match=r"30 lines (?s:.*)in.jsonl:20: .*\n  and 10 more$"):
@@ -142,7 +142,7 @@ def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
     body: dict[str, Any] = {"temperature": 0.7, "max_completion_tokens": 99, "seed": 5, "n": 2}
     form: dict[str, Any] = {"response_format": json_format(FORM)}
     run = make_ready(job(tmp_path, line("a", **body, **form), line("b", **body, **form)))
-    policy = run.policy
+    policy = run.sampling
     assert (policy.temperature, policy.max_tokens, policy.seed, policy.n) == (0.7, 99, 5, 2)
     assert (policy.top_p, policy.top_k) == (0.95, 40)
     assert (run.answer.format, run.answer.json_schema) == ("json", FORM)
@@ -150,7 +150,7 @@ def test_what_all_requests_ask_for_is_the_runs_policy(tmp_path: Path) -> None:
 
 def test_saying_nothing_is_the_same_as_saying_what_the_run_has(tmp_path: Path) -> None:
     lines = [line("a"), line("b", n=1, temperature=0.6), line("c", presence_penalty=0)]
-    assert make_ready(job(tmp_path, *lines)).policy == job(tmp_path).policy
+    assert make_ready(job(tmp_path, *lines)).sampling == job(tmp_path).sampling
 
 
 def test_what_the_config_says_wins(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
         "answer": {"format": "text"},
     }
     run = make_ready(job(tmp_path, *lines, **sections))
-    assert (run.policy.temperature, run.policy.n, run.answer.format) == (0.8, 4, "text")
+    assert (run.sampling.temperature, run.sampling.n, run.answer.format) == (0.8, 4, "text")
 
 
 def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_an_output_among_the_input_is_refused(tmp_path: Path) -> None:
         make_ready(job(tmp_path, line(), input={"path": str(tmp_path)}))
 
 
-ANSWERS = Answers("run", "Qwen/QwQ-32B", 1_700_000_000)
+ANSWERS = ResultLines("run", "Qwen/QwQ-32B", 1_700_000_000)
 TRACE = {
     "tools": None, "think": "hm", "answer": "4", "state": "finished", "finish_reason": "stop",
     "prompt_tokens": 7, "think_tokens": 3, "answer_tokens": 2, "sample": 0, "error": None,

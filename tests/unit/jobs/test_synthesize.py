@@ -1,4 +1,4 @@
-"""jobs.synthesize without an engine: seeds to prompts, what is accepted, chats and their card."""
+"""jobs.synthesize without an engine: prompts from seeds, acceptance, chats and their card."""
 
 import json
 from collections import Counter
@@ -13,11 +13,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.accept import Duplicates, Rules, Tally, rejection
-from jobs.card import UNKNOWN, card, dataset_info
-from jobs.chats import Exported, conversation, export_schema, spoken
+from jobs.accept import AcceptanceRules, NearDuplicates, SampleCounts, rejection
+from jobs.card import UNKNOWN, Provenance, card, dataset_info
+from jobs.chats import Exported, conversation, export_schema, model_turn
 from jobs.seeds import PromptShards, expanded
 from jobs.synthesize import Synthesis
+from pipeline.answers.boxed import Boxed
 from pipeline.config.load import parse_as, parse_config
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.planning import Pass
@@ -46,7 +47,7 @@ def shards(folder: Path, rows: int, values: dict[str, Any] | None = None) -> Pro
 # Seeds
 
 
-def test_each_seed_comes_with_each_combination() -> None:
+def test_each_seed_is_expanded_with_each_combination() -> None:
     table = expanded(pa.table({"seed": ["a", "b"]}), VALUES)
     assert table.to_pylist() == [
         {"seed": seed, "style": style, "of": of}
@@ -68,16 +69,16 @@ def test_shards_hold_all_prompts_in_order(
     first = whole.write(rows)
     assert first == whole.rows_written
     assert first + whole.write(whole.rows) == whole.rows == whole.rows_written
-    found = pq.read_table(folder / "prompts", schema=None).to_pylist()
-    of_all = pa.concat_tables(
+    prompts = pq.read_table(folder / "prompts", schema=None).to_pylist()
+    expected = pa.concat_tables(
         expanded(pq.read_table(folder / f"in/s{i}.parquet"), VALUES) for i in range(len(sizes))
     )
-    assert found == of_all.to_pylist()
+    assert prompts == expected.to_pylist()
     for file in (folder / "prompts").iterdir():
         assert pq.read_metadata(file).num_rows <= max(6, rows)
 
 
-def test_shards_are_the_same_again_and_stay_as_they_are(tmp_path: Path) -> None:
+def test_shards_are_reproducible_and_never_rewritten(tmp_path: Path) -> None:
     seeds(tmp_path / "in", [7, 3])
     shards(tmp_path, 12).write(100)
     files = sorted((tmp_path / "prompts").iterdir())
@@ -94,7 +95,7 @@ def test_shards_are_the_same_again_and_stay_as_they_are(tmp_path: Path) -> None:
     assert [time for _, time in before][:2] == [time for _, time in after][:2]
 
 
-def test_other_seeds_or_values_are_refused_and_copied_ones_are_not(tmp_path: Path) -> None:
+def test_changed_seeds_or_values_are_refused_and_copied_seeds_are_not(tmp_path: Path) -> None:
     seeds(tmp_path / "in", [7])
     shards(tmp_path, 12).write(24)
     seeds(tmp_path / "in", [7])  # written again: another time of change
@@ -102,8 +103,8 @@ def test_other_seeds_or_values_are_refused_and_copied_ones_are_not(tmp_path: Pat
     seeds(tmp_path / "in", [7, 2])
     assert shards(tmp_path, 12).rows == 54
     for values, rows, message in (
-        ({"style": ["brief"]}, 12, r"synthesize.expand: there \[\['style', .* now \[\['style'"),
-        (None, 6, r"output.rows_per_part: there 12, now 6"),
+        ({"style": ["brief"]}, 12, r"synthesize.expand: was \[\['style', .* now \[\['style'"),
+        (None, 6, r"output.rows_per_part: was 12, is now 6"),
     ):
         with pytest.raises(OutputError, match=message):
             shards(tmp_path, rows, values)
@@ -115,7 +116,7 @@ def test_other_seeds_or_values_are_refused_and_copied_ones_are_not(tmp_path: Pat
         shards(tmp_path, 12)
 
 
-def test_seeds_that_can_not_be_expanded_are_refused(tmp_path: Path) -> None:
+def test_seeds_that_cannot_be_expanded_are_refused(tmp_path: Path) -> None:
     seeds(tmp_path / "in", [3])
     with pytest.raises(InputError, match=r"expand has seed, and the input has a column"):
         shards(tmp_path, 12, {"seed": ["x"]})
@@ -124,7 +125,7 @@ def test_seeds_that_can_not_be_expanded_are_refused(tmp_path: Path) -> None:
         shards(tmp_path, 12)
 
 
-# What is accepted
+# Acceptance
 
 GOOD: dict[str, Any] = {
     "state": "finished", "correct": None, "agreement": 0.5, "parsed": "1/2", "vote": "0.5",
@@ -135,48 +136,48 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("trace", "rules", "reason"),
     [
-        ({}, Rules(), None),
-        ({"state": "rescued"}, Rules(), "state"),
-        ({"state": "rescued"}, Rules(rescued=True), None),
-        ({"state": "unparsed", "correct": False}, Rules(rescued=True), "state"),
-        ({"correct": True}, Rules(), None),
-        ({"correct": False}, Rules(), "wrong"),
-        ({}, Rules(min_agreement=0.5), None),  # 1/2 is 0.5
-        ({}, Rules(min_agreement=0.6), "disagrees"),
+        ({}, AcceptanceRules(), None),
+        ({"state": "rescued"}, AcceptanceRules(), "state"),
+        ({"state": "rescued"}, AcceptanceRules(rescued=True), None),
+        ({"state": "unparsed", "correct": False}, AcceptanceRules(rescued=True), "state"),
+        ({"correct": True}, AcceptanceRules(), None),
+        ({"correct": False}, AcceptanceRules(), "wrong"),
+        ({}, AcceptanceRules(min_agreement=0.5), None),  # 1/2 is 0.5
+        ({}, AcceptanceRules(min_agreement=0.6), "disagrees"),
         (
             {"agreement": 0.6000000238418579},
-            Rules(min_agreement=0.6),
+            AcceptanceRules(min_agreement=0.6),
             None,
         ),  # as float32 has it
-        ({"vote": "3"}, Rules(min_agreement=0.5), "disagrees"),
+        ({"vote": "3"}, AcceptanceRules(min_agreement=0.5), "disagrees"),
         (
             {"correct": True, "vote": "3"},
-            Rules(min_agreement=1),
+            AcceptanceRules(min_agreement=1),
             None,
         ),  # the reference decides
-        ({}, Rules(max_tokens=60), None),
-        ({}, Rules(max_tokens=59), "too_long"),
+        ({}, AcceptanceRules(max_tokens=60), None),
+        ({}, AcceptanceRules(max_tokens=59), "too_long"),
     ],
 )
-def test_first_reason_that_holds_is_told(
-    trace: dict[str, Any], rules: Rules, reason: str | None
+def test_sample_is_rejected_for_the_first_reason_that_applies(
+    trace: dict[str, Any], rules: AcceptanceRules, reason: str | None
 ) -> None:
-    assert rejection({**GOOD, **trace}, rules, "boxed") == reason
+    assert rejection({**GOOD, **trace}, rules, Boxed()) == reason
 
 
-def test_duplicates_have_the_same_prompt_and_nearly_the_same_text() -> None:
+def test_near_duplicates_have_the_same_prompt_and_similar_text() -> None:
     text = " ".join(f"step {i} gives {i * i};" for i in range(60))
-    found = Duplicates(0.8)
-    assert found.of("a:0:0", "What  is it?", text) is None
-    assert found.of("a:0:1", "What is it?", text.replace("step 7 ", "then 7 ")) == "a:0:0"
-    assert found.of("a:0:2", "What is it?", text[: len(text) // 2]) is None
-    assert found.of("a:1:0", "What is that?", text) is None
-    assert found.of("a:1:1", "What is that?", text) == "a:1:0"
-    assert found.of("a:2:0", "p", "") is None
-    assert found.of("a:2:1", "p", "") == "a:2:0"
-    assert found.of("a:3:0", "p", "我们来一步一步地算这个题目") is None
-    assert found.of("a:3:1", "p", "我们来一步一步地算这个题目") == "a:3:0"
-    assert found.of("a:3:2", "p", "完全不同的另外一句话在这里") is None
+    index = NearDuplicates(0.8)
+    assert index.find_or_add("a:0:0", "What  is it?", text) is None
+    assert index.find_or_add("a:0:1", "What is it?", text.replace("step 7 ", "then 7 ")) == "a:0:0"
+    assert index.find_or_add("a:0:2", "What is it?", text[: len(text) // 2]) is None
+    assert index.find_or_add("a:1:0", "What is that?", text) is None
+    assert index.find_or_add("a:1:1", "What is that?", text) == "a:1:0"
+    assert index.find_or_add("a:2:0", "p", "") is None
+    assert index.find_or_add("a:2:1", "p", "") == "a:2:0"
+    assert index.find_or_add("a:3:0", "p", "我们来一步一步地算这个题目") is None
+    assert index.find_or_add("a:3:1", "p", "我们来一步一步地算这个题目") == "a:3:0"
+    assert index.find_or_add("a:3:2", "p", "完全不同的另外一句话在这里") is None
 
 
 # Chats
@@ -194,11 +195,11 @@ def prepared(columns: PromptColumns, rows: list[dict[str, Any]], **prompt: Any) 
 TRACE = {"think": "Hm.", "answer": "Yes.", "sample_id": "a:0:0"}
 
 
-def test_turns_are_what_the_model_was_given_and_its_own() -> None:
+def test_chat_has_the_turns_the_model_was_given_and_its_own() -> None:
     run = prepared(
         PromptColumns(template="Is {x}?"), [{"x": 1}], system="Be good.", suffix="Think."
     )
-    chat = conversation({"x": 1, **TRACE}, NAMES, run, thinking=True)
+    chat = conversation({"x": 1, **TRACE}, NAMES, run, with_thinking=True)
     assert chat == {
         "messages": [
             {"role": "system", "content": "Be good."},
@@ -207,9 +208,9 @@ def test_turns_are_what_the_model_was_given_and_its_own() -> None:
         ],
         "id": "a:0:0",
     }
-    bare = conversation({"x": 1, **TRACE}, NAMES, run, thinking=False)
+    bare = conversation({"x": 1, **TRACE}, NAMES, run, with_thinking=False)
     assert bare["messages"][-1] == {"role": "assistant", "content": "Yes."}
-    assert spoken(None, "Yes.", thinking=True) == "Yes."
+    assert model_turn(None, "Yes.", with_thinking=True) == "Yes."
     assert pa.Table.from_pylist([chat], export_schema(run)).to_pylist() == [chat]
 
 
@@ -227,7 +228,7 @@ def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
     ]
     run = prepared(PromptColumns(messages="messages", tools="tools"), rows)
     row = pa.Table.from_pylist(rows).to_pylist()[0]
-    chat = conversation({**row, **TRACE}, NAMES, run, thinking=False)
+    chat = conversation({**row, **TRACE}, NAMES, run, with_thinking=False)
     [table] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
     user, called, result, last = table["messages"]
     assert (user["content"], result["content"], last["content"]) == ("q", "r", "Yes.")
@@ -241,36 +242,36 @@ def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
 # The card
 
 
-def test_card_says_what_is_in_it_and_what_made_it() -> None:
-    tally = Tally(
+def test_card_describes_the_data_and_how_it_was_made() -> None:
+    counts = SampleCounts(
         10, 20, 5, Counter(wrong=9, duplicate=6), Counter(finished=20), 100, 50, 7
-    )  # fmt: skip
+    )
     settings = {
         "model.path": "Qwen/QwQ-32B", "model.revision": "abc", "model.chat_template": "12ab",
         "sampling.n": 2, "sampling.agree": None,
     }  # fmt: skip
-    rules: dict[str, Any] = {
+    section: dict[str, Any] = {
         "license": None, "source": None, "export": "accepted", "rescued": False,
         "min_agreement": None, "max_tokens": 4096, "near_duplicate": 0.8,
     }  # fmt: skip
     retry = Pass(1, 0, 2, ("truncated",), (("sampling.max_tokens", 99),))
     exported = Exported(5, {"thinking": 1500, "answers-jsonl": 2_500_000})
-    text = card(tally, exported, settings, {"ray": "2.60"}, [retry], rules)
+    text = card(counts, exported, Provenance(settings, {"ray": "2.60"}, [retry]), section)
     _, front, body = text.split("---\n", 2)
     head = yaml.safe_load(front)
     assert head["license"] == "unknown"
     assert head["size_categories"] == ["n<1K"]
     assert [entry["config_name"] for entry in head["configs"]] == ["thinking", "answers"]
-    for said in (
+    for line in (
         "5 conversations, written by Qwen/QwQ-32B (revision abc)", f"License: {UNKNOWN}",
         "20 samples of 10 prompts were drawn, and 5 accepted", "| 9 | `wrong`", "1.5 kB", "2.5 MB",
-        "100 thinking, 50 answers, 7 given up", "`max_tokens` 4096", '`chat_template` "12ab"',
-        "- sampling: `n` 2\n", "retry 1 of what had ended truncated: `sampling.max_tokens` 99",
+        "100 thinking, 50 answers, 7 in abandoned attempts", "`max_tokens` 4096", '`chat_template` "12ab"',
+        "- sampling: `n` 2\n", "retry 1 of traces that ended truncated: `sampling.max_tokens` 99",
         "ray 2.60",
     ):  # fmt: skip
-        assert said in body
+        assert line in body
     assert yaml.safe_load(card(
-        tally, Exported(10**6), settings, {}, [], {**rules, "license": "mit: mine"}
+        counts, Exported(10**6), Provenance(settings, {}), {**section, "license": "mit: mine"}
     ).split("---\n")[1])["license"] == "mit: mine"  # fmt: skip
     entry = json.loads(dataset_info())["synthetic_thinking"]
     assert entry["file_name"] == "thinking-jsonl"
@@ -301,7 +302,7 @@ def config(synthesize: dict[str, Any], **sections: Any) -> Synthesis:
         ({"accepted": 0}, None, "synthesize.accepted"),
     ],
 )
-def test_config_that_can_not_be_meant_is_refused(
+def test_config_without_a_sensible_meaning_is_refused(
     synthesize: dict[str, Any], template: str | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):

@@ -1,19 +1,30 @@
 """Where a run ends though rows are left."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, LimitReachedError
 from pipeline.monitor import limits
+from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.figures import Snapshot, Totals
 from pipeline.monitor.limits import Limits, cost_minutes
+
+
+class FakeCoordinator(CoordinatorClient):
+    """Engines that have spent some tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.asked, self._tokens = 0, tokens
+
+    def snapshot(self) -> Snapshot:
+        self.asked += 1
+        return Snapshot(Totals(spent_tokens=self._tokens))
 
 
 def _config(
@@ -54,7 +65,7 @@ def test_the_nearest_limit_ends_the_run(
     given: dict[str, Any], seconds: float | None, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
-    assert _reason(Limits(_config(**given), seconds)).startswith(f"{why}; what is finished is kept")
+    assert _reason(Limits(_config(**given), seconds)).startswith(f"{why}; finished rows are kept")
 
 
 def test_no_limit_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,20 +85,17 @@ def test_engines_are_told_a_minute_before(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_tokens_of_all_lanes_and_passes_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(ray, "get", lambda snapshot, timeout: snapshot)
     seen = []
 
     @contextmanager
-    def watch(coordinator: Any, rows: int, tier: str) -> Any:
+    def observer(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
         seen.append((rows, tier))
         yield
 
     ready = Limits(_config(output_tokens=1000))
-    tracking = ready.tracking(watch)
+    tracking = ready.tracking(observer)
     for rows, tier, tokens in ((3, "native", 600), (2, "yarn", 500)):
-        snapshot = Snapshot(Totals(spent_tokens=tokens), 0, 0, None)
-        coordinator = SimpleNamespace(snapshot=SimpleNamespace(remote=lambda s=snapshot: s))
-        with tracking(coordinator, rows, tier):
+        with tracking(FakeCoordinator(tokens), rows, tier):
             pass
     assert seen == [(3, "native"), (2, "yarn")]
     assert ready.totals.spent_tokens == 1100
@@ -102,27 +110,22 @@ def test_cost_is_that_of_all_gpus() -> None:
         _config(price=None, cost=3)
 
 
-def test_no_board_is_asked_once_its_engines_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_coordinator_is_asked_once_its_engines_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With Ray gone, asking would start another."""
     monkeypatch.setattr(limits, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(ray, "get", lambda snapshot, timeout: snapshot)
-    asked = []
-
-    def ask() -> Snapshot:
-        asked.append(True)
-        return Snapshot(Totals(spent_tokens=7), 0, 0, None)
 
     @contextmanager
-    def watch(coordinator: Any, rows: int, tier: str) -> Any:
+    def observer(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
         yield
 
-    ready = Limits(_config())
-    coordinator = SimpleNamespace(snapshot=SimpleNamespace(remote=ask))
+    ready, coordinator = Limits(_config()), FakeCoordinator(7)
     with ready.enforced(lambda _: None):
-        with ready.tracking(watch)(coordinator, 1, ""):
+        with ready.tracking(observer)(coordinator, 1, ""):
             threading.Event().wait(0.05)
-        assert asked
-        asked.clear()
+        assert coordinator.asked
+        coordinator.asked = 0
         threading.Event().wait(0.05)
-    assert not asked
+    assert not coordinator.asked
     assert ready.totals.spent_tokens == 7

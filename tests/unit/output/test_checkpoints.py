@@ -1,4 +1,4 @@
-"""Checkpoints: the furthest that was saved goes on, what is durable is forgotten."""
+"""Checkpoints: the furthest progress continues, durable traces are forgotten."""
 
 from array import array
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,10 @@ from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.storage import Storage
-from tests.unit.output.test_ledger import EXTENT, block
+from tests.unit.output.test_ledger import PART, block
 
 OTHER = PartRef("en/shard-0.00002.parquet", 100, 110)
-KEYS = [(EXTENT, 100, 0), (EXTENT, 100, 1), (EXTENT, 101, 0)]
+KEYS = [(PART, 100, 0), (PART, 100, 1), (PART, 101, 0)]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def saved(ledger: Ledger) -> list[str]:
     return [info.name for info in ledger.store.files() if info.name.endswith(RUNNING)]
 
 
-def test_next_engine_goes_on_where_the_last_was(ledger: Ledger) -> None:
+def test_next_engine_continues_from_the_last_save(ledger: Ledger) -> None:
     first = Checkpoints(ledger, "one", 0)
     a, b, c = first.start(KEYS, set())
     a.report([1, 2])
@@ -43,7 +43,7 @@ def test_next_engine_goes_on_where_the_last_was(ledger: Ledger) -> None:
     assert (c.token_ids, c.carried) == (array("i"), 0)
 
 
-def test_furthest_of_several_counts_and_a_finished_one_before_all(ledger: Ledger) -> None:
+def test_furthest_checkpoint_counts_and_a_finished_trace_before_all(ledger: Ledger) -> None:
     for engine, tokens, reason in (("x", [1], None), ("y", [1, 2], "stop"), ("z", [1, 2, 3], None)):
         checkpoints = Checkpoints(ledger, engine, 0)
         [trace] = checkpoints.start(KEYS[:1], {"x", "y", "z"})
@@ -56,7 +56,7 @@ def test_furthest_of_several_counts_and_a_finished_one_before_all(ledger: Ledger
     assert trace.token_ids.tolist() == [1, 2, 3]
 
 
-def test_engine_goes_on_with_its_own_trace_when_its_block_is_repeated(ledger: Ledger) -> None:
+def test_engine_continues_its_own_trace_when_its_block_is_repeated(ledger: Ledger) -> None:
     checkpoints = Checkpoints(ledger, "one", 0)
     [trace] = checkpoints.start(KEYS[:1], set())
     trace.report([1, 2, 3])
@@ -64,7 +64,7 @@ def test_engine_goes_on_with_its_own_trace_when_its_block_is_repeated(ledger: Le
     assert (again.token_ids.tolist(), again.carried) == ([1, 2, 3], 3)
 
 
-def test_other_passes_and_parts_have_their_own(ledger: Ledger) -> None:
+def test_passes_and_parts_have_separate_checkpoints(ledger: Ledger) -> None:
     checkpoints = Checkpoints(ledger, "one", 0)
     [trace] = checkpoints.start(KEYS[:1], set())
     trace.report([1])
@@ -73,7 +73,7 @@ def test_other_passes_and_parts_have_their_own(ledger: Ledger) -> None:
     assert len(Checkpoints(ledger, "two", 0).start([(OTHER, 100, 0)], set())[0].token_ids) == 0
 
 
-def test_what_is_durable_is_forgotten(ledger: Ledger) -> None:
+def test_durable_traces_are_forgotten(ledger: Ledger) -> None:
     checkpoints = Checkpoints(ledger, "one", 0)
     for trace in checkpoints.start(KEYS, set()):
         trace.report([1])
@@ -89,13 +89,13 @@ def test_what_is_durable_is_forgotten(ledger: Ledger) -> None:
     assert saved(ledger) == []
 
 
-def test_torn_checkpoint_costs_its_tokens_and_nothing_else(ledger: Ledger) -> None:
-    ledger.store.put(checkpoint_name(EXTENT, "dead", 0), b"PAR1 torn")
+def test_torn_checkpoint_loses_only_its_tokens(ledger: Ledger) -> None:
+    ledger.store.put(checkpoint_name(PART, "dead", 0), b"PAR1 torn")
     [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
     assert trace.carried == 0
 
 
-def test_rescue_goes_on_and_its_phrase_is_not_counted_as_carried(ledger: Ledger) -> None:
+def test_rescue_continues_and_its_phrase_does_not_count_as_carried(ledger: Ledger) -> None:
     checkpoints = Checkpoints(ledger, "one", 0)
     [trace] = checkpoints.start(KEYS[:1], set())
     trace.report([1, 2, 3])
@@ -141,8 +141,8 @@ def test_block_starts_while_a_save_is_being_written(
     assert (a.token_ids.tolist(), b.token_ids.tolist()) == ([1, 2, 4], [3])
 
 
-@pytest.mark.parametrize(("broken", "whole"), [(EXTENT, OTHER), (OTHER, EXTENT)])
-def test_part_that_cannot_be_saved_keeps_no_other_from_it(
+@pytest.mark.parametrize(("broken", "whole"), [(PART, OTHER), (OTHER, PART)])
+def test_part_that_can_not_be_saved_does_not_stop_the_others(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, broken: PartRef, whole: PartRef
 ) -> None:
     checkpoints, put = Checkpoints(ledger, "one", 0), ledger.store.put

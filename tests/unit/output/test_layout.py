@@ -1,11 +1,17 @@
-"""The names of an output location: what is written is found again, other names are passed over."""
+"""File names of an output location: written names parse back, other names are ignored."""
 
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.output.layout import checkpoint_name, fragment_name, journal_entry, runs, sort_listing
+from pipeline.output.layout import (
+    checkpoint_name,
+    contiguous,
+    fragment_name,
+    parse_journal_name,
+    parse_listing,
+)
 from pipeline.planning import PartRef
 from pipeline.storage import FileInfo
 
@@ -13,19 +19,19 @@ NAMES = st.text("abc./-_0", min_size=1).map(lambda name: f"{name.strip('/')}x.00
 
 
 @given(NAMES, st.integers(0, 99), st.integers(0, 99), st.integers(0, 3))
-def test_names_of_the_journal_are_read_back(name: str, start: int, rows: int, number: int) -> None:
-    ref = PartRef(name, start, start + rows)
-    assert PartRef.parse(str(ref)) == ref
-    fragment = FileInfo(fragment_name(ref, start, start + rows, number), 1, "t")
-    found = journal_entry(fragment)
-    assert found is not None
-    assert (found.part, found.number, found.rows) == (name, number, (start, start + rows))
-    found = journal_entry(FileInfo(checkpoint_name(ref, "1f3c", number), 1, "t"))
-    assert found is not None
-    assert (found.part, found.number, found.rows, found.engine) == (name, number, None, "1f3c")
+def test_journal_names_parse_back(name: str, start: int, rows: int, number: int) -> None:
+    part = PartRef(name, start, start + rows)
+    assert PartRef.parse(str(part)) == part
+    fragment = FileInfo(fragment_name(part, start, start + rows, number), 1, "t")
+    entry = parse_journal_name(fragment)
+    assert entry is not None
+    assert (entry.part, entry.pass_number, entry.rows) == (name, number, (start, start + rows))
+    entry = parse_journal_name(FileInfo(checkpoint_name(part, "1f3c", number), 1, "t"))
+    assert entry is not None
+    assert (entry.part, entry.pass_number, entry.rows, entry.engine) == (name, number, None, "1f3c")
 
 
-def test_contents_are_sorted_by_pass() -> None:
+def test_listing_is_sorted_by_pass() -> None:
     names = [
         "a.00000.parquet", "en/b.00000.parquet", "__qwq/manifest.yaml", "__qwq/lease/00000001.yaml",
         "__qwq/journal/c.00000/0-4.rows", "__qwq/journal/c.00000/8-9.rows",
@@ -33,21 +39,21 @@ def test_contents_are_sorted_by_pass() -> None:
         "__qwq/passes/00001.yaml", "__qwq/passes/00001.closed", "__qwq/passes/00002.yaml",
         "__qwq/passes/00002/en/b.00000.done",
     ]  # fmt: skip
-    found = sort_listing(FileInfo(name, 1, "t") for name in names)
-    assert found.parts() == {"a.00000.parquet", "en/b.00000.parquet"}
-    assert found.covered(0) == {"c.00000.parquet": [(0, 4), (8, 9)]}
-    assert found.covered(2) == {"a.00000.parquet": [(0, 4)]}
-    assert (found.passes, found.closed) == ({1, 2}, {1})
-    assert found.parts(2) == {"en/b.00000.parquet"}
+    listing = parse_listing(FileInfo(name, 1, "t") for name in names)
+    assert listing.finished_parts() == {"a.00000.parquet", "en/b.00000.parquet"}
+    assert listing.durable_ranges(0) == {"c.00000.parquet": [(0, 4), (8, 9)]}
+    assert listing.durable_ranges(2) == {"a.00000.parquet": [(0, 4)]}
+    assert (listing.passes, listing.closed) == ({1, 2}, {1})
+    assert listing.finished_parts(2) == {"en/b.00000.parquet"}
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3)), unique_by=lambda span: span[0]))
-def test_runs_break_where_something_is_missing(found: list[tuple[int, int]]) -> None:
-    spans = [(start, start + 1) for start, count in sorted(found) for _ in range(count)]
-    pieces = runs(spans)
+def test_contiguous_pieces_end_where_rows_are_missing(rows: list[tuple[int, int]]) -> None:
+    spans = [(start, start + 1) for start, count in sorted(rows) for _ in range(count)]
+    pieces = contiguous(spans)
     assert [i for low, high in pieces for i in range(low, high)] == list(range(len(spans)))
     for low, high in pieces:
-        rows = sorted({start for start, _ in spans[low:high]})
-        assert rows == list(range(rows[0], rows[-1] + 1))
+        starts = sorted({start for start, _ in spans[low:high]})
+        assert starts == list(range(starts[0], starts[-1] + 1))
     for (_, end), (begin, _) in pairwise(pieces):
         assert spans[end - 1][1] < spans[begin][0]

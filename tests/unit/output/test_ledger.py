@@ -1,4 +1,4 @@
-"""The ledger: existence means done, writes can be repeated, foreign output is refused."""
+"""The ledger: existence means done, writes are repeatable, foreign output is refused."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +23,14 @@ METADATA = {
     "settings": {"sampling.n": 1},
     "versions": {},
 }
-EXTENT = PartRef("en/shard-0.00001.parquet", 100, 110)
+PART = PartRef("en/shard-0.00001.parquet", 100, 110)
 RUN = Pass(0, 0, 1)
 
 
 def block(
     rows: list[int],
     text: str = "t",
-    ref: PartRef = EXTENT,
+    part: PartRef = PART,
     samples: tuple[int, ...] = (0,),
     spans: list[tuple[int, int]] | None = None,
     state: str = "finished",
@@ -47,7 +47,7 @@ def block(
         for row, _, sample in keys
     ]  # fmt: skip
     table = pa.Table.from_pylist(traces, SCHEMA)
-    origins = [(str(ref), row, list(samples), *span) for row, span, _ in keys]
+    origins = [(str(part), row, list(samples), *span) for row, span, _ in keys]
     for field, column in zip(ORIGIN_FIELDS, zip(*origins, strict=True), strict=True):
         table = table.append_column(field, pa.array(column, field.type))
     return table
@@ -58,33 +58,33 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(Storage(str(tmp_path / "out")))
 
 
-def read(ledger: Ledger, ref: PartRef = EXTENT) -> pa.Table:
-    return pq.read_table(ledger.store.path(ref.name))
+def read(ledger: Ledger, part: PartRef = PART) -> pa.Table:
+    return pq.read_table(ledger.store.path(part.name))
 
 
 def test_part_appears_with_its_last_fragment_and_in_row_order(ledger: Ledger) -> None:
     for rows in ([104, 105, 106], [100, 101], [108, 109, 102, 103]):
-        [ref] = ledger.write_block(block(rows))
-        assert ref == EXTENT
-        assert not ledger.commit(ref, RUN, SCHEMA, METADATA)
-    assert ledger.listing().covered(0) == {
-        EXTENT.name: [(100, 102), (102, 104), (104, 107), (108, 110)]
+        [part] = ledger.write_block(block(rows))
+        assert part == PART
+        assert not ledger.commit(part, RUN, SCHEMA, METADATA)
+    assert ledger.listing().durable_ranges(0) == {
+        PART.name: [(100, 102), (102, 104), (104, 107), (108, 110)]
     }
     ledger.write_block(block([107]))
-    assert ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    assert ledger.commit(PART, RUN, SCHEMA, METADATA)
     assert read(ledger)["id"].to_pylist() == list(range(100, 110))
     assert read(ledger).schema.names == SCHEMA.names
-    assert ledger.listing().parts() == {EXTENT.name}
+    assert ledger.listing().finished_parts() == {PART.name}
     assert ledger.listing().journal == {}
 
 
-def test_block_done_twice_leaves_one_set_of_rows_the_first(ledger: Ledger) -> None:
+def test_repeated_block_keeps_the_rows_that_came_first(ledger: Ledger) -> None:
     two = replace(RUN, stop=2)
     ledger.write_block(block([*range(100, 105)], samples=(0, 1)))
     ledger.write_block(block([*range(100, 105)], "again", samples=(0, 1)))
-    ledger.write_block(block([*range(103, 110)], "other", samples=(0, 1)))  # other borders
-    assert ledger.listing().covered(0) == {EXTENT.name: [(100, 105), (105, 110)]}
-    assert ledger.commit(EXTENT, two, SCHEMA, METADATA)
+    ledger.write_block(block([*range(103, 110)], "other", samples=(0, 1)))  # overlaps the first
+    assert ledger.listing().durable_ranges(0) == {PART.name: [(100, 105), (105, 110)]}
+    assert ledger.commit(PART, two, SCHEMA, METADATA)
     ledger.write_block(block([*range(103, 110)], "late", samples=(0, 1)))
     assert ledger.listing().journal == {}
     table = read(ledger)
@@ -94,16 +94,14 @@ def test_block_done_twice_leaves_one_set_of_rows_the_first(ledger: Ledger) -> No
 
 
 @pytest.mark.parametrize("late", [[*range(100, 105)], [103], [*range(102, 108)]])
-def test_what_was_durable_first_stays_whatever_borders_come_later(
-    ledger: Ledger, late: list[int]
-) -> None:
-    """As a driver writes that has not heard yet that it is no longer the one."""
+def test_durable_rows_stay_whatever_ranges_come_later(ledger: Ledger, late: list[int]) -> None:
+    """As written by a driver that has lost its lease without knowing."""
     first = [103, *range(105, 110)]
     for rows in ([103], [*range(105, 110)]):
         ledger.write_block(block(rows))
     ledger.write_block(block(late, "late"))
     ledger.write_block(block([row for row in range(100, 105) if row != 103], "rest"))
-    assert ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    assert ledger.commit(PART, RUN, SCHEMA, METADATA)
     table = read(ledger)
     assert table["id"].to_pylist() == list(range(100, 110))
     kept = dict(zip(table["id"].to_pylist(), table["think"].to_pylist(), strict=True))
@@ -111,62 +109,62 @@ def test_what_was_durable_first_stays_whatever_borders_come_later(
 
 
 def test_fragments_that_overlap_are_merged_row_by_row(ledger: Ledger) -> None:
-    """As two drivers may leave them, each having listed before the other wrote."""
+    """As left by two drivers that both listed before either wrote."""
     other = Ledger(Storage(ledger.store.url + "-other"))
     ledger.write_block(block([*range(100, 106)]))
     other.write_block(block([*range(103, 110)], "other"))
     [info] = other.store.files()
     ledger.store.put(info.name, other.store.read(info.name))
-    assert ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    assert ledger.commit(PART, RUN, SCHEMA, METADATA)
     assert read(ledger)["think"].to_pylist() == ["t"] * 6 + ["other"] * 4
 
 
 def test_block_across_two_parts_goes_to_both(ledger: Ledger) -> None:
     other = PartRef("en/shard-0.00002.parquet", 110, 112)
-    table = pa.concat_tables([block([108, 109]), block([110, 111], ref=other)])
-    assert ledger.write_block(table) == {EXTENT, other}
+    table = pa.concat_tables([block([108, 109]), block([110, 111], part=other)])
+    assert ledger.write_block(table) == {PART, other}
     assert ledger.commit(other, RUN, SCHEMA, METADATA)
     assert read(ledger, other)["id"].to_pylist() == [110, 111]
 
 
-def test_part_is_committed_once_whatever_races(ledger: Ledger) -> None:
+def test_part_is_complete_after_concurrent_commits(ledger: Ledger) -> None:
     rows = list(range(100, 110))
     random.Random(0).shuffle(rows)
 
-    def work(row: int) -> None:
+    def write_and_commit(row: int) -> None:
         ledger.write_block(block([row]))
-        ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+        ledger.commit(PART, RUN, SCHEMA, METADATA)
 
     with ThreadPoolExecutor(10) as pool:
-        list(pool.map(work, rows))
-    ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+        list(pool.map(write_and_commit, rows))
+    ledger.commit(PART, RUN, SCHEMA, METADATA)
     assert read(ledger)["id"].to_pylist() == list(range(100, 110))
 
 
-def test_part_that_lacks_samples_is_not_called_finished(ledger: Ledger) -> None:
+def test_part_without_all_samples_is_not_finished(ledger: Ledger) -> None:
     ledger.write_block(block([*range(100, 110)], samples=(0, 1)))
     with pytest.raises(OutputError, match=r"make 20 traces of 10 rows, not 30 of 10"):
-        ledger.commit(EXTENT, replace(RUN, stop=3), SCHEMA, METADATA)
-    assert ledger.listing().parts() == frozenset()
+        ledger.commit(PART, replace(RUN, stop=3), SCHEMA, METADATA)
+    assert ledger.listing().finished_parts() == frozenset()
 
 
-def test_pass_over_chosen_rows_changes_these_alone(ledger: Ledger) -> None:
+def test_pass_over_chosen_rows_changes_only_these(ledger: Ledger) -> None:
     two = replace(RUN, stop=2)
     ledger.write_block(block([*range(100, 110)], samples=(0, 1)))
-    ledger.commit(EXTENT, two, SCHEMA, METADATA)
+    ledger.commit(PART, two, SCHEMA, METADATA)
     retry = Pass(1, 0, 2, ("truncated",), (("sampling.max_tokens", 99),))
     ledger.write_block(block([107], "new", samples=(1,), spans=[(107, 110)]), 1)
-    assert not ledger.commit(EXTENT, retry, SCHEMA, METADATA)
+    assert not ledger.commit(PART, retry, SCHEMA, METADATA)
     ledger.write_block(block([103], "new", samples=(0,), spans=[(100, 107)]), 1)
-    assert ledger.listing().covered(1) == {EXTENT.name: [(100, 107), (107, 110)]}
-    assert ledger.commit(EXTENT, retry, SCHEMA, METADATA)
+    assert ledger.listing().durable_ranges(1) == {PART.name: [(100, 107), (107, 110)]}
+    assert ledger.commit(PART, retry, SCHEMA, METADATA)
     table = read(ledger)
     assert table["id"].to_pylist() == [row for row in range(100, 110) for _ in range(2)]
     assert table["sample"].to_pylist() == [0, 1] * 10
     new = [(r["id"], r["sample"]) for r in table.to_pylist() if r["think"] == "new"]
     assert new == [(103, 0), (107, 1)]
-    assert ledger.listing().parts(1) == {EXTENT.name}
-    footer = part_metadata(ledger.store, EXTENT.name)
+    assert ledger.listing().finished_parts(1) == {PART.name}
+    footer = part_metadata(ledger.store, PART.name)
     assert footer["passes"] == [
         {
             "number": 1,
@@ -178,69 +176,69 @@ def test_pass_over_chosen_rows_changes_these_alone(ledger: Ledger) -> None:
     assert footer["summary"]["traces"] == 20
 
 
-def test_pass_that_is_merged_again_after_a_crash_leaves_the_same(ledger: Ledger) -> None:
+def test_pass_merged_again_after_a_crash_gives_the_same_part(ledger: Ledger) -> None:
     ledger.write_block(block([*range(100, 110)]))
-    ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    ledger.commit(PART, RUN, SCHEMA, METADATA)
     more = Pass(1, 1, 3)
     new = block([*range(100, 110)], "new", samples=(1, 2))
     ledger.write_block(new, 1)
-    ledger.commit(EXTENT, more, SCHEMA, METADATA)
+    ledger.commit(PART, more, SCHEMA, METADATA)
     first = read(ledger)
-    ledger.store.delete([done_name(EXTENT, 1)])  # as if the driver had died before the mark
+    ledger.store.delete([done_name(PART, 1)])  # as if the driver had died before it wrote the mark
     ledger.write_block(new, 1)
-    ledger.commit(EXTENT, more, SCHEMA, METADATA)
+    ledger.commit(PART, more, SCHEMA, METADATA)
     assert read(ledger).equals(first)
     assert first["sample"].to_pylist() == [0, 1, 2] * 10
     assert first["think"].to_pylist() == ["t", "new", "new"] * 10
-    assert part_metadata(ledger.store, EXTENT.name)["settings"]["sampling.n"] == 3
+    assert part_metadata(ledger.store, PART.name)["settings"]["sampling.n"] == 3
 
 
 def test_closed_pass_leaves_no_marks(ledger: Ledger) -> None:
     more = Pass(1, 1, 2)
     ledger.open_pass(more)
     assert ledger.passes(ledger.listing()) == [more]
-    ledger.store.put(done_name(EXTENT, 1), b"")
+    ledger.store.put(done_name(PART, 1), b"")
     ledger.close_pass(more)
     listing = ledger.listing()
     assert listing.closed == {1}
-    assert listing.parts(1) == frozenset()
+    assert listing.finished_parts(1) == frozenset()
 
 
-def test_shard_whose_name_is_a_part_of_another_keeps_its_own_fragments(ledger: Ledger) -> None:
+def test_nested_shard_names_keep_their_fragments_apart(ledger: Ledger) -> None:
     outer, inner = PartRef("a.00000.parquet", 0, 2), PartRef("a.00000/b.00000.parquet", 0, 2)
-    ledger.write_block(block([0], ref=outer))
-    ledger.write_block(block([0, 1], ref=inner))
+    ledger.write_block(block([0], part=outer))
+    ledger.write_block(block([0, 1], part=inner))
     assert not ledger.commit(outer, RUN, SCHEMA, METADATA)
-    ledger.write_block(block([1], ref=outer))
+    ledger.write_block(block([1], part=outer))
     assert ledger.commit(outer, RUN, SCHEMA, METADATA)
     assert ledger.commit(inner, RUN, SCHEMA, METADATA)
 
 
-def test_empty_part_is_a_file_too(ledger: Ledger) -> None:
+def test_empty_part_becomes_a_file(ledger: Ledger) -> None:
     empty = PartRef("empty.00000.parquet", 0, 0)
     assert ledger.commit(empty, RUN, SCHEMA, METADATA)
     assert read(ledger, empty).num_rows == 0
 
 
-def test_part_says_what_made_it(ledger: Ledger) -> None:
+def test_footer_counts_the_traces(ledger: Ledger) -> None:
     ledger.write_block(block([*range(100, 110)]))
-    ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
-    assert part_metadata(ledger.store, EXTENT.name)["summary"] == {
+    ledger.commit(PART, RUN, SCHEMA, METADATA)
+    assert part_metadata(ledger.store, PART.name)["summary"] == {
         "rows": 10, "traces": 10, "states": {"finished": 10}, "duplicates": 0,
         "prompt_tokens": 50, "think_tokens": 20, "answer_tokens": 10, "carried_tokens": 0,
     }  # fmt: skip
 
 
-def test_bookkeeping_does_not_show_in_the_dataset(ledger: Ledger) -> None:
+def test_bookkeeping_files_are_not_read_as_data(ledger: Ledger) -> None:
     ledger.open_run({"a": 1}, {})
     ledger.write_block(block([*range(100, 110)]))
-    ledger.commit(EXTENT, RUN, SCHEMA, METADATA)
+    ledger.commit(PART, RUN, SCHEMA, METADATA)
     other = PartRef("en/shard-0.00002.parquet", 110, 120)
-    ledger.write_block(block([110, 111], ref=other))
+    ledger.write_block(block([110, 111], part=other))
     assert pq.read_table(ledger.store.root).num_rows == 10
 
 
-def test_other_settings_are_refused_in_words(ledger: Ledger) -> None:
+def test_other_settings_are_refused_by_name(ledger: Ledger) -> None:
     settings = {"sampling.temperature": 0.6, "model.path": "m", "sampling.n": 2}
     ledger.open_run(settings, {"ray": "1"})
     ledger.open_run(dict(reversed(settings.items())), {"ray": "2"})
@@ -255,7 +253,7 @@ def test_other_settings_are_refused_in_words(ledger: Ledger) -> None:
         ledger.check_run({**settings, "sampling.n": 1})
 
 
-def test_changed_shards_are_refused_and_new_ones_are_not(ledger: Ledger) -> None:
+def test_changed_shards_are_refused_and_new_ones_accepted(ledger: Ledger) -> None:
     shards = [Shard(f"s{i}.parquet", "", 5, 100 + i, "tag") for i in range(3)]
     ledger.record_shards(shards[:2], SCHEMA, "in")
     ledger.check_shards(shards)
@@ -270,7 +268,7 @@ def test_changed_shards_are_refused_and_new_ones_are_not(ledger: Ledger) -> None
     assert SHARDS in str(caught.value)
 
 
-def test_folder_with_other_files_is_refused_and_left_alone(ledger: Ledger) -> None:
+def test_folder_with_other_files_is_refused_and_unchanged(ledger: Ledger) -> None:
     ledger.store.put("thesis.txt", b"x")
     with pytest.raises(OutputError, match=r"is not empty and not the output of a run .*thesis.txt"):
         ledger.open_run({"a": 1}, {})

@@ -1,4 +1,4 @@
-"""Rendering: the published prompts exactly, and text that stays text."""
+"""Rendering: published prompts are exact, and text from rows stays text."""
 
 import json
 from functools import cache
@@ -45,7 +45,7 @@ def test_published_prompt_is_rendered_exactly(model: str, case: str) -> None:
     expected = PUBLISHED["rendered"][model][case]
     name = NANO_OF[model]
     if not PUBLISHED["cases"][case]["add_generation_prompt"]:
-        # The pipeline always asks for an answer; without one, only the template itself is at stake.
+        # The pipeline always adds a generation prompt; here only the template is tested.
         text = tokenizer(name).apply_chat_template(messages, tools=tools, tokenize=False)
         assert text == expected
     elif isinstance(expected, dict):
@@ -58,16 +58,18 @@ def test_published_prompt_is_rendered_exactly(model: str, case: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "case"), CASES)
-def test_messages_that_went_through_arrow_render_the_same(model: str, case: str) -> None:
-    """Arrow gives all objects of a column the same keys, null where there was none."""
+def test_messages_from_arrow_render_the_same(model: str, case: str) -> None:
+    """Arrow gives all objects of a column the same keys, with null for those an object lacks."""
     messages = PUBLISHED["cases"][case]["messages"]
     tools = PUBLISHED["cases"][case].get("tools")
     table = pa.Table.from_pylist([{"messages": messages, "tools": tools}])
     row = TableRow(table, 0)
-    got = row_messages(row, MESSAGES, None, None)
+    from_arrow = row_messages(row, MESSAGES, None, None)
     expected = PUBLISHED["rendered"][model][case]
     if not isinstance(expected, dict) and PUBLISHED["cases"][case]["add_generation_prompt"]:
-        assert renderer(NANO_OF[model]).render(got, row_tools(row, MESSAGES)).text == expected
+        assert (
+            renderer(NANO_OF[model]).render(from_arrow, row_tools(row, MESSAGES)).text == expected
+        )
 
 
 def test_tool_call_arguments_as_json_text_are_not_encoded_twice() -> None:
@@ -112,7 +114,7 @@ def test_text_never_becomes_a_control_token(name: str, role: str, text: str) -> 
 
 
 @given(text=HOSTILE)
-def test_tool_definitions_and_calls_are_text_too(text: str) -> None:
+def test_tool_definitions_and_calls_stay_text(text: str) -> None:
     def render(value: str) -> list[int]:
         call = {"function": {"name": "f", "arguments": {value: value}}}
         messages: list[dict[str, Any]] = [
@@ -158,7 +160,7 @@ def test_an_earlier_turns_thinking_is_dropped_by_the_template() -> None:
         (7, "must be text, not int"),
     ],
 )
-def test_prompt_that_is_no_text_is_refused(value: object, reason: str) -> None:
+def test_prompt_that_is_not_text_is_refused(value: object, reason: str) -> None:
     with pytest.raises(InvalidPromptError, match=f"invalid_prompt: prompt {reason}"):
         row_messages({"prompt": value}, PROMPT, None, None)
 
@@ -177,7 +179,7 @@ def test_prompt_that_is_no_text_is_refused(value: object, reason: str) -> None:
         ([{"role": "assistant", "content": "", "tool_calls": ["{"]}], "not valid JSON"),
     ],
 )
-def test_messages_that_are_none_are_refused(value: object, reason: str) -> None:
+def test_malformed_messages_are_refused(value: object, reason: str) -> None:
     with pytest.raises(InvalidPromptError, match=reason):
         row_messages({"messages": value, "tools": None}, MESSAGES, None, None)
 
@@ -187,18 +189,18 @@ def test_system_prompt_and_suffix_come_from_the_config() -> None:
         {"role": "system", "content": "sys"},
         {"role": "user", "content": "q\nsuffix"},
     ]
-    own = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]}
+    row = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]}
     columns = PromptColumns(messages="messages")
-    assert row_messages(own, columns, "sys", None)[0]["content"] == "own"
+    assert row_messages(row, columns, "sys", None)[0]["content"] == "own"
 
 
-def test_prompt_beyond_the_context_is_refused_with_both_numbers() -> None:
+def test_prompt_beyond_the_context_is_refused_with_both_lengths() -> None:
     short = PromptRenderer(tokenizer("qwq-nano"), context_tokens=30)
     with pytest.raises(PromptTooLongError, match=r"has \d\d tokens, the context 30"):
         short.render([{"role": "user", "content": "x" * 40}])
 
 
-def test_nulls_that_arrow_added_are_dropped_and_those_of_json_kept() -> None:
+def test_nulls_from_arrow_are_dropped_and_nulls_in_json_kept() -> None:
     calls = [
         {"name": "f", "arguments": {"city": "Rome"}},
         {"name": "g", "arguments": {"unit": "C"}},
@@ -225,13 +227,13 @@ def test_nulls_that_arrow_added_are_dropped_and_those_of_json_kept() -> None:
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": 5}]}], "tools": None}, "invalid_prompt"),
     ],
 )  # fmt: skip
-def test_whatever_a_row_holds_only_that_row_fails(row: dict[str, Any], kind: str) -> None:
+def test_malformed_row_fails_alone(row: dict[str, Any], kind: str) -> None:
     with pytest.raises(RowError) as caught:
         render_row(renderer("qwq-nano"), row, MESSAGES, None, None)
     assert caught.value.kind == kind
 
 
-def test_text_that_is_no_utf8_fails_its_row() -> None:
+def test_text_that_is_not_utf8_fails_its_row() -> None:
     broken = pa.array([b"fine", b"\xff\xfe"]).view(pa.binary()).cast(pa.string(), safe=False)
     table = pa.table({"prompt": broken})
     assert render_row(renderer("qwq-nano"), TableRow(table, 0), PROMPT, None, None).token_ids

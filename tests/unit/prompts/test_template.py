@@ -1,4 +1,4 @@
-"""Prompts made of columns: every value arrives whole, and data stays between its tags."""
+"""Prompts from columns: every value arrives unchanged, and data stays between its tags."""
 
 import re
 
@@ -22,13 +22,13 @@ def test_columns_are_replaced_by_the_rows_values() -> None:
     )
 
 
-def test_null_is_no_text() -> None:
+def test_null_is_refused() -> None:
     with pytest.raises(InvalidPromptError, match="text is null"):
         fill("{text}", {"text": None})
 
 
 @pytest.mark.parametrize("template", ["{}", "{", "}", "a {text", "{text!r}", "{:doc}"])
-def test_braces_that_are_no_column_are_refused(template: str) -> None:
+def test_braces_without_a_column_are_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         columns_of(template)
 
@@ -40,14 +40,14 @@ TEXTS = st.lists(
 
 @given(TEXTS)
 def test_text_can_not_end_its_own_tags(text: str) -> None:
-    found = re.fullmatch(r"<(doc(?:-\d+)?)>\n(.*)\n</\1>", between("doc", text), re.DOTALL)
-    assert found is not None
-    assert found[2] == text
-    assert f"</{found[1]}>" not in text
+    match = re.fullmatch(r"<(doc(?:-\d+)?)>\n(.*)\n</\1>", between("doc", text), re.DOTALL)
+    assert match is not None
+    assert match[2] == text
+    assert f"</{match[1]}>" not in text
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.text(), min_size=1), st.text("xyz{}"))
-def test_every_value_arrives_whole(row: dict[str, str], around: str) -> None:
+def test_every_value_arrives_unchanged(row: dict[str, str], around: str) -> None:
     escaped = around.replace("{", "{{").replace("}", "}}")
     template = escaped.join(["", *(f"{{{column}}}" for column in row), ""])
     assert fill(template, row) == around.join(["", *row.values(), ""])

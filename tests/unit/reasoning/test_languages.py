@@ -1,4 +1,4 @@
-"""The share of foreign scripts: what was not asked for counts, formulas never do."""
+"""The share of foreign scripts: letters of scripts outside the prompt count, formulas never do."""
 
 import pytest
 from hypothesis import given
@@ -27,12 +27,12 @@ def test_share(text: str | None, prompt: str, share: float | None) -> None:
 
 
 @given(st.text(), st.text())
-def test_share_is_a_share_and_nothing_is_foreign_to_itself(text: str, prompt: str) -> None:
+def test_share_is_between_0_and_1_and_no_text_is_foreign_to_itself(text: str, prompt: str) -> None:
     share = foreign_share(text, lambda: prompt)
     assert share is None or 0 <= share <= 1
     assert foreign_share(text, lambda: text + prompt) in (None, 0.0)
 
 
 @given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=1))
-def test_chinese_is_all_foreign_to_an_english_prompt(text: str) -> None:
+def test_all_of_a_chinese_text_is_foreign_to_an_english_prompt(text: str) -> None:
     assert foreign_share(text, lambda: "What is 5 + 7?") == 1.0

@@ -9,31 +9,32 @@ from hypothesis import strategies as st
 
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.policy import (
-    EARLY_STOP,
     AnswerPass,
     ClosedBy,
     ThinkingPolicy,
     TracePolicy,
     TraceProgress,
 )
-from pipeline.reasoning.sampling import PRESETS
+from pipeline.reasoning.sampling import SamplingPolicy
 from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS, State, ThinkFormat
 from pipeline.reasoning.trace import TraceMaker
 
+# As Qwen wrote it for its models, which have been trained on it: to be changed by nobody.
+QWENS_PHRASE = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking "
+    "directly now."
+)
 CLOSE, WORD, END = 7, 1, 9
 CLOSING_IDS = (3, 4, 5, CLOSE)
-SAMPLING = replace(PRESETS["qwq-32b"].sampling, max_tokens=100)
-THINKING = ThinkingPolicy(
-    None, 20, rescue=True, detect_loops=True, loop_retries=1, loop_presence_penalty=0.5
-)
+THINKING = ThinkingPolicy(answer_tokens=20)
 
 
 def rules(
     context: int = 200, max_tokens: int = 100, answer: AnswerPass | None = None, **thinking: object
 ) -> TracePolicy:
     return TracePolicy(
-        replace(SAMPLING, max_tokens=max_tokens),
-        replace(THINKING, **thinking),  # type: ignore[arg-type]
+        SamplingPolicy(max_tokens=max_tokens),
+        THINKING.model_copy(update=thinking),
         context,
         CLOSING_IDS,
         lambda ids: CLOSE in ids,
@@ -294,7 +295,7 @@ def test_closing_phrase_is_in_neither_part(
 ) -> None:
     tokenizer = load_tokenizer(model)
     maker = TraceMaker(tokenizer, think_format)
-    assert maker.text(maker.closing) == f"\n\n{EARLY_STOP}{closing}"
+    assert maker.text(maker.closing) == f"\n\n{QWENS_PHRASE}{closing}"
     progress = TraceProgress(tries=1, wasted_tokens=5)
     progress.report(tokenizer.encode("Let me see\nWait", add_special_tokens=False))
     progress.close(maker.closing, by)
@@ -306,4 +307,4 @@ def test_closing_phrase_is_in_neither_part(
     assert (trace.think_tokens, trace.answer_tokens) == (len("Let me see\nWait"), len(answer))
     assert (trace.prompt_tokens, trace.think_foreign) == (11, 0.0)
     assert (trace.closed_by, trace.loop_retries, trace.wasted_tokens) == (by, 1, 5)
-    assert EARLY_STOP in (trace.raw or "")
+    assert QWENS_PHRASE in (trace.raw or "")

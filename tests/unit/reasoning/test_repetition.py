@@ -1,6 +1,7 @@
-"""Loops are found, and what merely repeats is not; ``python -m tests.unit.reasoning.test_repetition`` prints it.
+"""Loops are detected, and text that merely repeats itself is not taken for one.
 
-The texts are cut into pieces of up to four characters, about as a large model's tokenizer cuts.
+``python -m tests.unit.reasoning.test_repetition`` prints a table of how many are detected, and when.
+Tokens have up to four characters, about as with a large model's tokenizer.
 """
 
 import random
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.reasoning.repetition import EXACT_TOKENS, LOOK_TOKENS, RepetitionDetector
+from pipeline.reasoning.repetition import CHECK_TOKENS, EXACT_TOKENS, RepetitionDetector
 
 Make = Callable[[random.Random], Iterator[str]]
 TOKENS = 8192
@@ -35,13 +36,13 @@ def repeated(text: str) -> Iterator[str]:
         yield text
 
 
-def in_turn(rng: random.Random) -> Iterator[str]:
+def random_order(rng: random.Random) -> Iterator[str]:
     ideas = [paragraph(rng, 3) for _ in range(4)]
     while True:
         yield rng.choice(OPENINGS) + " " + rng.choice(ideas)
 
 
-def long_round(rng: random.Random) -> Iterator[str]:
+def long_cycle(rng: random.Random) -> Iterator[str]:
     ideas = [paragraph(rng, rng.randint(2, 4)) for _ in range(10)]
     while True:
         for idea in ideas:
@@ -53,11 +54,11 @@ LOOPS: dict[str, Make] = {
     "one line": lambda rng: repeated(sentence(rng) + "\n"),
     "a paragraph": lambda rng: repeated(paragraph(rng, 6)),
     "a long paragraph": lambda rng: repeated(paragraph(rng, 40)),
-    "a paragraph, each time another opening": lambda rng: (
+    "a paragraph with changing openings": lambda rng: (
         f"{rng.choice(OPENINGS)} {text}" for text in repeated(paragraph(rng, 2))
     ),
-    "a few paragraphs in random turn": in_turn,
-    "ten paragraphs round and round": long_round,
+    "a few paragraphs in random order": random_order,
+    "ten paragraphs in a cycle": long_cycle,
     "the same digits": lambda _: repeated("142857"),
 }  # fmt: skip
 
@@ -123,7 +124,7 @@ def json_lines(rng: random.Random) -> Iterator[str]:
 
 
 def verified(rng: random.Random) -> Iterator[str]:
-    """A solution found, then checked twice over: long repeats, but not for ever."""
+    """A solution, then two checks of it: long repeats, but not endless."""
     while True:
         whole = paragraph(rng, 12)
         yield from (whole, "Let me double check that.\n", whole, "Once more.\n", whole)
@@ -139,11 +140,11 @@ OTHERS: dict[str, Make] = {
 }  # fmt: skip
 
 
-def watched(make: Make, seed: int, piece: int = 64) -> int | None:
-    """After how many tokens the text of ``make`` was found to loop; None if it was not."""
+def tokens_to_detection(make: Make, seed: int, piece: int = 64) -> int | None:
+    """Number of tokens after which the text of ``make`` counts as a loop; None if it never does."""
     vocabulary: dict[str, int] = {}
     names: list[str] = []
-    watch = RepetitionDetector(lambda ids: "".join(names[i] for i in ids))
+    detector = RepetitionDetector(lambda ids: "".join(names[i] for i in ids))
     new: list[int] = []
     seen = 0
     for text in make(random.Random(seed)):
@@ -154,7 +155,7 @@ def watched(make: Make, seed: int, piece: int = 64) -> int | None:
             new.append(vocabulary[token])
         while len(new) >= piece:
             seen += piece
-            if watch.add(new[:piece]):
+            if detector.add(new[:piece]):
                 return seen
             del new[:piece]
         if seen >= TOKENS:
@@ -163,38 +164,36 @@ def watched(make: Make, seed: int, piece: int = 64) -> int | None:
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_loop_is_found(kind: str) -> None:
-    found = [watched(LOOPS[kind], seed) for seed in range(5)]
-    assert None not in found
+def test_loop_is_detected(kind: str) -> None:
+    detected = [tokens_to_detection(LOOPS[kind], seed) for seed in range(5)]
+    assert None not in detected
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_merely_repeats_is_no_loop(kind: str) -> None:
-    assert [watched(OTHERS[kind], seed) for seed in range(5)] == [None] * 5
+def test_text_that_merely_repeats_is_no_loop(kind: str) -> None:
+    assert [tokens_to_detection(OTHERS[kind], seed) for seed in range(5)] == [None] * 5
 
 
 @given(st.integers(1, 1000), st.integers(1, 97), st.integers(0, 2**32))
-def test_every_exact_loop_is_found_wherever_its_pieces_are_cut(
+def test_every_exact_loop_is_detected_whatever_the_size_of_reports(
     period: int, piece: int, seed: int
 ) -> None:
     rng = random.Random(seed)
     pattern = [rng.randrange(150_000) for _ in range(period)]
-    watch = RepetitionDetector(lambda ids: "".join(chr(0x4E00 + i % 20_000) for i in ids))
-    tokens = pattern * ((max(EXACT_TOKENS, 4 * period) + LOOK_TOKENS + piece + 16) // period + 2)
-    assert any(watch.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
+    detector = RepetitionDetector(lambda ids: "".join(chr(0x4E00 + i % 20_000) for i in ids))
+    tokens = pattern * ((max(EXACT_TOKENS, 4 * period) + CHECK_TOKENS + piece + 16) // period + 2)
+    assert any(detector.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=3000, unique=True), st.integers(1, 97))
-def test_tokens_that_never_come_again_are_no_loop(tokens: list[int], piece: int) -> None:
-    watch = RepetitionDetector(lambda ids: "".join(f"{i} " for i in ids))
-    assert not any(watch.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
+def test_tokens_that_never_repeat_are_no_loop(tokens: list[int], piece: int) -> None:
+    detector = RepetitionDetector(lambda ids: "".join(f"{i} " for i in ids))
+    assert not any(detector.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
 
 
 if __name__ == "__main__":
-    print(
-        f"| text | of 20, found to loop within {TOKENS:,} tokens | after, median |\n|---|---|---|"
-    )
+    print(f"| text | of 20, detected within {TOKENS:,} tokens | after, median |\n|---|---|---|")
     for kind, make in {**LOOPS, **OTHERS}.items():
-        hits = sorted(at for at in (watched(make, seed) for seed in range(20)) if at)
+        hits = sorted(at for at in (tokens_to_detection(make, seed) for seed in range(20)) if at)
         middle = f"{hits[len(hits) // 2]:,}" if hits else "-"
         print(f"| {'loop' if kind in LOOPS else 'no loop'}: {kind} | {len(hits)} | {middle} |")

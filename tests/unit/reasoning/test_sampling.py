@@ -1,6 +1,5 @@
 """The policy: the cards' values, warnings that name their setting, seeds."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.reasoning.sampling import (
+    APPLIED_HERE,
     PRESETS,
     PresetName,
+    SamplingPolicy,
     continued_seed,
     derive_seed,
     still_to_draw,
@@ -26,6 +27,15 @@ def test_presets_are_the_cards_and_warn_of_nothing(preset: PresetName) -> None:
     assert list(warnings(policy, preset)) == []
 
 
+def test_engine_gets_every_parameter_that_the_pipeline_does_not_apply_itself() -> None:
+    policy = SamplingPolicy(top_k=30)
+    assert policy.engine_parameters == {
+        "temperature": 0.6, "top_p": 0.95, "top_k": 30, "min_p": 0.0, "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    }  # fmt: skip
+    assert SamplingPolicy.model_fields.keys() > APPLIED_HERE
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -35,11 +45,10 @@ def test_presets_are_the_cards_and_warn_of_nothing(preset: PresetName) -> None:
 )  # fmt: skip
 def test_unwise_value_is_warned_of_by_name(name: str, value: float) -> None:
     changed: dict[str, Any] = {name: value}
-    [warning] = warnings(replace(PRESETS["qwq-32b"].sampling, **changed), "qwq-32b")
+    [warning] = warnings(SamplingPolicy(**changed), "qwq-32b")
     assert warning.startswith(f"sampling.{name} is {value}")
-    assert all(
-        "QwQ" not in w for w in warnings(replace(PRESETS["qwen2"].sampling, **changed), "qwen2")
-    )
+    qwen2 = PRESETS["qwen2"].sampling.model_copy(update=changed)
+    assert all("QwQ" not in line for line in warnings(qwen2, "qwen2"))
 
 
 def test_seeds_are_the_same_on_every_machine_and_rerun() -> None:

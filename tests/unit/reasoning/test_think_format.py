@@ -1,4 +1,4 @@
-"""The splitter: FACTS' table, and nothing lost or invented whatever the text."""
+"""The splitter: known outputs of each family, and no text lost or invented for any output."""
 
 import re
 
@@ -94,7 +94,7 @@ def test_heading_divides(heading: str) -> None:
         "#### The Final Answer", "    Final Answer: in code",
     ],
 )  # fmt: skip
-def test_running_reasoning_is_not_divided(line: str) -> None:
+def test_heading_words_inside_a_sentence_do_not_divide(line: str) -> None:
     assert split(f"A\n{line}\nB", HEADINGS).think is None
 
 
@@ -111,7 +111,7 @@ def test_running_reasoning_is_not_divided(line: str) -> None:
         ("cut o", "length", "cut o", None, State.TRUNCATED),
     ],
 )  # fmt: skip
-def test_other_tags_that_the_output_opens(
+def test_output_with_tags_of_another_family(
     text: str, finish_reason: str, think: str | None, answer: str | None, state: State
 ) -> None:
     parts = split(text, SOLUTION, ended=finish_reason == "stop")
@@ -122,7 +122,9 @@ def test_other_tags_that_the_output_opens(
 @pytest.mark.parametrize(
     ("finish_reason", "state"), [("stop", State.FINISHED), ("length", State.TRUNCATED)]
 )
-def test_model_that_does_not_think_only_answers(finish_reason: str, state: State) -> None:
+def test_output_of_a_model_that_does_not_think_is_all_answer(
+    finish_reason: str, state: State
+) -> None:
     parts = split("A </think> B\n", NONE, ended=finish_reason == "stop")
     assert (parts.think, parts.answer, parts.think_end) == (None, "A </think> B", 0)
     assert state_of(parts, finish_reason) == state
@@ -134,23 +136,23 @@ def test_only_markers_and_line_breaks_are_dropped(
     text: str, think_format: ThinkFormat, ended: bool, opened: bool
 ) -> None:
     parts = split(text, think_format, ended, opened)
-    found = think_format.find_close(text)
-    start, end = found or (len(text), len(text))
+    close = think_format.find_close(text)
+    start, end = close or (len(text), len(text))
     before, after = (text[:start], text[end:]) if parts.think is not None else ("", text)
     assert parts.think_end == (end if parts.think is not None else 0)
-    assert (parts.answer is None) == (parts.think is not None and found is None)
+    assert (parts.answer is None) == (parts.think is not None and close is None)
 
-    def is_all(part: str, whole: str, opening: str | None, closing: str | None) -> bool:
+    def is_whole(part: str, whole: str, opening: str | None, closing: str | None) -> bool:
         tags = [rf"(?:{re.escape(tag)}\n*)?" if tag else "" for tag in (opening, closing)]
         return bool(re.fullmatch(rf"\n*{tags[0]}{re.escape(part)}\n*{tags[1]}\n*", whole))
 
-    assert is_all(parts.think or "", before, think_format.open, None)
+    assert is_whole(parts.think or "", before, think_format.open, None)
     if parts.answer is not None:
-        assert is_all(parts.answer, after, think_format.answer_open, think_format.answer_close)
+        assert is_whole(parts.answer, after, think_format.answer_open, think_format.answer_close)
 
 
 @given(TEXTS)
-def test_no_heading_is_left_behind_the_one_that_divides(text: str) -> None:
+def test_no_heading_is_left_after_the_one_that_divides(text: str) -> None:
     parts = split(text, HEADINGS)
     if parts.think is not None:
         assert HEADINGS.find_close("A" + text[parts.think_end :]) is None

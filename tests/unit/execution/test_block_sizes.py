@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.execution.run import concurrency, rows_a_write
+from pipeline.execution.block_sizes import concurrency, rows_a_write
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""JSON that fits a schema; no I/O."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+from pipeline.answers.base import AnswerFormat
+from pipeline.answers.json_schema import canonical, without_nulls
+
+
+class Json(AnswerFormat):
+    """A JSON value that fits the schema, in the spelling of `canonical`.
+
+    The engine generates it apart from the thinking, by the schema.
+    """
+
+    suffix_name = "json"
+    needs_schema = True
+
+    @property
+    def suffix(self) -> str:
+        """Names the schema."""
+        return f"Please give your answer as JSON that matches this schema: {self.schema or ''}"
+
+    @property
+    def schema(self) -> str | None:
+        """The schema as compact JSON text."""
+        return None if self.form is None else self.form.text
+
+    def parse(self, answer: str) -> str | None:
+        """The value that ``answer`` is, if it fits the schema. Needs the schema."""
+        assert self.form is not None
+        return self.form.parse(answer)
+
+    def matches(self, parsed: str, reference: object) -> bool:
+        """Whether both are the same value; a reference is a value, or JSON text of one."""
+        return parsed in _spellings(reference)
+
+    def agrees(self, parsed: str, other: str) -> bool:
+        """Never: equal values have the same canonical text."""
+        return False
+
+
+def _spellings(reference: object) -> Iterator[str]:
+    """What ``reference`` may mean, as canonical JSON: text may be JSON or the value itself.
+
+    Arrow gives all objects of a column the same keys, null where a row has none.
+    """
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        yield canonical(reference)
+        yield canonical(without_nulls(reference))
+    if isinstance(reference, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield canonical(json.loads(reference))

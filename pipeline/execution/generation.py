@@ -1,0 +1,296 @@
+"""Generation on one engine: the rows of a block, their samples, the steps of a sample.
+
+Everything here but `SampleBuilder` and `with_traces` runs in the event loop of the engine's front
+end. Errors of a row end up in its traces; the death of the engine passes through.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import OutputConfig
+from pipeline.engines import Engine, Request
+from pipeline.errors import EngineDeadError, EngineKilledError, RowError
+from pipeline.monitor.coordinator import EngineReporter
+from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
+from pipeline.monitor.figures import length_bin
+from pipeline.output.checkpoints import Key
+from pipeline.planning import PartRef, Pass
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.render import PromptRenderer, TableRow, render_row
+from pipeline.reasoning.policy import TracePolicy, TraceProgress
+from pipeline.reasoning.repetition import RepetitionDetector
+from pipeline.reasoning.sampling import derive_seed, still_to_draw
+from pipeline.reasoning.think_format import State
+from pipeline.reasoning.trace import Trace, TraceMaker
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, trace_fields
+
+ORIGIN = (PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN)
+RowKey = tuple[str, int]  # part name, row number
+
+
+class Origin(NamedTuple):
+    """The part and number of a row, and the samples that it needs."""
+
+    part: PartRef
+    row: int
+    samples: list[int]
+
+    @property
+    def row_key(self) -> RowKey:
+        """The row, as the coordinator knows it."""
+        return self.part.name, self.row
+
+    @property
+    def keys(self) -> list[Key]:
+        """The row's samples, as checkpoints know them."""
+        return [(self.part, self.row, sample) for sample in self.samples]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample of one row, with all that its generation needs.
+
+    ``prompt``: token ids; empty if ``error`` says why there is no prompt. ``progress``: what
+    earlier engines have generated, and what this one adds. ``suspicion``: of the row.
+    """
+
+    key: Key
+    seed: int
+    prompt: Sequence[int] = ()
+    error: RowError | None = None
+    progress: TraceProgress = field(default_factory=TraceProgress)
+    suspicion: Suspicion = Suspicion.NONE
+
+    @property
+    def row_key(self) -> RowKey:
+        """The row of the sample, as the coordinator knows it."""
+        return self.key[0].name, self.key[1]
+
+    def needs_engine(self) -> bool:
+        """Whether the engine has work left; raises `RowError` if the sample can't run."""
+        if self.error is not None:
+            raise self.error
+        if self.progress.finish_reason is not None:
+            return False
+        if self.suspicion == Suspicion.POISON:
+            raise EngineKilledError("the engine died each time this row ran")
+        return True
+
+
+def origins_of(block: pa.Table) -> list[Origin]:
+    """The origin of each row of ``block``."""
+    columns = (block[name].to_pylist() for name in ORIGIN)
+    return [
+        Origin(PartRef.parse(part), row, samples)
+        for part, row, samples in zip(*columns, strict=True)
+    ]
+
+
+class SampleBuilder:
+    """Renders the prompts of rows and makes their samples."""
+
+    def __init__(
+        self, config: RunConfig, columns: PromptColumns, run_pass: Pass, renderer: PromptRenderer
+    ) -> None:
+        self._columns, self._renderer = columns, renderer
+        self._system, self._suffix = config.prompt.system, config.suffix_text
+        self._seed, self._attempt = config.sampling.seed, run_pass.attempt
+
+    def samples(
+        self,
+        row: TableRow,
+        origin: Origin,
+        progress: Iterator[TraceProgress],
+        suspicion: Suspicion,
+    ) -> list[Sample]:
+        """The samples that a row needs; takes the ``progress`` of each."""
+        prompt: Sequence[int] = ()
+        problem: RowError | None = None
+        try:
+            rendered = render_row(self._renderer, row, self._columns, self._system, self._suffix)
+            prompt = rendered.token_ids
+        except RowError as error:
+            problem = error.with_traceback(None)
+        return [
+            Sample(key, self._seed_of(key), prompt, problem, next(progress), suspicion)
+            for key in origin.keys
+        ]
+
+    def _seed_of(self, key: Key) -> int:
+        ref, row, sample = key
+        return derive_seed(self._seed, ref.shard, row, sample, self._attempt)
+
+
+class InFlight:
+    """The rows whose requests the engine runs now.
+
+    ``at_death``: those that it ran when it died; None while it lives.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, RowKey] = {}  # by request
+        self.at_death: list[RowKey] | None = None
+
+    @contextmanager
+    def running(self, request: Request, row: RowKey) -> Iterator[None]:
+        """Count ``row`` while the body runs; the first `EngineDeadError` sets `at_death`."""
+        if self.at_death is not None:
+            raise EngineDeadError("the engine died before this row's turn")
+        self._rows[id(request)] = row
+        try:
+            yield
+        except EngineDeadError:
+            if self.at_death is None:
+                self.at_death = list(dict.fromkeys(self._rows.values()))
+            raise
+        finally:
+            del self._rows[id(request)]
+
+
+class Generator:
+    """Runs samples on an engine, as the reasoning policy says, and counts for the reporter."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_pass: Pass,
+        engine: Engine,
+        maker: TraceMaker,
+        reporter: EngineReporter,
+    ) -> None:
+        self._engine, self._maker, self._reporter = engine, maker, reporter
+        self._attempt = run_pass.attempt
+        self._agree = None if run_pass.is_retry else config.sampling.agree
+        self._policy = TracePolicy(
+            config.sampling,
+            config.thinking,
+            engine.context_tokens,
+            maker.closing,
+            maker.is_closed,
+            maker.answer_pass,
+        )
+        self.in_flight = InFlight()
+        self._gate = CrashIsolationGate()
+        self._tasks: set[asyncio.Task[list[Trace]]] = set()
+        self._cancelled = False
+
+    async def run(self, rows: Sequence[Sequence[Sample]]) -> list[list[Trace]]:
+        """Run all rows of a block at once; returns the traces of each, in the samples' order.
+
+        Raises `EngineDeadError`, and `asyncio.CancelledError` after `cancel`.
+        """
+        if self._cancelled:
+            raise asyncio.CancelledError
+        tasks = [asyncio.ensure_future(self._row(samples)) for samples in rows]
+        self._tasks.update(tasks)
+        try:
+            traces = await asyncio.gather(*tasks)
+        finally:
+            self._tasks.difference_update(tasks)
+        self._reporter.done.rows += len(rows)
+        return traces
+
+    async def cancel(self) -> None:
+        """End all rows that run and refuse those that come; wait until they have ended."""
+        self._cancelled = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _row(self, samples: Sequence[Sample]) -> list[Trace]:
+        """The traces of one row: of all samples at once, or of as many as it takes to agree."""
+        traces = list[Trace]()
+        agree = len(samples) if self._agree is None else self._agree
+        while draw := still_to_draw([t.parsed for t in traces], agree, len(samples)):
+            drawn = [self._sample(s) for s in samples[len(traces) : len(traces) + draw]]
+            # A single sample needs no task of its own.
+            traces += [await drawn[0]] if len(drawn) == 1 else await asyncio.gather(*drawn)
+        return traces
+
+    async def _sample(self, sample: Sample) -> Trace:
+        """The trace of one sample: step by step as the policy says; failed after a `RowError`."""
+        progress = sample.progress
+        room = self._policy.max_output_tokens(len(sample.prompt))
+        try:
+            if sample.needs_engine():
+                async with self._gate.turn(sample.suspicion):
+                    while progress.finish_reason is None:
+                        request, detector = self._next_request(sample, room)
+                        on_tokens = partial(self._on_tokens, progress, detector)
+                        with self.in_flight.running(request, sample.row_key):
+                            reason = await self._engine.generate(request, on_tokens)
+                        self._policy.end_step(progress, reason, room)
+                    self._reporter.done.generated += 1
+            trace = self._trace(sample)
+        except RowError as error:
+            number = sample.key[2]
+            trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
+        self._count(trace)
+        return trace
+
+    def _next_request(self, sample: Sample, room: int) -> tuple[Request, RepetitionDetector | None]:
+        """The policy's next step as a request, and what watches its tokens for loops, if anything.
+
+        ``room``: the output tokens for which the context has room.
+        """
+        step = self._policy.next_step(sample.progress, sample.seed, room)
+        carried = tuple(sample.progress.token_ids)
+        detector = RepetitionDetector(self._maker.text) if step.watch_loops else None
+        if detector is not None:
+            detector.add(carried)
+        ref, row, number = sample.key
+        request = Request(
+            f"{ref.shard}:{row}:{number}",
+            sample.prompt,
+            carried,
+            step.policy,
+            step.seed,
+            step.stop_id,
+            step.schema,
+        )
+        return request, detector
+
+    def _on_tokens(
+        self, progress: TraceProgress, detector: RepetitionDetector | None, new: Sequence[int]
+    ) -> bool:
+        """Add new tokens to ``progress``; returns whether the trace loops."""
+        self._reporter.done.spent_tokens += len(new)
+        progress.report(new)
+        return detector is not None and detector.add(new)
+
+    def _trace(self, sample: Sample) -> Trace:
+        return self._maker.trace(
+            sample.progress,
+            sample.prompt,
+            sample=sample.key[2],
+            seed=sample.seed,
+            attempt=self._attempt,
+        )
+
+    def _count(self, trace: Trace) -> None:
+        done = self._reporter.done
+        done.prompt_tokens += trace.prompt_tokens or 0
+        done.output_tokens += trace.think_tokens + trace.answer_tokens - trace.carried_tokens
+        done.states[trace.state] += 1
+        if trace.state != State.FAILED:
+            done.think_lengths[length_bin(trace.think_tokens)] += 1
+
+
+def with_traces(block: pa.Table, rows: Sequence[Sequence[Trace]], output: OutputConfig) -> pa.Table:
+    """``block`` with each row repeated for each of its traces, and the traces' columns added."""
+    table, traces = block, [trace for row in rows for trace in row]
+    if any(len(row) != 1 for row in rows):
+        table = block.take([i for i, row in enumerate(rows) for _ in row])
+    fields = trace_fields({}, output.raw_text)
+    renamed_fields = trace_fields(output.rename, output.raw_text)
+    for column, renamed in zip(fields, renamed_fields, strict=True):
+        values = pa.array([getattr(trace, column.name) for trace in traces], column.type)
+        table = table.append_column(renamed, values)
+    return table

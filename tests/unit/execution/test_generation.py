@@ -1,0 +1,211 @@
+"""Generation on a scripted engine: samples, suspects, the engine's death, cancelling, counts."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.config.run_config import RunConfig
+from pipeline.engines import EngineLoad, Request
+from pipeline.errors import EngineDeadError, InvalidPromptError
+from pipeline.execution.generation import (
+    Generator,
+    Sample,
+    SampleBuilder,
+    origins_of,
+    with_traces,
+)
+from pipeline.monitor.coordinator import CoordinatorClient, EngineReporter
+from pipeline.monitor.crash_isolation import Suspicion
+from pipeline.planning import PartRef, Pass
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.render import PromptRenderer, TableRow
+from pipeline.prompts.tokenizer import load_tokenizer
+from pipeline.reasoning.policy import TraceProgress
+from pipeline.reasoning.think_format import THINK_TAGS
+from pipeline.reasoning.trace import Trace, TraceMaker
+
+TOKENIZER = load_tokenizer("qwq-nano")
+PART = PartRef("shard.00000.parquet", 0, 10)
+T = TypeVar("T")
+
+
+class ScriptedEngine:
+    """Answers requests by ``script``: text to generate, or an error to raise.
+
+    Requests whose script is None wait until they are cancelled or ``death`` is set.
+    """
+
+    context_tokens, load = 1000, EngineLoad()
+
+    def __init__(self, script: Callable[[Request], str | Exception | None]) -> None:
+        self._script, self.requests = script, list[Request]()
+        self.started, self.death = asyncio.Event(), asyncio.Event()
+
+    async def generate(self, request: Request, on_tokens: Callable[[Sequence[int]], bool]) -> str:
+        self.requests.append(request)
+        self.started.set()
+        answer = self._script(request)
+        await asyncio.sleep(0)
+        if answer is None:
+            await self.death.wait()
+            raise EngineDeadError("gone")
+        if isinstance(answer, Exception):
+            self.death.set()
+            raise answer
+        return "repetition" if on_tokens(TOKENIZER.encode(answer)) else "stop"
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def config_of(**sampling: Any) -> RunConfig:
+    answer = {"format": "boxed"} if sampling else {}
+    return parse_config(
+        {
+            "input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"},
+            "sampling": {"max_tokens": 500, **sampling}, "answer": answer,
+        }
+    )  # fmt: skip
+
+
+def generator_of(
+    script: Callable[[Request], str | Exception | None], run_pass: Pass, **sampling: Any
+) -> tuple[Generator, ScriptedEngine, EngineReporter]:
+    config, engine = config_of(**sampling), ScriptedEngine(script)
+    maker = TraceMaker(TOKENIZER, THINK_TAGS, config.answer.load_format())
+    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda: None)
+    return Generator(config, run_pass, engine, maker, reporter), engine, reporter
+
+
+def sample(row: int, number: int = 0, **fields: Any) -> Sample:
+    return Sample((PART, row, number), seed=number, prompt=(1, 2, 3), **fields)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    return asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_block_comes_out_in_order_and_is_counted() -> None:
+    async def work() -> tuple[list[list[Trace]], EngineReporter]:
+        generator, _, reporter = generator_of(lambda r: f"t</think>{r.id}", Pass(0, 0, 2))
+        rows = [[sample(row, number) for number in range(2)] for row in (4, 5)]
+        return await generator.run(rows), reporter
+
+    traces, reporter = run(work)
+    answers = [[trace.answer for trace in row] for row in traces]
+    assert answers == [["shard:4:0", "shard:4:1"], ["shard:5:0", "shard:5:1"]]
+    done = reporter.done
+    assert (done.rows, done.generated, done.states) == (2, 4, {"finished": 4})
+    assert done.spent_tokens == done.output_tokens == sum(len(TOKENIZER.encode(
+        f"t</think>shard:{row}:{number}")) for row in (4, 5) for number in range(2))  # fmt: skip
+
+
+def test_samples_are_drawn_until_they_agree_but_not_in_a_retry() -> None:
+    async def drawn(run_pass: Pass) -> list[str]:
+        generator, engine, _ = generator_of(
+            lambda r: f"t</think>\\boxed{{{'7' if r.id != 'shard:0:1' else '8'}}}",
+            run_pass, n=6, agree=2,
+        )  # fmt: skip
+        await generator.run([[sample(0, number) for number in range(6)]])
+        return [request.id[-1] for request in engine.requests]
+
+    assert run(lambda: drawn(Pass(0, 0, 6))) == ["0", "1", "2"]
+    retry = Pass(1, 0, 6, states=("finished",))
+    assert run(lambda: drawn(retry)) == list("012345")
+
+
+def test_row_that_can_not_run_fails_alone() -> None:
+    async def work() -> tuple[list[list[Trace]], ScriptedEngine]:
+        generator, engine, _ = generator_of(lambda _: "t</think>a", Pass(0, 0, 1))
+        bad = sample(0, error=InvalidPromptError("no"))
+        poison = sample(1, suspicion=Suspicion.POISON)
+        return await generator.run([[bad], [poison], [sample(2)]]), engine
+
+    traces, engine = run(work)
+    errors = [trace.error for [trace] in traces]
+    assert errors == [
+        "invalid_prompt: no", "engine_killed: the engine died each time this row ran", None
+    ]  # fmt: skip
+    assert [request.id for request in engine.requests] == ["shard:2:0"]
+
+
+def test_finished_trace_is_not_generated_again_even_of_a_row_that_kills() -> None:
+    async def work() -> tuple[list[list[Trace]], ScriptedEngine]:
+        generator, engine, _ = generator_of(lambda _: EngineDeadError("no"), Pass(0, 0, 1))
+        progress = TraceProgress(finish_reason="stop")
+        progress.report(TOKENIZER.encode("t</think>a"))
+        ended = sample(0, progress=progress, suspicion=Suspicion.POISON)
+        return await generator.run([[ended]]), engine
+
+    traces, engine = run(work)
+    assert [trace.answer for [trace] in traces] == ["a"]
+    assert engine.requests == []
+
+
+def test_engine_that_dies_names_the_rows_it_ran_and_takes_no_more() -> None:
+    async def work() -> tuple[Generator, ScriptedEngine]:
+        generator, engine, _ = generator_of(
+            lambda r: EngineDeadError("gone") if r.id == "shard:2:0" else None, Pass(0, 0, 1)
+        )
+        with pytest.raises(EngineDeadError):
+            await generator.run([[sample(1)], [sample(1, 1)], [sample(2)]])
+        with pytest.raises(EngineDeadError):
+            await generator.run([[sample(3)]])
+        return generator, engine
+
+    generator, engine = run(work)
+    assert generator.in_flight.at_death == [(PART.name, 1), (PART.name, 2)]
+    assert len(engine.requests) == 3
+
+
+def test_cancelling_ends_what_runs_and_refuses_what_comes() -> None:
+    async def work() -> None:
+        generator, engine, _ = generator_of(lambda _: None, Pass(0, 0, 1))
+        block = asyncio.ensure_future(generator.run([[sample(0)]]))
+        await engine.started.wait()
+        await generator.cancel()
+        for running in (block, generator.run([[sample(1)]])):
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert len(engine.requests) == 1
+
+    run(work)
+
+
+def test_samples_of_a_block_and_its_table_of_traces() -> None:
+    config = config_of()
+    block = pa.table(
+        {
+            "prompt": ["What is 1 + 1?", None],
+            "__qwq_part": [str(PART)] * 2, "__qwq_row": [3, 4], "__qwq_samples": [[0, 1], [1]],
+        }
+    )  # fmt: skip
+    origins = origins_of(block)
+    assert [origin.row_key for origin in origins] == [(PART.name, 3), (PART.name, 4)]
+    builder = SampleBuilder(
+        config, PromptColumns("prompt"), Pass(0, 0, 2), PromptRenderer(TOKENIZER)
+    )
+    progress = [TraceProgress() for _ in range(3)]
+    each = iter(progress)
+    rows = [
+        builder.samples(TableRow(block, i), origin, each, Suspicion.NONE)
+        for i, origin in enumerate(origins)
+    ]
+    assert [[s.key for s in samples] for samples in rows] == [
+        [(PART, 3, 0), (PART, 3, 1)], [(PART, 4, 1)]
+    ]  # fmt: skip
+    everything = [s for samples in rows for s in samples]
+    assert all(s.progress is p for s, p in zip(everything, progress, strict=True))
+    assert len({s.seed for s in everything}) == 3
+    assert rows[0][0].prompt == rows[0][1].prompt
+    assert rows[0][0].prompt
+    assert isinstance(rows[1][0].error, InvalidPromptError)
+    traces = [[Trace("finished", 0), Trace("finished", 1)], [Trace("failed", 1)]]
+    table = with_traces(block, traces, config.output)
+    assert table["__qwq_row"].to_pylist() == [3, 3, 4]
+    assert table["sample"].to_pylist() == [0, 1, 1]
+    assert table["state"].to_pylist() == ["finished", "finished", "failed"]

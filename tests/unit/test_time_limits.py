@@ -1,0 +1,62 @@
+"""Which time limit must be shorter than which, and why."""
+
+from jobs.nightly import SLURM_NOTICE_SECONDS
+from pipeline import time_limits as t
+
+
+def test_driver_that_gets_sigterm_has_left_ray_before_sigkill() -> None:
+    assert t.DRIVER_SAVE_SECONDS + t.CALL_SECONDS < t.GRACE_SECONDS
+
+
+def test_actor_that_gets_sigterm_has_saved_and_closed_before_sigkill() -> None:
+    assert t.ENGINE_SAVE_SECONDS + t.ENGINE_CLOSE_SECONDS < t.GRACE_SECONDS
+
+
+def test_driver_waits_for_engines_that_use_all_their_time_to_save() -> None:
+    assert t.REPORT_SECONDS + t.ENGINE_SAVE_SECONDS < t.DRIVER_SAVE_SECONDS
+
+
+def test_driver_waits_for_engines_that_use_all_their_time_to_close() -> None:
+    assert t.ENGINE_CLOSE_SECONDS + t.CALL_SECONDS < t.DRIVER_CLOSE_SECONDS
+
+
+def test_run_that_reaches_a_limit_ends_before_its_scheduler_ends_it() -> None:
+    assert t.DRIVER_SAVE_SECONDS + t.DRIVER_CLOSE_SECONDS < t.LIMIT_NOTICE_SECONDS
+
+
+def test_driver_that_gets_slurms_notice_has_ended_before_the_job() -> None:
+    assert t.DRIVER_SAVE_SECONDS + t.DRIVER_CLOSE_SECONDS < SLURM_NOTICE_SECONDS
+
+
+def test_engine_that_misses_some_reports_still_lives() -> None:
+    assert 4 * t.REPORT_SECONDS < t.LIVING_SECONDS
+
+
+def test_engine_is_not_counted_as_gone_while_it_counts_as_living() -> None:
+    assert t.LIVING_SECONDS < t.SILENT_SECONDS
+
+
+def test_silent_engine_is_noticed_while_the_driver_waits_for_it() -> None:
+    assert t.SILENT_SECONDS < t.DRIVER_SAVE_SECONDS
+    assert t.SILENT_SECONDS < t.DRIVER_CLOSE_SECONDS
+
+
+def test_follower_ends_after_a_call_that_gets_no_answer() -> None:
+    assert t.CALL_SECONDS < t.FOLLOWER_JOIN_SECONDS
+
+
+def test_figures_stay_fresh_when_a_line_is_late() -> None:
+    assert 2 * t.LINE_SECONDS < t.FRESH_SECONDS
+
+
+def test_lease_survives_renewals_that_fail() -> None:
+    assert 5 * t.LEASE_RENEW_SECONDS < t.LEASE_EXPIRE_SECONDS
+
+
+def test_newcomer_sees_each_renewal() -> None:
+    assert 2 * t.LEASE_LOOK_SECONDS < t.LEASE_RENEW_SECONDS
+
+
+def test_driver_that_ends_in_good_time_never_loses_its_lease() -> None:
+    assert t.GRACE_SECONDS + t.LEASE_RENEW_SECONDS < t.LEASE_EXPIRE_SECONDS
+    assert t.DRIVER_CLOSE_SECONDS + t.LEASE_RENEW_SECONDS < t.LEASE_EXPIRE_SECONDS
