@@ -102,9 +102,8 @@ def init(kind: str, folder: str) -> None:
     """
     config, *inputs = write_starter(kind, folder)
     console.print_lines(map(str, [config, *inputs]))
-    print(
-        f"\nRun it, then put in your own input and model:\n  qwq-batch {kind} {shlex.quote(str(config))}"
-    )
+    print("\nRun it, then put in your own input and model:")
+    print(f"  qwq-batch {kind} {shlex.quote(str(config))}")
 
 
 @qwq_batch.command()

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import pipeline
 from infra.nano.tasks import (
     MATH_SUFFIX,
     Task,
@@ -35,8 +36,6 @@ from infra.nano.tasks import (
     unseen_tasks,
 )
 from pipeline.answers.formats import answer_format
-from pipeline.config.load import parse_config
-from pipeline.execution import run as flow
 
 PRESETS = {"qwq-nano": "qwq-32b", "qwq-nano-preview": "qwq-32b-preview"}
 BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest accepted share
@@ -82,7 +81,7 @@ def run(
             "vllm": {"enforce_eager": True, "max_num_seqs": 64, "max_model_len": 4096},
         },
     }
-    flow.run(parse_config(config))
+    pipeline.run(pipeline.parse_config(config), progress=False)
     traces: list[dict[str, Any]] = pq.read_table(folder / "out").to_pylist()
     return traces
 

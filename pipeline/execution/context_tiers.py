@@ -54,8 +54,8 @@ def make_context_tiers(config: RunConfig, model: Mapping[str, Any]) -> tuple[Con
     if config.sampling.max_tokens >= native:
         raise ConfigError(
             f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a "
-            f"prompt in the model's own context of {native} tokens, which engine.context=auto needs; "
-            "lower it"
+            f"prompt in the model's own context of {native} tokens, which engine.context=auto "
+            "needs; lower it"
         )
     tiers = [ContextTier(f"{native:,} tokens", native, kind.with_context(engine, native, None))]
     for factor in FACTORS:

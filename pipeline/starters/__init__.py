@@ -16,8 +16,9 @@ _SOURCE = Path(__file__).parent
 
 
 def write_starter(kind: str, location: str) -> list[Path]:
-    """Write the config of ``kind`` and its input below ``location``; returns the files, config first.
+    """Write the config of ``kind`` and its input below ``location``.
 
+    Returns the files, the config first.
     Raises `OutputError` if one of them exists: nothing is overwritten, and nothing written then.
     """
     if "://" in location:

@@ -172,7 +172,7 @@ def test_config_can_not_be_changed_after_it_was_checked() -> None:
 
 
 def test_preset_values_stand_unless_overridden() -> None:
-    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).policy
+    policy = parse_config({**MINIMAL, "sampling": {"top_k": 20}}).sampling
     assert (policy.top_k, policy.temperature, policy.max_tokens) == (20, 0.6, 32_768)
 
 
