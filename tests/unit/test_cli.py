@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,10 +112,15 @@ def test_all_states_of_a_retry_arrive(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize("job", ["label", "synthesize", "nightly", "openai_batch", "evaluate"])
-def test_a_job_is_the_same_command_as_a_module(job: str) -> None:
-    done = python("-m", f"jobs.{job}", "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"Usage: qwq-batch {job.replace('_', '-')} ")
+def test_a_job_is_the_same_command_as_a_module(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", "--help"])
+    monkeypatch.delitem(sys.modules, f"jobs.{job}", raising=False)  # as in a new process
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"jobs.{job}", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"Usage: qwq-batch {job.replace('_', '-')} ")
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
