@@ -25,6 +25,8 @@ ORDER = (
     "monitor",
     "execution",
     "insight",
+    "starters console",
+    "api",
     "cli",
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}
