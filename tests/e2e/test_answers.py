@@ -103,6 +103,8 @@ def test_engine_refuses_a_schema_it_can_not_generate_by_and_caches_the_prefix_of
     assert re.search(
         r"refused: vLLM can't generate by answer.json_schema: .*unevaluated", done.stdout
     ), done.stdout
-    tokens, cached = map(int, done.stdout.rpartition("cached:")[2].split())
+    counts = re.search(r"cached: (\d+) (\d+)", done.stdout)
+    assert counts is not None, done.stdout
+    tokens, cached = map(int, counts.groups())
     assert tokens > 1024
     assert cached >= 0.8 * tokens

@@ -25,10 +25,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def make_config(make_config: MakeConfig) -> MakeConfig:
-    """With blocks of 16 rows: of one row each, as long traces have them, a run takes twice as long.
-
-    ``block_rows=None`` leaves them to the run.
-    """
+    """With blocks of 16 rows: of one row each, as long traces have them, a run takes twice as long."""
 
     def make(**sections: dict[str, Any]) -> RunConfig:
         engine = {"block_rows": 16, **sections.get("engine", {})}

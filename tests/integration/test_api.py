@@ -19,7 +19,10 @@ def test_examples_of_the_page_run(
     shards.mkdir(parents=True)
     shutil.copy(ROOT / "configs/demo-prompts/prompts-00000.parquet", shards)
     config = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
-    config["engine"] = {"kind": "simulated", "device": "cpu"}
+    simulated = {"tokens_median": 40, "seconds_per_token": 0}
+    config["engine"] = {
+        "kind": "simulated", "device": "cpu", "block_rows": 16, "simulated": simulated,
+    }  # fmt: skip
     (tmp_path / "configs/demo.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
     examples = EXAMPLE.findall((ROOT / "pipeline/API.md").read_text())

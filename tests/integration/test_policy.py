@@ -18,7 +18,7 @@ from pipeline.reasoning.policy import EARLY_STOP
 from tests.conftest import MakeConfig, write_shards
 
 ENGINE: dict[str, Any] = {
-    "simulated": {"tokens_median": 600, "tokens_sigma": 0.6, "seconds_per_token": 0, "loops": 0.3}
+    "simulated": {"tokens_median": 600, "tokens_sigma": 0.9, "seconds_per_token": 0, "loops": 0.3}
 }
 
 
@@ -37,7 +37,7 @@ def test_traces_that_loop_or_run_out_end_with_an_answer_within_their_budgets(
         output={"path": str(tmp_path / "off")},
     )  # fmt: skip
     on = make_config(
-        engine=ENGINE, sampling=limits, thinking={"budget_tokens": 1000, "answer_tokens": 50},
+        engine=ENGINE, sampling=limits, thinking={"budget_tokens": 1500, "answer_tokens": 50},
         output={"raw_text": True},
     )  # fmt: skip
     before, after = flow.run(off), flow.run(on)
@@ -50,9 +50,9 @@ def test_traces_that_loop_or_run_out_end_with_an_answer_within_their_budgets(
         if not row["loop_retries"] and row["closed_by"] is None:
             assert (old["think"], old["answer"]) == (row["think"], row["answer"])
         if row["closed_by"] == "budget":
-            assert row["think_tokens"] == 1000
+            assert row["think_tokens"] == 1500
             assert 0 < row["answer_tokens"] <= 50
-        assert row["think_tokens"] <= 1000
+        assert row["think_tokens"] <= 1500
         assert EARLY_STOP not in row["think"] + row["answer"]
         assert (EARLY_STOP in row["raw"]) == (row["state"] == "rescued")
     closed_by = [row["closed_by"] for row in rows]

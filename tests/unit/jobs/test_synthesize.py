@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.accept import AcceptanceRules, NearDuplicates, SampleCounts, rejection
@@ -56,6 +56,7 @@ def test_each_seed_is_expanded_with_each_combination() -> None:
     assert table.schema.types == [pa.string(), pa.string(), pa.int64()]
 
 
+@settings(max_examples=30)  # each writes its files
 @given(st.lists(st.integers(0, 13), min_size=1, max_size=3), st.integers(1, 30))
 def test_shards_hold_all_prompts_in_order(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], rows: int

@@ -119,7 +119,7 @@ def test_each_row_runs_where_it_fits_and_a_run_goes_on_with_the_tiers_that_are_l
     assert generated(tmp_path) == of_length(DOUBLE, LONG)
 
 
-def test_retry_takes_chosen_rows_to_their_lanes_and_an_engine_to_none_of_them(
+def test_retry_takes_chosen_rows_to_their_tiers_and_an_engine_to_none_of_them(
     tmp_path: Path, make: Callable[..., RunConfig]
 ) -> None:
     """First without tiers, where long rows fail; a retry may bring the tiers in."""

@@ -191,7 +191,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
     """One of 20 blocks holds the longest trace, of some 8 s; the others must not wait for it."""
     write_shards(tmp_path / "in", [320])
     lengths = {"tokens_median": 60, "tokens_sigma": 1.6, "seconds_per_token": 0.002}
-    config = make_config(engine={"simulated": lengths, "block_rows": None})
+    config = make_config(engine={"simulated": lengths})
     job = prepare(config)
     job.ledger.open_run(job.settings, {})
     seen: list[int] = []
