@@ -19,11 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import pipeline
 from infra.nano.tasks import Task, choose, count_task, countdown_prompt, loop_task, unseen_question
-from pipeline.config.load import parse_config
 from pipeline.engines import Request
 from pipeline.engines.vllm import VllmEngine
-from pipeline.execution import run as flow
 from pipeline.execution.cluster import cluster
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.policy import ClosedBy, TraceProgress
@@ -106,7 +105,7 @@ def run(
         "sampling": {"max_tokens": max_tokens},
         "thinking": thinking,
     }  # fmt: skip
-    flow.run(parse_config(config))
+    pipeline.run(pipeline.parse_config(config), progress=False)
     traces: list[dict[str, Any]] = pq.read_table(folder / "out").to_pylist()
     return traces
 
@@ -127,7 +126,7 @@ async def second_pass(
     engine: VllmEngine, thinking_tokens: int = SECOND_PASS_TOKENS
 ) -> tuple[int, int]:
     """The prompt tokens of the second pass of a rescue, and how many of them were cached."""
-    config = parse_config(CONFIG | {"sampling": {"max_tokens": thinking_tokens}})
+    config = pipeline.parse_config(CONFIG | {"sampling": {"max_tokens": thinking_tokens}})
     maker = TraceMaker(load_tokenizer("qwq-nano"), THINK_TAGS)
     prompt = load_tokenizer("qwq-nano").apply_chat_template(
         [{"role": "user", "content": "Go round in circles about time."}],
@@ -149,7 +148,7 @@ async def second_pass(
 
 
 async def _measure_second_pass() -> tuple[int, int]:
-    engine = VllmEngine(parse_config(CONFIG))
+    engine = VllmEngine(pipeline.parse_config(CONFIG))
     try:
         return await second_pass(engine)
     finally:
@@ -160,7 +159,7 @@ def main() -> None:
     """Run all cases with both policies and print the table, then the cost of a second pass."""
     print("| prompts | policy | states | answers that can be read | right | tokens | given up |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    with cluster(parse_config(CONFIG)):
+    with cluster(pipeline.parse_config(CONFIG)):
         for case, max_tokens, sections, make in CASES:
             for policy, thinking in POLICIES.items():
                 with tempfile.TemporaryDirectory() as folder:
