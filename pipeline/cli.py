@@ -8,6 +8,7 @@ Commands import what they need when they run: ``--help``, ``init`` and completio
 """
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,14 @@ overrides = click.option(
     help="Override a setting, such as sampling.n=4; may be repeated.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+
+
+def _refuse_nan(
+    _context: click.Context, _option: click.Parameter, value: float | None
+) -> float | None:
+    if value is not None and math.isnan(value):  # it compares with no bound, so no range refuses it
+        raise click.BadParameter("nan is not a share from 0 to below 1")
+    return value
 
 
 def _split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str]:
@@ -127,6 +136,7 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--foreign",
     type=click.FloatRange(0, 1, max_open=True),
+    callback=_refuse_nan,
     metavar="SHARE",
     help="Those with more than this share (0 to 1) of letters, in thinking or answer, in "
     "scripts that the prompt does not use.",

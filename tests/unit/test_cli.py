@@ -111,6 +111,12 @@ def test_all_states_of_a_retry_arrive(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert calls == [(["failed", "looped"], 0.2), ([], None)]
 
 
+@pytest.mark.parametrize("share", ["nan", "1", "-0.1", "much"])
+def test_share_outside_its_range_is_refused(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("retry", "a.yaml", "--foreign", share) == 2
+    assert "error: Invalid value for '--foreign'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("job", ["label", "synthesize", "nightly", "openai_batch", "evaluate"])
 def test_a_job_is_the_same_command_as_a_module(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
