@@ -20,7 +20,7 @@ demo: setup ## run the main job on the built-in small model (two minutes)
 test: check ## lint, types and all tests
 	$(BIN)/pytest
 
-unit: setup ## the unit tests (under a minute)
+unit: setup ## the unit tests
 	$(BIN)/pytest tests/unit
 
 quick: check ## lint, types, unit and integration tests, the demo on the real engine

@@ -27,10 +27,11 @@ from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.job import Job, generate
 from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
-from pipeline.config.sections import Section, unknown_key
+from pipeline.config.sections import Section
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import find_shards
 from pipeline.output.reader import finished_parts
+from pipeline.registry import did_you_mean
 from pipeline.schema import conform
 from pipeline.storage import Storage
 
@@ -70,7 +71,7 @@ class LabelSection(Section):
     def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
         for name in rename:
             if name not in COLUMNS:
-                raise ValueError(unknown_key(name, COLUMNS))
+                raise ValueError(did_you_mean(name, COLUMNS, "key"))
         return rename
 
     @field_validator("text_column")

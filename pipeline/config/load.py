@@ -15,8 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import unknown_key
 from pipeline.errors import ConfigError
+from pipeline.registry import did_you_mean
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -88,7 +88,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{path}: {unknown_key(str(error['loc'][-1]), _accepted(kind, error['loc'][:-1]))}"
+        *section, name = error["loc"]
+        return f"{path}: {did_you_mean(str(name), _accepted(kind, tuple(section)), 'key')}"
     if error["type"] == "missing":
         return f"{path}: is required"
     if error["type"] == "credentials":  # which are not repeated

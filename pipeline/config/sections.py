@@ -1,8 +1,6 @@
 """The sections of a run's configuration; no I/O, except that a schema may be in a file."""
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +11,7 @@ from pipeline.answers.json_schema import form_of
 from pipeline.config.locations import Location
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
+from pipeline.registry import did_you_mean
 from pipeline.schema import TRACE_COLUMNS
 
 
@@ -79,7 +78,7 @@ class OutputConfig(Section):
     def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
         for name in rename:
             if name not in TRACE_COLUMNS:
-                raise ValueError(unknown_key(name, TRACE_COLUMNS))
+                raise ValueError(did_you_mean(name, TRACE_COLUMNS, "key"))
         taken = [rename.get(name, name) for name in TRACE_COLUMNS]
         twice = {name for name in taken if taken.count(name) > 1}
         if twice:
@@ -387,11 +386,3 @@ class RayConfig(Section):
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
         None, description="Port of a local cluster's Prometheus metrics. Default: any free port."
     )
-
-
-def unknown_key(name: str, accepted: Iterable[str]) -> str:
-    """What to say of a key that is not among ``accepted``."""
-    accepted = list(accepted)
-    close = difflib.get_close_matches(name, accepted, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown key {name}{hint} (accepted: {', '.join(accepted)})"

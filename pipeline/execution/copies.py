@@ -25,7 +25,14 @@ from pipeline.input.shards import read_bundle
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import fragment_tables
 from pipeline.planning import Part, PartRef, Range
-from pipeline.schema import ROW_COLUMN, SAMPLES_COLUMN, conform, trace_fields, with_origin
+from pipeline.schema import (
+    ROW_COLUMN,
+    SAMPLES_COLUMN,
+    conform,
+    row_numbers,
+    trace_fields,
+    with_origin,
+)
 from pipeline.storage import Storage
 
 TRACES_A_TASK = 8192  # a task holds them in memory: some hundred MB
@@ -169,8 +176,7 @@ def _from_part(
     parquet: pq.ParquetFile, ref: PartRef, rows: Sequence[int], schema: pa.Schema, sample: str
 ) -> pa.Table:
     """The columns of ``schema`` for ``rows`` of a finished part; skips row groups without them."""
-    begins = parquet.read([sample])[sample].to_numpy() == 0
-    numbers = ref.start - 1 + np.cumsum(begins)
+    numbers = row_numbers(parquet.read([sample])[sample].to_numpy(), ref.start)
     requested, position = np.isin(numbers, rows), 0
     tables = []
     for group in range(parquet.num_row_groups):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from pipeline.errors import QwqBatchError, StoppedError
 from pipeline.monitor.coordinator import CoordinatorClient
@@ -133,6 +134,10 @@ class Shutdown:
             return
         coordinator.stop(timeout=DRIVER_SAVE_SECONDS)
         while self._coordinator is not None and ray.is_initialized():
-            if time.monotonic() >= deadline or not coordinator.snapshot().engines:
+            try:
+                is_saved = not coordinator.snapshot().engines
+            except GetTimeoutError:  # a busy machine; the engines may still be saving
+                is_saved = False
+            if is_saved or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_SECONDS)

@@ -5,7 +5,6 @@ from io import BytesIO
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,7 +12,7 @@ from pipeline.execution.prepare import PreparedRun
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import known_columns
 from pipeline.planning import Part, Range
-from pipeline.schema import ROW_COLUMN
+from pipeline.schema import ROW_COLUMN, row_numbers
 
 # All that an estimate needs; texts stay on disk.
 COLUMNS = (
@@ -51,7 +50,7 @@ def traces_of(prepared: PreparedRun, chosen: Iterable[Range]) -> Iterator[list[d
 def _read_part(ledger: Ledger, part: Part, names: Mapping[str, str]) -> pa.Table:
     with ledger.store.open(part.name) as file:
         table = known_columns(pq.ParquetFile(file), names, COLUMNS)
-    rows = np.cumsum(table["sample"].to_numpy() == 0) - 1 + part.start
+    rows = row_numbers(table["sample"].to_numpy(), part.start)
     return table.append_column(ROW_COLUMN, pa.array(rows))
 
 

@@ -20,6 +20,8 @@ PresetName = Literal["qwq-32b", "qwq-32b-preview", "qwen2"]
 APPLIED_HERE = frozenset({"n", "max_tokens", "seed", "agree"})
 
 
+# A field added after version 0.1.0 has the default None. A manifest without its key counts as None;
+# with another default, outputs of earlier versions could not be continued.
 class SamplingPolicy(BaseModel, frozen=True, extra="forbid"):
     """How every trace is sampled.
 
@@ -95,8 +97,8 @@ class SamplingPolicy(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def engine_parameters(self) -> dict[str, Any]:
-        """What the engine applies, by vLLM's names."""
-        return self.model_dump(exclude=set(APPLIED_HERE))
+        """What the engine applies, by vLLM's names; what is None is the engine's to decide."""
+        return self.model_dump(exclude=set(APPLIED_HERE), exclude_none=True)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import threading
 import time
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from pipeline.errors import LeaseHeldError, StoppedError
 from pipeline.execution.shutdown import SIGNALS, Shutdown
 from pipeline.monitor.coordinator import CoordinatorClient
+from pipeline.monitor.figures import Snapshot, Totals
 
 
 @pytest.mark.parametrize("kind", SIGNALS)
@@ -48,6 +50,35 @@ def test_reason_that_was_there_before_the_engines_lets_none_run() -> None:
             shutdown.request(LeaseHeldError("taken over"))
             with shutdown.engines_of(CoordinatorClient(None)):
                 pytest.fail("engines ran")
+
+
+class SlowCoordinator(CoordinatorClient):
+    """Answers one question too late, then tells that all engines have saved."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.asked = 0
+
+    def stop(self, timeout: float) -> None:
+        pass
+
+    def snapshot(self) -> Snapshot:
+        self.asked += 1
+        if self.asked == 1:
+            raise GetTimeoutError("busy")
+        return Snapshot(Totals(), None, ())
+
+
+def test_driver_waits_for_engines_that_save_though_one_answer_is_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    coordinator = SlowCoordinator()
+    with pytest.raises(LeaseHeldError):
+        with Shutdown().listening() as shutdown, shutdown.engines_of(coordinator):
+            shutdown.request(LeaseHeldError("taken over"))
+            time.sleep(60)  # broken off when the engines have saved
+    assert coordinator.asked == 2
 
 
 def test_without_a_reason_errors_pass() -> None:

@@ -1,11 +1,15 @@
 """The policy: the cards' values, warnings that name their setting, seeds."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import (
     APPLIED_HERE,
     PRESETS,
@@ -16,6 +20,8 @@ from pipeline.reasoning.sampling import (
     still_to_draw,
     warnings,
 )
+
+MANIFEST = Path(__file__).parents[2] / "data/output-0.1.0/out/__qwq/manifest.yaml"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -34,6 +40,19 @@ def test_engine_gets_every_parameter_that_the_pipeline_does_not_apply_itself() -
         "repetition_penalty": 1.0,
     }  # fmt: skip
     assert SamplingPolicy.model_fields.keys() > APPLIED_HERE
+
+
+@pytest.mark.parametrize(
+    ("section", "policy"), [("sampling", SamplingPolicy), ("thinking", ThinkingPolicy)]
+)
+def test_settings_that_version_0_1_0_did_not_have_default_to_none(
+    section: str, policy: type[BaseModel]
+) -> None:
+    """A key that a manifest lacks counts as None; another default would refuse its output."""
+    recorded = yaml.safe_load(MANIFEST.read_text())["settings"]
+    fields = policy.model_fields.items()
+    added = {name: f.default for name, f in fields if f"{section}.{name}" not in recorded}
+    assert set(added.values()) <= {None}
 
 
 @pytest.mark.parametrize(
