@@ -5,6 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 PINS := infra/requirements-cpu.txt
+GPU_PINS := infra/requirements-gpu.txt
+COMPILE := $(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--no-annotate --no-header
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -50,14 +53,14 @@ setup: .venv/.ready ## install the pinned packages into .venv (4 GB)
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Needs uv (pip install uv). The override drops what requirements-cpu.in says is left out.
-lock: ## pin the packages again
+# The override drops what requirements-cpu.in says is left out.
+lock: setup ## pin the packages again, for CPUs and for GPUs
 	printf '%s\n' torchvision torchaudio torchcodec | sed 's/$$/ ; python_version < "3"/' > .overrides.txt
 	echo 'torch==2.13.0+cpu' >> .overrides.txt
-	uv pip compile infra/requirements-cpu.in --override .overrides.txt -o $(PINS) $(UV_FLAGS) \
-		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
+	$(COMPILE) infra/requirements-cpu.in --override .overrides.txt -o $(PINS) $(UV_FLAGS) \
 		--extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match
 	rm .overrides.txt
+	$(COMPILE) pyproject.toml --extra gpu -o $(GPU_PINS) $(UV_FLAGS)
 
 nano: setup ## train both small models again (an hour on two cores), then measure them
 	$(BIN)/python -m infra.nano.train qwq-nano

@@ -257,6 +257,11 @@ class SimulatedConfig(Section):
         None,
         description="A file: the first engine that sees it removes it and dies. A folder: all die.",
     )
+    fails_to_start_with: str | None = Field(
+        None,
+        description="As `dies_with`, for engines that start. `$NAME` stands for an environment "
+        "variable of the engine's node.",
+    )
     loops: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="Share of traces that loop until the pipeline ends them."
     )

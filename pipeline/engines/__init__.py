@@ -3,6 +3,7 @@
 Only `pipeline.engines.vllm` imports vLLM, and only when a vLLM engine is built.
 """
 
+import os
 from typing import Any
 
 from pipeline.config.run_config import RunConfig
@@ -51,6 +52,8 @@ def build_engine(config: RunConfig, tokenizer: Any) -> Engine:
         kind = engine_type(config.engine)
     except ConfigError as error:  # this node lacks a module that the driver has
         raise ModelError(error.message) from None
+    for name, value in kind.environment.items():
+        os.environ.setdefault(name, value)
     return kind.build(config, tokenizer)
 
 

@@ -90,7 +90,10 @@ class EngineType(ABC):
 
     # The packages that run it. One must be installed; an output's files name their versions.
     packages: tuple[str, ...] = ()
-    # Environment variables of Ray's workers, where the user has not set them.
+    # Their versions that the engine can run with, such as ">=1.2,<2".
+    supported_versions = ""
+    # Environment variables of the process that builds an engine, unless that process or the driver
+    # has others.
     environment: Mapping[str, str] = {}
     # The setting that lets an engine take GPUs of several nodes, if there is one.
     several_nodes_setting: str | None = None

@@ -22,7 +22,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, OnTokens, Request
 from pipeline.engines.vllm_arguments import VllmArguments, context_tokens
-from pipeline.errors import EngineDeadError
+from pipeline.errors import EngineDeadError, ModelError
 from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.reasoning.think_format import ThinkFormat
 
@@ -237,10 +237,8 @@ class SimulatedEngine:
 
     def _die_if_told(self, request: Request) -> None:
         flag, of = self._config.dies_with, self._config.dies_of
-        if flag is not None and Path(flag).exists():
+        if flag is not None and _take(Path(flag)):
             self._dead = True
-            if Path(flag).is_file():
-                Path(flag).unlink(missing_ok=True)
         if of is not None and of in self._tokenizer.decode(request.prompt_token_ids):
             self._dead = True
         if self._dead:
@@ -258,12 +256,26 @@ class SimulatedEngine:
                 os.close(file)
 
 
+def _take(flag: Path) -> bool:
+    """Whether there is a file, which is removed, or a folder, which stays."""
+    if flag.is_dir():
+        return True
+    try:
+        flag.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Simulated(VllmArguments):
     """The kind ``simulated``: it stands in for vLLM, and takes its arguments."""
 
     def build(self, config: RunConfig, tokenizer: Any) -> SimulatedEngine:
         """An engine that writes text of the preset's form in ``tokenizer``'s tokens."""
         engine = config.engine
+        flag = engine.simulated.fails_to_start_with
+        if flag is not None and _take(Path(os.path.expandvars(flag))):
+            raise ModelError("the simulated engine was told not to start")
         return SimulatedEngine(
             engine.simulated, config.think_format, self.slots(engine), tokenizer,
             context_tokens(engine, CONTEXT_TOKENS),

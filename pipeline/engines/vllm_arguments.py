@@ -27,8 +27,17 @@ RESERVED = {
     "enable_lora": "set model.lora instead",
     "tokenizer": "the model's own tokenizer renders the prompts",
     "pipeline_parallel_size": "set engine.pipeline_parallel instead",
-    "data_parallel_size": "not supported; set engine.replicas",
     "hf_token": "do not write secrets into a config; set HF_TOKEN in the environment",
+    "skip_tokenizer_init": "vLLM needs the tokenizer, to generate by a schema and to end a turn",
+}
+DATA_PARALLEL = "data_parallel"
+# Values of ``load_format`` that need a package besides vLLM: its module, and vLLM's extra.
+LOADERS = {
+    "fastsafetensors": ("fastsafetensors", "fastsafetensors"),
+    "instanttensor": ("instanttensor", "instanttensor"),
+    "runai_streamer": ("runai_model_streamer", "runai"),
+    "runai_streamer_sharded": ("runai_model_streamer", "runai"),
+    "tensorizer": ("tensorizer", "tensorizer"),
 }
 # Arguments, and keys of ``hf_overrides``, that engine.context=auto decides.
 CONTEXT_KEYS = (
@@ -74,6 +83,8 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
     for name in args:
         if name in RESERVED:
             raise ConfigError(f"engine.vllm.{name}: {RESERVED[name]}")
+        if name.startswith(DATA_PARALLEL):
+            raise ConfigError(f"engine.vllm.{name}: not supported; set engine.replicas")
     slots = args.get("max_num_seqs", 1)
     if not isinstance(slots, int) or slots < 1:
         raise ConfigError(f"engine.vllm.max_num_seqs must be a whole number from 1, not {slots!r}")
@@ -86,6 +97,12 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, accepted, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise ConfigError(f"engine.vllm.{name}: vLLM has no such engine argument{hint}")
+    module, extra = LOADERS.get(str(args.get("load_format")), (None, None))
+    if module is not None and find_spec(module) is None:
+        raise ConfigError(
+            f"engine.vllm.load_format {args['load_format']} needs the package {module}; install "
+            f"vllm[{extra}] on every node"
+        )
 
 
 def context_tokens(engine: EngineConfig, default: int) -> int:
@@ -96,7 +113,13 @@ def context_tokens(engine: EngineConfig, default: int) -> int:
 class VllmArguments(EngineType):
     """A kind of engine that takes its settings from ``engine.vllm``: vLLM, and its stand-in."""
 
-    environment: Mapping[str, str] = {"VLLM_LOGGING_LEVEL": "WARNING"}
+    environment: Mapping[str, str] = {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        # The warm-up compiles FlashInfer's sampler, which without a CUDA toolkit ends the engine
+        # (vllm-project/vllm#49497). Requests with a seed, as all are here, never use it.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
     several_nodes_setting = f"engine.vllm.{BACKEND}=ray"
     model_code_setting = "engine.vllm.trust_remote_code=true"
 

@@ -13,12 +13,15 @@ import gc
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 import uuid
 import weakref
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.config.run_config import RunConfig
@@ -47,6 +50,8 @@ from pipeline.time_limits import ENGINE_CLOSE_SECONDS, ENGINE_SAVE_SECONDS
 logger = logging.getLogger(__name__)
 # Engine starts without a finished trace in between, beyond the first start of each engine.
 IDLE_RESTARTS = 4
+# The wait before another start of an engine begins at a second, doubles each time, and ends here.
+MAX_RESTART_WAIT_SECONDS = 60.0
 # New objects between two garbage collections. Python's own 700 took a quarter of the time.
 GARBAGE_THRESHOLD = 50_000
 
@@ -70,10 +75,10 @@ class EngineActor:
         self._failure: QwqBatchError | None = None
         try:
             self._start()
-        except QwqBatchError as error:
+        except Exception as error:  # vLLM, PyTorch, a GPU's driver: all kinds
             # The first call raises it. Of an error in a constructor, Ray prints the stack and
             # passes on only the text.
-            self._failure = error
+            self._failure = self._failed_start(error)
             return
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         coordinator.engine_ready(self._name)
@@ -86,7 +91,7 @@ class EngineActor:
             signal.signal(signal.SIGTERM, lambda *_: self._stop_soon(end_process=True))
 
     def _start(self) -> None:
-        """Load the tokenizer and start the engine; raises `QwqBatchError` if that fails."""
+        """Load the tokenizer and start the engine."""
         self._refuse_endless_restarts()
         config, run_pass = self._config, self._run_pass
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
@@ -109,12 +114,35 @@ class EngineActor:
         gc.set_threshold(GARBAGE_THRESHOLD)
 
     def _build_engine(self, tokenizer: Any) -> Engine:
-        """Start the engine, at a second try if need be; raises `ModelError`."""
+        """Start the engine; the first of a run at a second try if need be; raises `ModelError`."""
         try:
             return build_engine(self._config, tokenizer)
         except ModelError:
+            if self._coordinator.snapshot().ready_seconds is not None:
+                raise  # a process of its own tries again: `_failed_start`
             logger.exception("the engine did not start; trying once more")
             return build_engine(self._config, tokenizer)
+
+    def _failed_start(self, error: Exception) -> QwqBatchError:
+        """The error with which the run is to end, because this engine could not start.
+
+        If another engine of the run has been ready, a bad GPU is the likely reason. Then this ends
+        the process instead, after a while: Ray starts the actor again, on another node if one has
+        room, and the other engines go on. Only if none of them generates anything meanwhile, the
+        run ends.
+        """
+        if isinstance(error, EngineError):
+            return error
+        failures = self._coordinator.engine_start_failed(ray.get_runtime_context().get_node_id())
+        reason = error.message if isinstance(error, QwqBatchError) else repr(error)
+        if failures is None:
+            return error if isinstance(error, QwqBatchError) else EngineError(reason)
+        reason = f"an engine could not start again on {socket.gethostname()}: {reason}"
+        if failures > IDLE_RESTARTS:
+            return EngineError(f"{reason} (try {failures}, while no engine generated anything)")
+        logger.error("%s; another try follows", reason, exc_info=error)
+        time.sleep(min(2.0 ** (failures - 1), MAX_RESTART_WAIT_SECONDS))
+        os._exit(1)
 
     def _answer_format(self) -> AnswerFormat:
         try:

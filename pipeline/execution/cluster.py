@@ -53,18 +53,17 @@ def cluster(config: RunConfig) -> Iterator[None]:
     address = address_of(config)
     # The output of workers stays in Ray's session folder; the terminal is for the run.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    defaults = engine_type(config.engine).environment
-    environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if address == "local":
         # Local workers inherit the environment. A runtime_env would discard the workers that Ray
         # starts in advance, which costs three seconds on two cores.
-        os.environ.update(environment)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", ENGINE_NICENESS)
         options["num_cpus"] = config.ray.num_cpus or local_cpus(config.engine)
         options["include_dashboard"] = False
         options |= ray_private.local_init_options(config.ray.metrics_port)
     else:
+        names = engine_type(config.engine).environment
+        environment = {name: os.environ[name] for name in names if name in os.environ}
         options["runtime_env"] = {"env_vars": environment}
     try:
         with _quiet_start(), ray_private.on_loopback() if address == "local" else nullcontext():

@@ -7,7 +7,8 @@ for each rank. The engine starts its ranks in these bundles, those of the actor'
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from typing import Any, Self
 
@@ -20,11 +21,15 @@ from ray.util.placement_group import (
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines import engine_type
+from pipeline.execution import ray_private
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -87,6 +92,11 @@ class EnginePlacements:
             return {kind: self._engine.ranks}
         return {"num_cpus": 0, "num_gpus": 0, "ray_remote_args_fn": self._next}
 
+    @property
+    def avoid(self) -> Callable[[str], Any]:
+        """See `avoid_node`."""
+        return partial(avoid_node, self._engine)
+
     def __enter__(self) -> Self:
         if self._spans_nodes:
             bundles = [{"GPU": 1}] * self._engine.ranks
@@ -111,6 +121,27 @@ class EnginePlacements:
             next(self._turns), placement_group_capture_child_tasks=True
         )
         return {"scheduling_strategy": strategy}
+
+
+class Occupant:
+    """An actor that only takes room."""
+
+
+def avoid_node(engine: EngineConfig, node: str) -> Any:
+    """Occupy the room of an engine on the node with this id, so that Ray starts engines elsewhere.
+
+    Returns the handle of the actor that does so: as long as it is held. None if no other node has
+    room at present, or if an engine's place is a placement group.
+    """
+    kind = "GPU" if engine.device == "gpu" else "CPU"
+    free = ray_private.free_resources()
+    if spans_nodes(engine) or not any(
+        room.get(kind, 0) >= engine.ranks for name, room in free.items() if name != node
+    ):
+        return None
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    resources = {f"num_{kind.lower()}s": engine.ranks}
+    return ray.remote(Occupant).options(**resources, scheduling_strategy=there).remote()
 
 
 def wait_until_placed() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray.data
 from ray._private import services
+from ray._private.state import available_resources_per_node
 from ray.data import DataContext, Dataset
 
 LOOPBACK = "127.0.0.1"
@@ -44,6 +45,12 @@ def map_blocks(dataset: Dataset, actor: type, **options: Any) -> Dataset:
     The public `map_batches` refuses GPUs without a batch size; here a block is a batch.
     """
     return dataset.map_batches_internal(actor, batch_size=None, batch_format="pyarrow", **options)
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """By node id, what is free of each resource at present."""
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    return free
 
 
 def map_actor_context() -> Any:

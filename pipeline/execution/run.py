@@ -170,7 +170,9 @@ def execute_tier(
     config, context = fitted_to_cluster(tier.applied(prepared.config)), prepared.context(run_pass)
     placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
-    coordinator = start_coordinator(plan.todo, prepared.ledger.store.url, engine_pool)
+    coordinator = start_coordinator(
+        plan.todo, prepared.ledger.store.url, engine_pool, placements.avoid
+    )
     samples = min(len(run_pass.samples), config.sampling.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     rows_at_once = max(1, engine_slots(config) * config.engine.replicas // samples)

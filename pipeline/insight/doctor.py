@@ -87,34 +87,43 @@ def _python(config: RunConfig) -> Iterator[Finding]:  # noqa: ARG001 (as all che
 
 def _packages(config: RunConfig) -> Iterator[Finding]:
     """Check the installed packages against the requirements of project and engine."""
-    device = config.engine.device
-    names = engine_type(config.engine).packages_for(device)
+    device, engine = config.engine.device, engine_type(config.engine)
+    names = engine.packages_for(device)
     engine_package = next((name for name in names if _version(name)), next(iter(names), None))
-    wanted = {}
-    for requirement in _requirements(device):
-        name = requirement.name
-        # The extra of a device holds the package of vLLM, which another engine does not need.
-        if requirement.marker is not None and "extra" in str(requirement.marker):
-            if name not in names or engine_package is None:
-                continue
-            name = engine_package
-        wanted[name] = requirement, f"{NAME}[{device}]"
+    tested = {each.name: each.specifier for each in _requirements(device)}
+    source = f"{NAME}[{device}]"
+    wanted = {each.name: (each, source) for each in _requirements()}
     if engine_package is not None:
-        wanted.setdefault(engine_package, (Requirement(engine_package), engine_package))
-    problems = [_package_problem(name, *source) for name, source in wanted.items()]
+        supported = Requirement(f"{engine_package}{engine.supported_versions}")
+        wanted[engine_package] = supported, source if engine_package in tested else engine_package
+    problems = [_package_problem(name, *of) for name, of in wanted.items()]
     yield from filter(None, problems)
-    versions = [
-        f"{name} {_version(name)}"
+    versions = {
+        name: _version(name)
         for name, problem in zip(wanted, problems, strict=True)
         if problem is None and name in ("ray", "transformers", engine_package)
+    }
+    yield Finding("ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    untested = [
+        f"{name}{tested[name]}"
+        for name, version in versions.items()
+        if name in tested and not tested[name].contains(version or "", prereleases=True)
     ]
-    yield Finding("ok", ", ".join(versions))
+    if untested:
+        yield Finding(
+            "warning",
+            f"other versions than those that were tested: {', '.join(untested)}",
+            f"pip install '{source}'",
+        )
 
 
-def _requirements(device: str) -> Iterator[Requirement]:
-    """Those of this project on this machine, with the extra of ``device``."""
+def _requirements(device: str | None = None) -> Iterator[Requirement]:
+    """Those of this project on this machine; with ``device``, those of its extra."""
     for requirement in map(Requirement, requires(NAME) or ()):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": device}):
+        is_extra = "extra" in str(requirement.marker)
+        if is_extra == (device is not None) and (
+            requirement.marker is None or requirement.marker.evaluate({"extra": device or ""})
+        ):
             yield requirement
 
 

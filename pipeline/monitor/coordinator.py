@@ -33,10 +33,18 @@ class RunCoordinator:
     """Adds up what the engine actors report, and passes on what they have to know.
 
     ``rows_to_do``: by part, how many rows are to do. ``output``: labels the Prometheus metrics.
-    ``engine_pool``: the engines that the run asks for.
+    ``engine_pool``: the engines that the run asks for. ``avoid``: gets the id of a node on which an
+    engine could not start; as long as what it returns is held, engines start elsewhere. It returns
+    None if there is no elsewhere.
     """
 
-    def __init__(self, rows_to_do: Mapping[str, int], output: str, engine_pool: EnginePool) -> None:
+    def __init__(
+        self,
+        rows_to_do: Mapping[str, int],
+        output: str,
+        engine_pool: EnginePool,
+        avoid: Callable[[str], Any] = lambda _: None,
+    ) -> None:
         self._rows_to_do, self._durable = dict(rows_to_do), dict[str, set[int]]()
         self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.replicas)
         self._engine_pool = engine_pool
@@ -46,6 +54,8 @@ class RunCoordinator:
         self._last_report: dict[str, float] = {}
         self._ready_seconds: float | None = None
         self._starts_since_row = 0
+        self._failed_starts = 0
+        self._avoid, self._avoided = avoid, dict[str, Any]()
         self._stopping = False
         self._suspects = Suspects()
 
@@ -53,6 +63,23 @@ class RunCoordinator:
         """Count an engine start; returns the starts since a trace was last finished."""
         self._starts_since_row += 1
         return self._starts_since_row
+
+    def engine_start_failed(self, node: str) -> int | None:
+        """Count an engine that could not start on ``node``.
+
+        Returns how many could not since an engine has generated a token; None if no engine has ever
+        been ready, so that the reason is more likely the configuration than a bad GPU.
+        """
+        if self._ready_seconds is None:
+            return None
+        self._starts_since_row -= 1
+        self._failed_starts += 1
+        held = None if node in self._avoided else self._avoid(node)
+        if held is None:
+            self._avoided.clear()  # no other node has room, so each gets another chance
+        else:
+            self._avoided[node] = held
+        return self._failed_starts
 
     def engine_ready(self, engine: str) -> None:
         """``engine`` can take requests."""
@@ -67,6 +94,8 @@ class RunCoordinator:
         self._metrics.done(done)
         if done.generated:
             self._starts_since_row = 0
+        if done.spent_tokens:
+            self._failed_starts = 0
         if engine in self._engines:
             now = time.monotonic()
             seconds = max(1e-3, now - self._last_report[engine])
@@ -135,6 +164,10 @@ class CoordinatorClient:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+
+    def engine_start_failed(self, node: str) -> int | None:
+        """See `RunCoordinator.engine_start_failed`."""
+        return ray.get(self._send(RunCoordinator.engine_start_failed, node))
 
     def engine_starting(self) -> int:
         """See `RunCoordinator.engine_starting`."""
@@ -226,9 +259,9 @@ class EngineReporter:
 
 
 def start_coordinator(
-    todo: Iterable[Range], output: str, engine_pool: EnginePool
+    todo: Iterable[Range], output: str, engine_pool: EnginePool, avoid: Callable[[str], Any]
 ) -> CoordinatorClient:
-    """A new coordinator for the rows of ``todo``, on the driver's node.
+    """A new coordinator for the rows of ``todo``, on the driver's node; see `RunCoordinator`.
 
     It lives as long as a handle to it does.
     """
@@ -237,4 +270,4 @@ def start_coordinator(
         rows[str(PartRef.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0)(RunCoordinator).options(scheduling_strategy=here)
-    return CoordinatorClient(actor.remote(rows, output, engine_pool))
+    return CoordinatorClient(actor.remote(rows, output, engine_pool, avoid))

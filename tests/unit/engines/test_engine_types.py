@@ -1,16 +1,19 @@
 """Kinds of engines: found by name or import path; settings that a kind does not know are refused."""
 
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pipeline
+from pipeline.config.load import parse_config
 from pipeline.config.sections import EngineConfig
-from pipeline.engines import ENGINES, EngineType, engine_type
+from pipeline.engines import ENGINES, EngineType, build_engine, engine_type
 from pipeline.engines.none import NO_ENGINE
 from pipeline.errors import ConfigError
+from pipeline.prompts.tokenizer import load_tokenizer
 from tests.toy_engine import TOY
 
 ROOT = Path(pipeline.__file__).parent
@@ -90,6 +93,19 @@ def test_options_of_an_unknown_kind_all_identify_the_run() -> None:
     engine = EngineConfig(options={"a": 1, "b": 2})
     settings = NO_ENGINE.result_settings(engine)
     assert settings == {"engine.options.a": 1, "engine.options.b": 2}
+
+
+def test_environment_of_a_kind_is_set_where_an_engine_is_built_unless_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {"VLLM_NO_USAGE_STATS": "0"})
+    config = parse_config(
+        {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"},
+         "engine": {"kind": "simulated"}}
+    )  # fmt: skip
+    build_engine(config, load_tokenizer("qwq-nano"))
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "0", "the user's own wins"
 
 
 def test_only_vllms_own_files_name_its_arguments() -> None:

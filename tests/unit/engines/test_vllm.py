@@ -13,6 +13,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines import vllm as vllm_engine
+from pipeline.engines import vllm_arguments
 from pipeline.engines.vllm import USED_NAMES, VLLM
 from pipeline.engines.vllm_arguments import (
     BACKEND,
@@ -134,12 +135,27 @@ def test_vllm_arguments_are_those_of_the_installed_vllm() -> None:
         ("tensor_parallel_size", "set engine.tensor_parallel instead"),
         ("pipeline_parallel_size", "set engine.pipeline_parallel instead"),
         ("model", "set model.path instead"),
+        ("data_parallel_size", "not supported; set engine.replicas"),
+        ("data_parallel_backend", "not supported; set engine.replicas"),
+        ("skip_tokenizer_init", "vLLM needs the tokenizer"),
         ("max_num_seqs", "must be a whole number"),
     ],
 )
 def test_vllm_argument_that_is_none_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"engine.vllm.{name}:? {message}"):
         check_engine_args({name: "many"})
+
+
+def test_loader_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"load_format runai_streamer needs the package runai_model_streamer; install "
+        r"vllm\[runai\] on every node",
+    ):
+        check_engine_args({"load_format": "runai_streamer"})
+    check_engine_args({"load_format": "dummy"})
+    monkeypatch.setitem(vllm_arguments.LOADERS, "runai_streamer", ("json", "runai"))
+    check_engine_args({"load_format": "runai_streamer"})
 
 
 @pytest.mark.parametrize(

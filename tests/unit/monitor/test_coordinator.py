@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import time
+import weakref
 from concurrent.futures import Future
 from typing import Any
 
@@ -37,6 +38,41 @@ def test_finished_trace_resets_the_count_of_engine_starts(coordinator: RunCoordi
     assert coordinator.engine_starting() == 4
     coordinator.engine_progress("a", Totals(generated=1), EngineLoad())
     assert coordinator.engine_starting() == 1
+
+
+def test_engine_that_can_not_start_counts_apart_until_an_engine_generates(
+    coordinator: RunCoordinator,
+) -> None:
+    assert coordinator.engine_start_failed("node") is None, "the first start: the config is to blame"
+    coordinator.engine_starting()
+    coordinator.engine_ready("a")
+    for failures in (1, 2):
+        assert coordinator.engine_starting() == 2
+        assert coordinator.engine_start_failed("node") == failures
+    coordinator.engine_progress("a", Totals(), EngineLoad())
+    assert coordinator.engine_start_failed("node") == 3
+    coordinator.engine_progress("a", Totals(spent_tokens=64), EngineLoad())
+    assert coordinator.engine_start_failed("node") == 1
+
+
+def test_nodes_are_avoided_until_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Metrics", NoMetrics)
+    handles, elsewhere = list[weakref.ref[Any]](), True
+
+    class Occupant:
+        def __init__(self) -> None:
+            handles.append(weakref.ref(self))
+
+    coordinator = RunCoordinator(
+        {"part": 3}, "out", EnginePool(), lambda node: Occupant() if elsewhere else None
+    )
+    coordinator.engine_ready("a")
+    coordinator.engine_start_failed("1")
+    coordinator.engine_start_failed("2")
+    assert [handle() is not None for handle in handles] == [True, True]
+    elsewhere = False
+    coordinator.engine_start_failed("3")
+    assert [handle() for handle in handles] == [None, None]
 
 
 def test_silent_and_closed_engines_are_not_counted(
