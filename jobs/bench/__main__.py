@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import jobs.bench
-from jobs.bench import engines, estimates, overhead, queues, scale, start, tails
+from jobs.bench import engines, estimates, kv_cache, overhead, queues, scale, start, tails
 from pipeline.console import exit_with
 
 
@@ -41,6 +41,9 @@ def main() -> None:
     sub = commands.add_parser("queues", help="how full engines are kept, computed")
     sub.add_argument("--seeds", type=int, default=8)
     sub.set_defaults(main=queues.main)
+
+    sub = commands.add_parser("kv-cache", help="slots and watermark against a KV cache, simulated")
+    sub.set_defaults(main=kv_cache.main)
 
     sub = commands.add_parser("overhead", help="the pipeline's own cost, with an instant engine")
     sub.add_argument("--rows", type=int, default=40_000, help="rows of the smaller of two runs")

@@ -253,6 +253,11 @@ class SimulatedConfig(Section):
         0,
         description="Seconds of prefill for each prompt or carried token; other sequences wait.",
     )
+    kv_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Tokens that its KV cache holds. When it is full, the newest sequence is "
+        "computed again, as in vLLM. Default: no end.",
+    )
     dies_with: str | None = Field(
         None,
         description="A file: the first engine that sees it removes it and dies. A folder: all die.",

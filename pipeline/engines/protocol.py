@@ -46,12 +46,16 @@ class Request:
 class EngineLoad:
     """What an engine does at one moment: sequences that run and that wait for a slot.
 
-    ``kv_usage``: the share of its KV cache that is in use; None where it has none.
+    ``kv_usage``: the share of its KV cache that is in use; None where it has none. ``preemptions``:
+    how often, since its start, a sequence has lost its place in a full cache;
+    ``recomputed_tokens``: those of its context that were then computed again.
     """
 
     running: int = 0
     waiting: int = 0
     kv_usage: float | None = None
+    preemptions: int = 0
+    recomputed_tokens: int = 0
 
 
 class Engine(Protocol):

@@ -5,9 +5,6 @@ only on its seed, unless ``engine.simulated.varies`` is set. Time passes as on a
 gives each running sequence one token. It takes longer with more sequences and longer contexts.
 """
 
-import asyncio
-import heapq
-import itertools
 import json
 import math
 import os
@@ -21,7 +18,8 @@ from typing import Any
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, OnTokens, Request
-from pipeline.engines.vllm_arguments import VllmArguments, context_tokens
+from pipeline.engines.simulated_scheduler import Scheduler, Sequence, Steps
+from pipeline.engines.vllm_arguments import VllmArguments, context_tokens, watermark
 from pipeline.errors import EngineDeadError, ModelError
 from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.reasoning.think_format import ThinkFormat
@@ -40,89 +38,6 @@ def example(schema: Mapping[str, Any], number: int) -> Any:
     return kinds.get(str(schema.get("type")), str(number))
 
 
-class Steps:
-    """The clock of an engine, in steps. Sequences wait for their steps in one event loop."""
-
-    def __init__(self, config: SimulatedConfig) -> None:
-        self._config = config
-        # An engine whose steps take no time needs no clock.
-        self._instant = not (
-            config.seconds_per_token or config.seconds_per_sequence or config.seconds_per_kv_token
-        )
-        # Steps done, the time of that count, and seconds of prefill still to pass.
-        self._done, self._at, self._owed = 0.0, 0.0, 0.0
-        # Running sequences; their tokens at step 0, had they all run since then.
-        self._sequences = self._kv_tokens = 0.0
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def enter(self, context: int) -> float:
-        """Begin a sequence with a context of so many tokens; returns the argument of `leave`."""
-        if self._instant:
-            return 0.0
-        self._advance()
-        self._owed += context * self._config.seconds_per_prompt_token
-        begun = context - self._done
-        self._sequences, self._kv_tokens = self._sequences + 1, self._kv_tokens + begun
-        return begun
-
-    def leave(self, begun: float) -> None:
-        """End a sequence."""
-        if self._instant:
-            return
-        self._advance()
-        self._sequences, self._kv_tokens = self._sequences - 1, self._kv_tokens - begun
-        self._set_timer()
-
-    async def take(self, steps: int) -> None:
-        """Wait for so many steps."""
-        if self._instant:
-            await asyncio.sleep(0)
-            return
-        self._advance()
-        future = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (self._done + steps, next(self._order), future))
-        self._set_timer()
-        await future
-
-    def _step_seconds(self) -> float:
-        config = self._config
-        return (
-            config.seconds_per_token
-            + config.seconds_per_sequence * self._sequences
-            + config.seconds_per_kv_token * (self._kv_tokens + self._sequences * self._done)
-        )
-
-    def _advance(self) -> None:
-        """Count the steps since the last call, at the pace since then."""
-        now = asyncio.get_running_loop().time()
-        elapsed, self._at = now - self._at, now
-        if self._sequences and self._step_seconds():
-            paid = min(elapsed, self._owed)
-            self._owed -= paid
-            self._done += (elapsed - paid) / self._step_seconds()
-
-    def _set_timer(self) -> None:
-        """Wake up when the next waiting sequence has its steps."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._waiting and self._waiting[0][2].cancelled():
-            heapq.heappop(self._waiting)
-        if self._waiting:
-            left = (self._waiting[0][0] - self._done) * self._step_seconds() + self._owed
-            self._timer = asyncio.get_running_loop().call_later(max(left, 0), self._wake)
-
-    def _wake(self) -> None:
-        self._advance()
-        while self._waiting and self._waiting[0][0] <= self._done:
-            future = heapq.heappop(self._waiting)[2]
-            if not future.done():
-                future.set_result(None)
-        self._set_timer()
-
-
 class SimulatedEngine:
     """Waits where a real engine computes."""
 
@@ -130,7 +45,7 @@ class SimulatedEngine:
         self,
         config: SimulatedConfig,
         think_format: ThinkFormat,
-        slots: int,
+        scheduler: Scheduler,
         tokenizer: Any,
         context_tokens: int = CONTEXT_TOKENS,
     ) -> None:
@@ -139,8 +54,7 @@ class SimulatedEngine:
         self._marker = think_format.closing
         self._encode = lru_cache(2048)(self._token_ids)
         self._loop, self._thinking = self._encode(LOOP), list[int]()
-        self._steps = Steps(config)
-        self._running, self._asked, self._begun = asyncio.Semaphore(slots), 0, 0
+        self._scheduler = scheduler
         self._dead = False
 
     @property
@@ -150,40 +64,32 @@ class SimulatedEngine:
 
     @property
     def load(self) -> EngineLoad:
-        """Requests with a slot, and requests that wait for one."""
-        return EngineLoad(self._begun, self._asked - self._begun)
+        """The scheduler's figures now."""
+        of = self._scheduler
+        return EngineLoad(of.running, of.waiting, of.usage, of.preemptions, of.recomputed_tokens)
 
     async def generate(self, request: Request, on_tokens: OnTokens) -> str:
         """Wait as long as the trace takes, and pass its tokens on meanwhile."""
-        self._asked += 1
+        carried = len(request.carried_token_ids)
+        sequence = await self._scheduler.enter(len(request.prompt_token_ids) + carried)
         try:
-            async with self._running:
-                self._begun += 1
-                try:
-                    return await self._generate(request, on_tokens)
-                finally:
-                    self._begun -= 1
+            return await self._generate(request, sequence, on_tokens)
         finally:
-            self._asked -= 1
+            self._scheduler.leave(sequence)
 
-    async def _generate(self, request: Request, on_tokens: OnTokens) -> str:
+    async def _generate(self, request: Request, sequence: Sequence, on_tokens: OnTokens) -> str:
         self._die_if_told(request)
         whole = self._trace(request)
         token_ids = whole[: request.policy.max_tokens]
         size = TOKENS_A_REPORT if request.schema is None else len(token_ids)
-        carried = len(request.carried_token_ids)
         started = time.time()
-        begun = self._steps.enter(len(request.prompt_token_ids) + carried)
-        try:
-            for start in range(carried, len(token_ids), size):
-                new = token_ids[start : start + size]
-                await self._steps.take(len(new))
-                self._die_if_told(request)
-                self._note(request.id, len(new), started)
-                if on_tokens(new):
-                    return "repetition"
-        finally:
-            self._steps.leave(begun)
+        for start in range(len(request.carried_token_ids), len(token_ids), size):
+            new = token_ids[start : start + size]
+            await self._scheduler.step(sequence, len(new))
+            self._die_if_told(request)
+            self._note(request.id, len(new), started)
+            if on_tokens(new):
+                return "repetition"
         return "stop" if len(token_ids) == len(whole) else "length"
 
     def close(self) -> None:
@@ -276,8 +182,14 @@ class Simulated(VllmArguments):
         flag = engine.simulated.fails_to_start_with
         if flag is not None and _take(Path(os.path.expandvars(flag))):
             raise ModelError("the simulated engine was told not to start")
+        scheduler = Scheduler(
+            self.slots(engine),
+            Steps(engine.simulated),
+            engine.simulated.kv_tokens or math.inf,
+            watermark(engine),
+        )
         return SimulatedEngine(
-            engine.simulated, config.think_format, self.slots(engine), tokenizer,
+            engine.simulated, config.think_format, scheduler, tokenizer,
             context_tokens(engine, CONTEXT_TOKENS),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ lists it; tests/unit/engines/test_vllm.py compares that with the installed versi
 import asyncio
 import json
 import os
+import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from pipeline.config.sections import EngineConfig
 from pipeline.engines.memory import MemoryNeed
 from pipeline.engines.protocol import EngineLoad, OnTokens, Request
 from pipeline.engines.vllm_arguments import BACKEND, VllmArguments, engine_arguments, memory_need
+from pipeline.engines.vllm_startup import ProcessOutput, root_cause
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
 from pipeline.reasoning.sampling import continued_seed
 
@@ -55,8 +57,10 @@ USED_NAMES = {
     ),
     "vllm.v1.metrics.ray_wrappers": ("RayPrometheusStatLogger", "ray_metrics"),
     "vllm.v1.metrics.stats": (
+        "IterationStats.num_preempted_reqs",
+        "PrefixCacheStats.preempted_hits", "PrefixCacheStats.preempted_queries",
         "SchedulerStats.kv_cache_usage", "SchedulerStats.num_running_reqs",
-        "SchedulerStats.num_waiting_reqs",
+        "SchedulerStats.num_waiting_reqs", "SchedulerStats.prefix_cache_stats",
     ),
 }  # fmt: skip
 # White space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
@@ -69,6 +73,7 @@ class VllmEngine:
 
     def __init__(self, config: RunConfig) -> None:
         self._stats: Any = None
+        self._preemptions = self._recomputed_tokens = 0
         self._requests = 0
         if config.engine.device == "cpu":
             _prepare_cpu(config.engine.tensor_parallel)
@@ -81,6 +86,7 @@ class VllmEngine:
             raise ModelError(
                 f"vLLM can't be imported ({error}); install qwq-batch[gpu] or qwq-batch[cpu]"
             ) from None
+        output = ProcessOutput()
         try:
             arguments = AsyncEngineArgs(**settings)
             loggers = None if arguments.disable_log_stats else self._stat_loggers()
@@ -89,7 +95,10 @@ class VllmEngine:
                 arguments, usage_context=UsageContext.LLM_CLASS, stat_loggers=loggers
             )
         except Exception as error:  # vLLM, PyTorch and the hub raise all kinds
-            raise ModelError(f"the engine did not start: {error}") from error
+            reason = root_cause(output.text(), str(error))
+            raise ModelError(
+                f"the engine did not start on {socket.gethostname()}: {reason}"
+            ) from error
         self._slots = int(settings["max_num_seqs"])
         self._checking, self._unchecked = asyncio.Lock(), config.answer.schema_text
         # Tokens of all prompts (carried ones included), and how many the prefix cache had.
@@ -114,14 +123,25 @@ class VllmEngine:
             def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
                 pass
 
-            def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
-                if scheduler_stats is not None:
-                    engine._stats = scheduler_stats
+            def record(
+                self, scheduler_stats: Any, iteration_stats: Any = None, *_: Any, **__: Any
+            ) -> None:
+                engine._count(scheduler_stats, iteration_stats)
 
             def log_engine_initialized(self) -> None:
                 pass
 
         return [SchedulerLogger, ray_wrappers.RayPrometheusStatLogger]
+
+    def _count(self, scheduler_stats: Any, iteration_stats: Any) -> None:
+        """Keep what a step has brought; vLLM gives None for what it did not have."""
+        if scheduler_stats is not None:
+            self._stats = scheduler_stats
+            resumed = scheduler_stats.prefix_cache_stats
+            if resumed is not None:
+                self._recomputed_tokens += resumed.preempted_queries - resumed.preempted_hits
+        if iteration_stats is not None:
+            self._preemptions += iteration_stats.num_preempted_reqs
 
     @property
     def load(self) -> EngineLoad:
@@ -130,7 +150,10 @@ class VllmEngine:
         if stats is None:
             running = min(self._requests, self._slots)
             return EngineLoad(running, self._requests - running)
-        return EngineLoad(stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage)
+        return EngineLoad(
+            stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage,
+            self._preemptions, self._recomputed_tokens,
+        )  # fmt: skip
 
     @property
     def context_tokens(self) -> int:

@@ -56,6 +56,9 @@ RESULT_ARGS = (
 )
 # What the ranks of an engine are: ``mp``, processes of one node; ``ray``, actors on any.
 BACKEND = "distributed_executor_backend"
+# vLLM's own 0 lets requests start that soon lose their place again, and are computed twice: see
+# `python -m jobs.bench kv-cache`.
+WATERMARK = 0.05
 # vLLM's default for the part of a GPU's memory that it uses.
 GPU_SHARE = 0.92
 # Memory besides weights and KV cache: activations, CUDA graphs, NCCL's buffers.
@@ -108,6 +111,11 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
 def context_tokens(engine: EngineConfig, default: int) -> int:
     """The most tokens that prompt and output may have together; ``default``: the model's own."""
     return int(engine.vllm.get("max_model_len") or default)
+
+
+def watermark(engine: EngineConfig) -> float:
+    """The share of the KV cache that is kept free when a request starts."""
+    return float(engine.vllm.get("watermark", WATERMARK))
 
 
 class VllmArguments(EngineType):
@@ -227,6 +235,7 @@ def engine_arguments(config: RunConfig) -> dict[str, Any]:
         "disable_log_stats": config.engine.device == "cpu",
         "max_num_seqs": DEFAULT_SLOTS,
         "stream_interval": TOKENS_A_REPORT,
+        "watermark": WATERMARK,
     }
     if config.engine.ranks > 1:
         # Processes of this node need no placement group. See `pipeline.execution.placement`.

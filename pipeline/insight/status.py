@@ -76,6 +76,8 @@ class Status:
         yield from self.summary.lines()
         if self.figures is not None and self.is_running:
             yield from self.figures.lines()
+        if self.figures is not None and self.figures.warning is not None:
+            yield f"{'warning':<10} {self.figures.warning}"
 
     def _driver(self) -> str:
         if self.holder is None:

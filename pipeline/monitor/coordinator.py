@@ -231,7 +231,7 @@ class EngineReporter:
         stop: Callable[[], None],
     ) -> None:
         self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
-        self.done = Totals()
+        self.done, self._last_load = Totals(), EngineLoad()
 
     async def keep_reporting(self) -> None:
         """Report until cancelled; call ``stop`` once when told to.
@@ -250,7 +250,11 @@ class EngineReporter:
     def send(self) -> ObjectRef[bool]:
         """Send what was done since the last report; the answer is whether the run is to end."""
         done, self.done = self.done, Totals()
-        return self._coordinator.engine_progress(self._engine, done, self._load())
+        load, last = self._load(), self._last_load
+        done.preemptions = load.preemptions - last.preemptions
+        done.recomputed_tokens = load.recomputed_tokens - last.recomputed_tokens
+        self._last_load = load
+        return self._coordinator.engine_progress(self._engine, done, load)
 
     def close(self) -> None:
         """Send the last counts, and that the engine has shut down; wait until that has arrived."""

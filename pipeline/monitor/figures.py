@@ -8,6 +8,8 @@ from typing import Any
 
 # The histogram of thinking lengths has bins by powers of the square root of two.
 STEPS_AN_OCTAVE = 2
+# From this share of recomputed tokens on there is a warning; and from so many tokens on.
+THRASHING, ENOUGH_TOKENS = 0.05, 50_000
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -85,9 +87,9 @@ _KEYS = {"tier": "lane", "engine_pool": "fleet"}
 class Figures:
     """A run (in one tier) at one moment, ``seconds`` after it asked for its engines.
 
-    ``tokens``: prompt, output (of ended traces) and spent (all generated tokens).
-    ``think_lengths``: the number of traces by `length_bin`. ``engine_pool``: the engines that the
-    run asked for.
+    ``tokens``: prompt, output (of ended traces), spent (all generated tokens) and recomputed (after
+    ``preemptions``, when a KV cache was full). ``think_lengths``: the number of traces by
+    `length_bin`. ``engine_pool``: the engines that the run asked for.
     """
 
     at: str
@@ -97,6 +99,7 @@ class Figures:
     tier: str = ""
     ready_seconds: float | None = None
     tokens: Mapping[str, int] = field(default_factory=dict)
+    preemptions: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
     think_lengths: Mapping[int, int] = field(default_factory=dict)
     engines: Sequence[EngineFigures] = ()
@@ -131,6 +134,22 @@ class Figures:
         # The traces that start last are half way, on average, when the others end.
         return max(body, longest) + min(body, longest) / 2
 
+    @property
+    def recomputed_share(self) -> float:
+        """Tokens computed again, as a share of those generated."""
+        return self.tokens.get("recomputed", 0) / max(1, self.tokens.get("spent", 0))
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the settings, as far as the figures show it."""
+        if self.recomputed_share < THRASHING or self.tokens.get("spent", 0) < ENOUGH_TOKENS:
+            return None
+        return (
+            f"{self.recomputed_share:.0%} of the tokens are computed again, because the KV caches "
+            f"are full ({self.preemptions:,} preemptions): give each engine fewer slots (now "
+            f"{self.engine_pool.slots:,}) or more GPUs"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` takes them."""
         values = asdict(self)
@@ -164,6 +183,11 @@ class Figures:
                 f"{'engine':<10} {engine.tokens_per_second:>9,.0f} tokens/s, {engine.running:,} "
                 f"running, {engine.waiting:,} waiting{cache} ({engine.name})"
             )
+        if self.preemptions:
+            yield (
+                f"{'KV cache':<10} {self.preemptions:,} preemptions; {self.recomputed_share:.1%} "
+                "of the tokens computed again"
+            )
         if self.think_lengths:
             low, high = (quantile(self.think_lengths, share) or 0 for share in (0.5, 0.95))
             yield (
@@ -177,7 +201,8 @@ class Totals:
     """Counts since the start of this run, without earlier runs in the same output.
 
     ``generated``: traces that ended on an engine. ``output_tokens``: of ended traces;
-    ``spent_tokens``: all generated tokens. ``think_lengths``: the number of traces by `length_bin`.
+    ``spent_tokens``: all generated tokens; ``recomputed_tokens``: those, and prompts, that were
+    computed again after a preemption. ``think_lengths``: the number of traces by `length_bin`.
     """
 
     rows: int = 0
@@ -185,6 +210,8 @@ class Totals:
     prompt_tokens: int = 0
     output_tokens: int = 0
     spent_tokens: int = 0
+    recomputed_tokens: int = 0
+    preemptions: int = 0
     states: Counter[str] = field(default_factory=Counter)
     think_lengths: Counter[int] = field(default_factory=Counter)
 
@@ -195,6 +222,8 @@ class Totals:
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
         self.spent_tokens += other.spent_tokens
+        self.recomputed_tokens += other.recomputed_tokens
+        self.preemptions += other.preemptions
         self.states.update(other.states)
         self.think_lengths.update(other.think_lengths)
 

@@ -11,6 +11,7 @@ from pipeline.monitor.figures import EngineFigures, Totals
 PREFIX = "qwq_batch_"
 # The label that tells the runs of one cluster apart.
 RUN = "output"
+TOKENS = ("prompt", "output", "spent", "recomputed")
 
 
 class Metrics:
@@ -20,7 +21,8 @@ class Metrics:
         self._run = {RUN: output}
         self._rows = self._counter("rows", "rows done")
         self._traces = self._counter("traces", "traces that have ended, by state", "state")
-        self._tokens = self._counter("tokens", "tokens: prompt, output, spent", "kind")
+        self._tokens = self._counter("tokens", f"tokens: {', '.join(TOKENS)}", "kind")
+        self._preemptions = self._counter("preemptions", "sequences that lost their KV cache")
         self._engines = self._gauge("engines", "engines that are ready and not silent")
         self._loads = {
             name: self._gauge(name, description, "engine")
@@ -41,7 +43,8 @@ class Metrics:
         self._add(self._rows, totals.rows)
         for state, count in totals.states.items():
             self._add(self._traces, count, state=state)
-        for kind in ("prompt", "output", "spent"):
+        self._add(self._preemptions, totals.preemptions)
+        for kind in TOKENS:
             self._add(self._tokens, getattr(totals, f"{kind}_tokens"), kind=kind)
 
     def load(self, engine: EngineFigures) -> None:

@@ -36,10 +36,13 @@ def _live(console: Console) -> Iterator[Show]:
 
 @contextmanager
 def _lines() -> Iterator[Show]:
-    printed = float("-inf")
+    printed, has_warned = float("-inf"), False
 
     def show(figures: Figures, last: bool) -> None:
-        nonlocal printed
+        nonlocal printed, has_warned
+        if figures.warning is not None and not has_warned:
+            has_warned = True
+            print(f"warning: {figures.warning}", file=sys.stderr)
         if last or figures.seconds - printed >= LINE_SECONDS:
             printed = figures.seconds
             print(json.dumps(figures.to_json()), file=sys.stderr)
@@ -57,4 +60,6 @@ def panel(figures: Figures) -> Group:
         return Group(head, Text("starting engines"))
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(figures.states.items()))
     lines = [*figures.lines(), f"{'states':<10} {states or '-'}"]
+    if figures.warning is not None:
+        lines.append(f"{'warning':<10} {figures.warning}")
     return Group(head, Text("\n".join(lines)))

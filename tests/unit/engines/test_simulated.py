@@ -1,14 +1,15 @@
 """The simulated engine keeps the time of a real one; here on a clock that jumps."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from jobs.bench.virtual_time import run
 from pipeline.config.sections import SimulatedConfig
 from pipeline.engines.protocol import Request
 from pipeline.engines.simulated import SimulatedEngine
+from pipeline.engines.simulated_scheduler import Scheduler, Steps
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.sampling import SamplingPolicy
 from pipeline.reasoning.think_format import THINK_TAGS
@@ -19,32 +20,9 @@ POLICY = SamplingPolicy(max_tokens=1000)
 STEP = {"seconds_per_token": 0.0155, "seconds_per_sequence": 0.00024}
 
 
-class Clock(asyncio.SelectorEventLoop):
-    """Whenever all wait, it is the next one's time."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self.now = max(self.now, self._scheduled[0]._when)  # type: ignore[attr-defined]
-        super()._run_once()  # type: ignore[misc]
-
-
-def seconds(work: Callable[[], Coroutine[Any, Any, Any]]) -> float:
-    loop = Clock()
-    try:
-        loop.run_until_complete(work())
-        return loop.now
-    finally:
-        loop.close()
-
-
 def engine(slots: int, **settings: Any) -> SimulatedEngine:
     config = SimulatedConfig(tokens_median=200, tokens_sigma=0, **settings)
-    return SimulatedEngine(config, THINK_TAGS, slots, TOKENIZER)
+    return SimulatedEngine(config, THINK_TAGS, Scheduler(slots, Steps(config)), TOKENIZER)
 
 
 async def generate(to: SimulatedEngine, count: int, prompt: int = 1) -> None:
@@ -56,20 +34,20 @@ async def generate(to: SimulatedEngine, count: int, prompt: int = 1) -> None:
 
 @pytest.mark.parametrize(("sequences", "published"), [(8, 475), (16, 827), (32, 1294), (64, 2079)])
 def test_pace_is_that_of_a_published_engine(sequences: int, published: int) -> None:
-    took = seconds(lambda: generate(engine(64, **STEP), sequences))
+    took = run(generate(engine(64, **STEP), sequences))
     assert sequences * 200 / took == pytest.approx(published, rel=0.07)
 
 
 def test_requests_beyond_the_slots_wait() -> None:
-    one = seconds(lambda: generate(engine(4, **STEP), 4))
-    assert seconds(lambda: generate(engine(4, **STEP), 12)) == pytest.approx(3 * one, rel=1e-6)
+    one = run(generate(engine(4, **STEP), 4))
+    assert run(generate(engine(4, **STEP), 12)) == pytest.approx(3 * one, rel=1e-6)
 
 
 def test_prefill_and_long_contexts_take_time() -> None:
-    plain = seconds(lambda: generate(engine(4, **STEP), 1))
-    prefill = seconds(lambda: generate(engine(4, **STEP, seconds_per_prompt_token=0.01), 1, 100))
+    plain = run(generate(engine(4, **STEP), 1))
+    prefill = run(generate(engine(4, **STEP, seconds_per_prompt_token=0.01), 1, 100))
     assert prefill == pytest.approx(plain + 1)
-    context = seconds(lambda: generate(engine(4, **STEP, seconds_per_kv_token=1e-5), 1, 1000))
+    context = run(generate(engine(4, **STEP, seconds_per_kv_token=1e-5), 1, 1000))
     assert context == pytest.approx(plain + 200 * 1e-5 * (1000 + 100), rel=0.05)
 
 
@@ -81,4 +59,4 @@ def test_sequences_that_end_leave_the_others_faster() -> None:
         await asyncio.gather(*(to.generate(r, lambda _: False) for r in (short, long)))
 
     # 64 steps of both at 0.02 s, then 64 of one at 0.01 s.
-    assert seconds(two) == pytest.approx(64 * 0.02 + 64 * 0.01)
+    assert run(two()) == pytest.approx(64 * 0.02 + 64 * 0.01)

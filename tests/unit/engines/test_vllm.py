@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines import vllm as vllm_engine
 from pipeline.engines import vllm_arguments
+from pipeline.engines.protocol import EngineLoad
 from pipeline.engines.vllm import USED_NAMES, VLLM
 from pipeline.engines.vllm_arguments import (
     BACKEND,
@@ -186,6 +188,19 @@ def test_the_models_own_code_is_warned_of() -> None:
     [warning] = VLLM.warnings(EngineConfig(vllm={"trust_remote_code": True}))
     assert warning.startswith("engine.vllm.trust_remote_code: code that comes with the model runs")
     assert list(VLLM.warnings(EngineConfig())) == []
+
+
+def test_statistics_of_steps_add_up_and_may_be_missing() -> None:
+    engine = object.__new__(vllm_engine.VllmEngine)
+    engine._stats, engine._preemptions, engine._recomputed_tokens = None, 0, 0
+    resumed = SimpleNamespace(preempted_queries=900, preempted_hits=100)
+    step = SimpleNamespace(
+        num_running_reqs=3, num_waiting_reqs=1, kv_cache_usage=0.9, prefix_cache_stats=resumed
+    )
+    engine._count(step, SimpleNamespace(num_preempted_reqs=2))
+    engine._count(None, None)
+    engine._count(step, None)
+    assert engine.load == EngineLoad(3, 1, 0.9, 2, 1600)
 
 
 def test_vllm_has_one_package_on_gpus_and_two_names_for_it_on_cpus() -> None:

@@ -43,7 +43,9 @@ def test_finished_trace_resets_the_count_of_engine_starts(coordinator: RunCoordi
 def test_engine_that_can_not_start_counts_apart_until_an_engine_generates(
     coordinator: RunCoordinator,
 ) -> None:
-    assert coordinator.engine_start_failed("node") is None, "the first start: the config is to blame"
+    assert coordinator.engine_start_failed("node") is None, (
+        "the first start: the config is to blame"
+    )
     coordinator.engine_starting()
     coordinator.engine_ready("a")
     for failures in (1, 2):
@@ -136,6 +138,23 @@ class Reports(CoordinatorClient):
         answer.future = lambda: answer
         reference: ObjectRef[bool] = answer
         return reference
+
+
+def test_preemptions_are_reported_once() -> None:
+    reported = list[Totals]()
+
+    class Kept(Reports):
+        def engine_progress(self, engine: str, done: Totals, load: EngineLoad) -> ObjectRef[bool]:
+            reported.append(done)
+            return super().engine_progress(engine, done, load)
+
+    loads = iter(
+        [EngineLoad(preemptions=2, recomputed_tokens=90)] * 2 + [EngineLoad(preemptions=3)]
+    )
+    reporter = EngineReporter(Kept(), "a", lambda: next(loads), lambda: None)
+    for _ in range(2):
+        reporter.send()
+    assert [(done.preemptions, done.recomputed_tokens) for done in reported] == [(2, 90), (0, 0)]
 
 
 def test_engine_reports_on_while_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:

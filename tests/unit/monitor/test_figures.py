@@ -64,6 +64,16 @@ def test_time_left_has_the_tail_in_it() -> None:
     assert figures(engines=()).eta_seconds is None
 
 
+def test_full_kv_caches_are_told_and_warned_of() -> None:
+    few = figures(tokens={"spent": 100_000, "recomputed": 4000}, preemptions=3)
+    assert "KV cache   3 preemptions; 4.0% of the tokens computed again" in few.lines()
+    assert few.warning is None
+    many = figures(tokens={"spent": 100_000, "recomputed": 6000}, preemptions=5)
+    assert many.warning is not None
+    assert many.warning.startswith("6% of the tokens are computed again")
+    assert figures(tokens={"spent": 100, "recomputed": 60}, preemptions=5).warning is None
+
+
 def test_a_line_is_read_back() -> None:
     line = json.loads(json.dumps(figures().to_json()))
     assert line["eta_seconds"] == figures().eta_seconds
