@@ -120,6 +120,14 @@ class EngineType(ABC):
         """How many sequences one engine runs at once."""
         return DEFAULT_SLOTS
 
+    def has_slots(self, engine: EngineConfig) -> bool:
+        """Whether its settings, or the kind itself, say how many slots an engine has."""
+        return True
+
+    def with_slots(self, engine: EngineConfig, slots: int) -> EngineConfig:
+        """``engine`` with so many slots. Called only if `has_slots` returns False."""
+        raise NotImplementedError
+
     def result_settings(self, engine: EngineConfig) -> dict[str, Any]:
         """The settings that change the rows, by full name. A resumed run must share them."""
         return {f"engine.options.{name}": value for name, value in engine.options.items()}

@@ -140,6 +140,14 @@ class VllmArguments(EngineType):
         """VLLM's ``max_num_seqs``."""
         return int(engine.vllm.get("max_num_seqs", DEFAULT_SLOTS))
 
+    def has_slots(self, engine: EngineConfig) -> bool:
+        """Whether ``max_num_seqs`` is set."""
+        return "max_num_seqs" in engine.vllm
+
+    def with_slots(self, engine: EngineConfig, slots: int) -> EngineConfig:
+        """``engine`` with ``max_num_seqs``."""
+        return engine.model_copy(update={"vllm": {**engine.vllm, "max_num_seqs": slots}})
+
     def result_settings(self, engine: EngineConfig) -> dict[str, Any]:
         """Those of `RESULT_ARGS` that are set, and whether the model's code may run."""
         args = engine.vllm

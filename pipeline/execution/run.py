@@ -30,6 +30,7 @@ from pipeline.execution.prompt_lengths import by_tier
 from pipeline.execution.ray_private import map_blocks
 from pipeline.execution.shutdown import Shutdown
 from pipeline.execution.sink import TraceSink
+from pipeline.execution.slots import with_slots
 from pipeline.execution.source import PromptSource
 from pipeline.input.longest_first import LONGEST_FIRST_WAVES
 from pipeline.monitor.coordinator import CoordinatorClient, start_coordinator
@@ -167,7 +168,8 @@ def execute_tier(
     prepared: PreparedRun, run_pass: Pass, tier: ContextTier, plan: Plan, control: RunControl
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
-    config, context = fitted_to_cluster(tier.applied(prepared.config)), prepared.context(run_pass)
+    config = with_slots(fitted_to_cluster(tier.applied(prepared.config)))
+    context = prepared.context(run_pass)
     placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(

