@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 PINS := infra/requirements-cpu.txt
 GPU_PINS := infra/requirements-gpu.txt
+# Groups of tests (tests/conftest.py) in two processes.
+AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --no-header
 # PyTorch's own index of CPU builds, used only where the configured one has none.
@@ -21,13 +23,13 @@ demo: setup ## run the main job on the built-in small model (two minutes)
 	$(BIN)/qwq-batch show out/demo --rows 1
 
 test: check ## lint, types and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(AT_ONCE)
 
 unit: setup ## the unit tests
 	$(BIN)/pytest tests/unit
 
 quick: check ## lint, types, unit and integration tests, the demo on the real engine
-	$(BIN)/pytest tests/unit tests/integration
+	$(BIN)/pytest tests/unit tests/integration $(AT_ONCE)
 	rm -rf out/quick
 	$(BIN)/qwq-batch run configs/demo.yaml --set output.path=out/quick
 

@@ -24,6 +24,28 @@ PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 MakeConfig = Callable[..., RunConfig]
 
 
+# What runs at once in `make test`: two groups at a time, the longest first. Tests of a group share
+# what they start. Those of the real engine are one group, because two of them on two cores would
+# slow each other down more than they save.
+GROUPS = ("faults", "vllm", "integration", "e2e", "unit")
+REAL_ENGINE = ("test_answers", "test_jobs", "test_vllm")
+
+
+def group_of(path: Path) -> str:
+    """The group of a test file."""
+    folder = path.relative_to(Path(__file__).parent).parts[0]
+    return "vllm" if folder == "e2e" and path.stem in REAL_ENGINE else folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the tests among the processes of pytest-xdist, if there are any."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: GROUPS.index(group_of(item.path)))
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+
+
 def needs_program(name: str, is_there: bool, packages: str) -> pytest.MarkDecorator:
     """Skip without a program; where ``QWQ_REQUIRED_PROGRAMS`` names it, run and fail instead."""
     return pytest.mark.skipif(

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-class _NoWait(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _NoWait(selectors.DefaultSelector):
     """Moves the loop's clock to its next timer instead of waiting for it."""
 
     now = 0.0

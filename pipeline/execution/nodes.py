@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -81,21 +83,23 @@ def look_here(packages: Sequence[str], variables: Sequence[str] = ()) -> Node:
 def look_at_gpu_nodes(packages: Sequence[str], variables: Sequence[str] = ()) -> list[Node]:
     """All living nodes with GPUs of the connected cluster; a task without resources on each."""
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
-    look = ray.remote(num_cpus=0, max_retries=0)(look_here)
-    tasks = [
-        look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(packages, variables)
-        for node in nodes
-    ]
     found = []
-    for node, task in zip(nodes, tasks, strict=True):
+    for node, task in zip(
+        nodes, [_look(n["NodeID"], packages, variables) for n in nodes], strict=True
+    ):
         try:
             found.append(ray.get(task, timeout=LOOK_SECONDS))
         except (RayError, GetTimeoutError) as error:
             host = str(node.get("NodeManagerHostname") or node["NodeID"])
             found.append(Node(host, problem=str(error).strip().splitlines()[-1]))
     return found
+
+
+def _look(node: str, packages: Sequence[str], variables: Sequence[str]) -> ObjectRef[Node]:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(look_here)
+    task: ObjectRef[Node] = look.options(scheduling_strategy=there).remote(packages, variables)
+    return task
 
 
 def installed_version(name: str) -> str | None:

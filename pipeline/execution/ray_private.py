@@ -49,7 +49,7 @@ def map_blocks(dataset: Dataset, actor: type, **options: Any) -> Dataset:
 
 def free_resources() -> dict[str, dict[str, float]]:
     """By node id, what is free of each resource at present."""
-    free: dict[str, dict[str, float]] = available_resources_per_node()
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
     return free
 
 

@@ -18,7 +18,7 @@ from tests.conftest import write_shards
 from tests.e2e.command import ROOT, qwq_batch
 
 
-def config_of(folder: Path, rows: int = 300) -> Path:
+def config_of(folder: Path, rows: int = 150) -> Path:
     write_shards(folder / "in", [rows])
     config = {
         "input": {"path": str(folder / "in")}, "output": {"path": str(folder / "out")},
@@ -75,7 +75,7 @@ def test_terminal_shows_the_run_and_status_tells_it_from_elsewhere(tmp_path: Pat
     terminal = Terminal(sys.executable, "-m", "pipeline", "run", str(path))
     try:
         assert reached(lambda: "ETA 0:" in terminal.text), terminal.text[-2000:]
-        assert re.search(r"rows +[━╺╸ ]+ \d+/300", terminal.text)
+        assert re.search(r"rows +[━╺╸ ]+ \d+/150", terminal.text)
         assert re.search(r"engine +[\d,]+ tokens/s, 8 running, \d+ waiting", terminal.text)
         assert re.search(r"thinking +[▁▂▃▄▅▆▇█ ]+ half below [\d,]+ tokens", terminal.text)
         assert re.search(r"states +\d+ finished", terminal.text)
@@ -87,7 +87,7 @@ def test_terminal_shows_the_run_and_status_tells_it_from_elsewhere(tmp_path: Pat
         assert "tokens/s" in told
         found = json.loads(qwq_batch("status", output, "--json").stdout)
         assert found["running"] is True
-        assert found["rows"] == 300
+        assert found["rows"] == 150
         assert len(found["figures"]["engines"]) == 2
 
         os.killpg(terminal.process.pid, signal.SIGKILL)

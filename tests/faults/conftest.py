@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,24 @@ from tests.faults.ray_cluster import RayCluster, ray_cluster
 from tests.s3 import S3Server
 
 BUCKET = "faults"
-OUTCOMES = pytest.StashKey[list[Outcome]]()
+PROPERTY = "fault"  # of a test's report, which comes from another process if tests run at once
 NewCase = Callable[..., Case]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=2, help="how often to kill the driver in a row")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[OUTCOMES] = []
+    parser.addoption("--kills", type=int, default=1, help="how often to kill the driver in a row")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    outcomes = config.stash.get(OUTCOMES, [])
+    reports = [
+        report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)
+    ]
+    found = (
+        value for report in reports for name, value in report.user_properties if name == PROPERTY
+    )
+    outcomes = [outcome for outcome in found if isinstance(outcome, dict)]
     if not outcomes:
         return
     terminalreporter.section("faults")
@@ -37,14 +40,20 @@ def pytest_terminal_summary(
     terminalreporter.write_line(f"| fault | {' | '.join(names)} | carried over |")
     terminalreporter.write_line("|---" * 8 + "|")
     for outcome in outcomes:
-        cells = " | ".join(f"{v:,}" if isinstance(v, int) else v for v in vars(outcome).values())
+        cells = " | ".join(f"{v:,}" if isinstance(v, int) else v for v in outcome.values())
         terminalreporter.write_line(f"| {cells} |")
+
+
+def reporter_of(request: pytest.FixtureRequest) -> Callable[[Outcome], None]:
+    """What adds an outcome to the report of this test."""
+    properties = request.node.user_properties
+    return lambda outcome: properties.append((PROPERTY, asdict(outcome)))
 
 
 @pytest.fixture
 def kills(pytestconfig: pytest.Config) -> int:
     """How often to kill the driver; the option is unknown where this folder was not named."""
-    return int(pytestconfig.getoption("--kills", default=2))
+    return int(pytestconfig.getoption("--kills", default=1))
 
 
 @pytest.fixture(scope="package")
@@ -63,7 +72,9 @@ def cluster(told_to_end: None) -> Iterator[RayCluster]:
 
 
 @pytest.fixture
-def new_case(tmp_path: Path, cluster: RayCluster, pytestconfig: pytest.Config) -> Iterator[NewCase]:
+def new_case(
+    tmp_path: Path, cluster: RayCluster, request: pytest.FixtureRequest
+) -> Iterator[NewCase]:
     """Make a case on the local disk, or with ``server`` on S3, reached at ``endpoint``."""
     cases: list[Case] = []
 
@@ -87,7 +98,7 @@ def new_case(tmp_path: Path, cluster: RayCluster, pytestconfig: pytest.Config) -
             job = {"runtime_env": {"env_vars": of_s3}}
             environment |= {**of_s3, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
         case = Case(fault, folder, output, sizes, samples, environment, sections)
-        case.outcomes = pytestconfig.stash[OUTCOMES]
+        case.report = reporter_of(request)
         cases.append(case)
         return case
 

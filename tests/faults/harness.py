@@ -202,7 +202,7 @@ class Case:
     environment: Mapping[str, str]
     sections: Mapping[str, Mapping[str, Any]]
     drivers: list[Driver] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    report: Callable[[Outcome], None] = lambda _: None
     _seen: list[dict[Key, set[str]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -278,7 +278,7 @@ class Case:
         """The output is whole, in order and as it was seen; ``failed``: the rows that had to."""
         traces = self.output.traces()
         outcome = self._outcome(traces)
-        self.outcomes.append(outcome)
+        self.report(outcome)
         assert (outcome.lost, outcome.doubled, outcome.changed) == (0, 0, 0), outcome
         assert [trace.key for trace in traces] == self._expected(), "the rows are out of order"
         states = dict.fromkeys(failed, "failed")

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from tests.conftest import needs_program
-from tests.faults.conftest import OUTCOMES
+from tests.faults.conftest import reporter_of
 from tests.faults.harness import PIPELINE, Case, Output
 from tests.faults.slurm import MISSING, PATH, Job, Slurm, slurm_cluster
 
@@ -41,14 +41,14 @@ def slurm(told_to_end: None) -> Iterator[Slurm]:
 
 
 def test_job_goes_on_after_its_notice_and_after_the_loss_of_its_first_node(
-    slurm: Slurm, tmp_path: Path, pytestconfig: pytest.Config
+    slurm: Slurm, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     case = Case(
         "Slurm: notice of the time limit, then the driver's node lost", tmp_path,
         Output(str(tmp_path / "out"), fsspec.filesystem("file")), [60], 2, {},
         {"output": {"checkpoint_seconds": 3600}, "engine": {"replicas": 1}},
     )  # fmt: skip
-    case.outcomes = pytestconfig.stash[OUTCOMES]
+    case.report = reporter_of(request)
     job = slurm.submit(tmp_path, "--nodes=2", *SMALL, SCRIPT, *PIPELINE, "run", case.config)
 
     job.must_reach(case.progress(), "a block")

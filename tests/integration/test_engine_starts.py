@@ -16,7 +16,7 @@ from pipeline.execution import run as flow
 from pipeline.monitor.coordinator import CoordinatorClient
 from tests.conftest import MakeConfig, write_shards
 
-ROWS = 400
+ROWS = 200
 
 
 def config_of(folder: Path, make_config: MakeConfig) -> RunConfig:

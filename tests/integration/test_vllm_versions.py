@@ -24,5 +24,8 @@ def test_version_has_all_names(version: str, tmp_path: Path) -> None:
     except URLError as error:
         pytest.skip(f"no package index can be reached: {error}")
     assert missing(source) == []
-    (source / "v1/engine/async_llm.py").write_text("")
-    assert "vllm.v1.engine.async_llm.AsyncLLM.generate" in missing(source)
+
+
+def test_names_that_are_gone_are_named(tmp_path: Path) -> None:
+    assert "vllm.v1.engine.async_llm.AsyncLLM.generate" in missing(tmp_path)
+    assert "engine argument quantization" in missing(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.config.run_config import RunConfig
+from pipeline.execution.nodes import installed_version
 from pipeline.insight import doctor
 from pipeline.insight.doctor import examine
 from pipeline.insight.findings import Finding
@@ -60,7 +61,7 @@ def test_old_packages_are_named_with_what_to_do(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = {"transformers": "4.30.0", "ray": None}
-    real = doctor.installed_version
+    real = installed_version
     monkeypatch.setattr(doctor, "installed_version", lambda name: there.get(name, real(name)))
     told = {finding.what: finding.advice for finding in found(config, "error")}
     assert told["ray is not installed"] == "pip install 'qwq-batch[cpu]'"

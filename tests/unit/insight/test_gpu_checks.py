@@ -1,12 +1,12 @@
 """The doctor on nodes with GPUs, from descriptions of such nodes: what fails, how full, how fast."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.bench.kv_cache import QWQ
-from pipeline.execution import nodes as nodes_module
 from pipeline.execution.nodes import MIB, Node, NodeGpu, gpus_here, installed_version
 from pipeline.insight import gpu_checks
 from pipeline.insight.findings import GIB, Finding
@@ -159,5 +159,5 @@ def test_gpus_are_those_that_nvidia_smi_shows(
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert gpus_here() == (NodeGpu("NVIDIA H200", 143_771 * MIB, 17 * MIB, "580.95.05"),) * 2
-    monkeypatch.setattr(nodes_module.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     assert gpus_here() == ()
