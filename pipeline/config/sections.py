@@ -320,8 +320,8 @@ class EngineConfig(Section):
     )
     rows_in_flight: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Rows at one engine at a time. Default: as many as keep its `max_num_seqs` "
-        "slots full (80 for 64 slots, with blocks of one row).",
+        description="Rows at one engine at a time. Default: as many as keep its slots full (80 for "
+        "64 slots, with blocks of one row).",
     )
     vllm: dict[str, Any] = Field(
         default_factory=dict,

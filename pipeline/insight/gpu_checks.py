@@ -116,8 +116,7 @@ def _check_gpu_node(node: Node) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"{node.host}: {gpu.used / GIB:,.1f} GiB of a {gpu.name} are in use",
-                "end what uses it (nvidia-smi shows which process), or lower "
-                "engine.vllm's share of the memory",
+                "end what uses it (nvidia-smi shows which process)",
             )
             break
     yield from _check_driver(node)

@@ -1,14 +1,17 @@
 """The progress of a run, read from its output alone, from any machine."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.monitor.figures import Figures, clock
 from pipeline.monitor.history import last_figures
+from pipeline.output import engine_starts
+from pipeline.output.engine_starts import EngineStart
 from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import SAMPLES, Ledger
 from pipeline.output.passes import plan_run
@@ -25,7 +28,8 @@ class Status:
     ``rows`` and ``rows_durable``: of the input, and of these the rows in finished parts and blocks.
     ``open_passes``: retries and additional samples that are not finished. ``summary``: of the
     finished parts. ``figures``: the last recorded ones, None if older than `FRESH_SECONDS`.
-    ``age_seconds``: age of the last recorded figures, None if there are none.
+    ``age_seconds``: age of the last recorded figures, None if there are none. ``starts``: those of
+    engines since the last driver began.
     """
 
     url: str
@@ -39,6 +43,7 @@ class Status:
     summary: Summary
     figures: Figures | None
     age_seconds: float | None
+    starts: tuple[EngineStart, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -59,6 +64,7 @@ class Status:
             "states": dict(self.summary.states),
             "figures": None if self.figures is None else self.figures.to_json(),
             "figures_age_seconds": self.age_seconds,
+            "engine_starts": [asdict(start) for start in self.starts],
         }
 
     def lines(self) -> Iterator[str]:
@@ -76,8 +82,18 @@ class Status:
         yield from self.summary.lines()
         if self.figures is not None and self.is_running:
             yield from self.figures.lines()
+        yield from self._engine_lines()
         if self.figures is not None and self.figures.warning is not None:
             yield f"{'warning':<10} {self.figures.warning}"
+
+    def _engine_lines(self) -> Iterator[str]:
+        """The engines that started, those that found the same together, and those that did not."""
+        alike = Counter(start.summary for start in self.starts if start.reason is None)
+        for summary, count in alike.items():
+            yield f"{'started':<10} {count} x {summary}"
+        for start in self.starts:
+            if start.reason is not None:
+                yield f"{'no start':<10} on {start.host} at {start.at}: {start.reason}"
 
     def _driver(self) -> str:
         if self.holder is None:
@@ -111,12 +127,12 @@ def status(url: str) -> Status:
     parts = split_parts(shards, settings["output.rows_per_part"])
     plan, listing = plan_run(ledger, parts), ledger.listing()
     finished = listing.finished_parts()
-    last = last_figures(store)
+    last, driver = last_figures(store), holder(store)
     age = None if last is None else time.time() - datetime.fromisoformat(last.at).timestamp()
     return Status(
         store.url,
         settings,
-        holder(store),
+        driver,
         plan.rows,
         plan.rows - plan.rows_todo,
         len(parts),
@@ -125,4 +141,15 @@ def status(url: str) -> Status:
         summarize(store, [p for p in parts if p.name in finished], settings[SAMPLES]),
         last if age is not None and age < FRESH_SECONDS else None,
         age,
+        tuple(_since(driver, engine_starts.read(store))),
     )
+
+
+def _since(driver: Holder | None, starts: Iterable[EngineStart]) -> Iterator[EngineStart]:
+    """Those of ``starts`` that came after ``driver`` began."""
+    began = datetime.min.replace(tzinfo=UTC) if driver is None else _time(driver.since)
+    return (start for start in starts if _time(start.at) >= began)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)

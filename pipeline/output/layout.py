@@ -10,6 +10,7 @@
     __qwq/passes/00001.closed                           this pass is finished
     __qwq/lease/00000003.yaml                           the driver that holds the lease
     __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
+    __qwq/engines/20260101T000000.000000Z-1f3c.yaml     what an engine found when it started
 
 Files of pass k are named ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a separate
 folder, as every block looks for them and there can be thousands of fragments. Hugging Face
@@ -31,6 +32,7 @@ CHECKPOINTS = f"{BOOKKEEPING}/running"
 PASSES = f"{BOOKKEEPING}/passes"
 LEASE = f"{BOOKKEEPING}/lease"
 RECORD = f"{BOOKKEEPING}/record"
+ENGINES = f"{BOOKKEEPING}/engines"
 FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed", ".yaml"
 
 

@@ -133,6 +133,34 @@ def test_the_models_own_code_is_warned_of() -> None:
     assert list(VLLM.warnings(EngineConfig())) == []
 
 
+def test_what_makes_seeded_requests_slow_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    suffix = {"speculative_config": {"method": "suffix"}}
+    [warning] = VLLM.warnings(EngineConfig(vllm=suffix))
+    assert warning.startswith("engine.vllm.speculative_config suffix makes vLLM use its V1 model")
+    assert list(VLLM.warnings(EngineConfig(vllm=suffix, device="cpu"))) == []
+    assert (
+        list(VLLM.warnings(EngineConfig(vllm={"speculative_config": {"method": "eagle3"}}))) == []
+    )
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    [warning] = VLLM.warnings(EngineConfig())
+    assert warning.startswith("VLLM_USE_V2_MODEL_RUNNER=0 makes vLLM")
+
+
+def test_details_are_what_can_be_found() -> None:
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=16, num_gpu_blocks=1000),
+        scheduler_config=SimpleNamespace(max_num_seqs=64, watermark=0.05),
+        use_v2_model_runner=True,
+    )
+    log = "INFO 11-29 12:00:00 [cuda.py:507] Using FLASH_ATTN attention backend out of potential"
+    assert vllm_engine._details(config, log) == {
+        "KV cache tokens": 16_000, "slots": 64, "watermark": 0.05, "model runner": "V2",
+        "attention": "FLASH_ATTN",
+    }  # fmt: skip
+    nothing = SimpleNamespace(cache_config=None, scheduler_config=None)
+    assert vllm_engine._details(nothing, "") == {}
+
+
 def test_statistics_of_steps_add_up_and_may_be_missing() -> None:
     engine = object.__new__(vllm_engine.VllmEngine)
     engine._stats, engine._preemptions, engine._recomputed_tokens = None, 0, 0
