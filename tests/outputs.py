@@ -130,7 +130,8 @@ def write_record(url: str, engine_pool: EnginePool, seconds: int = 60, rows: int
             rows=rows * at // seconds,
             rows_to_do=rows,
             ready_seconds=4.0,
-            tokens={"prompt": 0, "output": spent, "spent": spent},
+            tokens={"prompt": 0, "output": spent, "spent": spent, "recomputed": spent // 40},
+            preemptions=at // 2,
             engines=engines,
             engine_pool=engine_pool,
         )

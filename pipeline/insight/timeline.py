@@ -30,6 +30,10 @@ class Timeline:
         for run in runs:
             self._add(_thinned(run, max(2, int(MAX_POINTS * run[-1].seconds / total))))
         self.tail_seconds = _tail_seconds(runs[-1])
+        self.preemptions = sum(run[-1].preemptions for run in runs)
+        self.recomputed, self.spent = (
+            sum(run[-1].tokens.get(kind, 0) for run in runs) for kind in ("recomputed", "spent")
+        )
 
     def _add(self, run: Sequence[Figures]) -> None:
         numbers: dict[str, int] = {}
@@ -65,6 +69,11 @@ class Timeline:
             yield f"{share:.0%} of all slots were in use"
         if self.tail_seconds:
             yield f"less than half of them in the last {clock(self.tail_seconds)}"
+        if self.preemptions:
+            yield (
+                f"KV caches were full {self.preemptions:,} times, so that "
+                f"{self.recomputed / max(1, self.spent):.1%} of the tokens were computed again"
+            )
         if self.runs > 1:
             yield f"{self.runs:,} runs (or tiers), one after the other"
         if len(self.engines) > MAX_ENGINES:

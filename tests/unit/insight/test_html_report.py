@@ -134,6 +134,7 @@ def test_figures_of_the_page(tmp_path: Path) -> None:
         "77 tokens",
         "prompt_too_long: N tokens</td><td class=\"n\">2</td>",
         "75% of all slots were in use; less than half of them in the last 0:00:16",
+        "KV caches were full 30 times, so that 2.5% of the tokens were computed again",
     ):  # fmt: skip
         assert text_or_tag in text
 
