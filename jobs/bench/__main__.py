@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import jobs.bench
-from jobs.bench import engines, estimates, kv_cache, overhead, queues, scale, start, tails
+from jobs.bench import engines, estimates, kv_cache, overhead, queues, scale, slots, start, tails
 from pipeline.console import exit_with
 
 
@@ -44,6 +44,12 @@ def main() -> None:
 
     sub = commands.add_parser("kv-cache", help="slots and watermark against a KV cache, simulated")
     sub.set_defaults(main=kv_cache.main)
+
+    sub = commands.add_parser("slots", help="a real engine by its number of sequences")
+    sub.add_argument("--setting", choices=("small", "qwq-32b"), default="small")
+    sub.add_argument("--seconds", type=float, default=20, help="that count for each figure")
+    sub.add_argument("--measure", help=argparse.SUPPRESS)
+    sub.set_defaults(main=slots.main)
 
     sub = commands.add_parser("overhead", help="the pipeline's own cost, with an instant engine")
     sub.add_argument("--rows", type=int, default=40_000, help="rows of the smaller of two runs")

@@ -48,7 +48,8 @@ class EngineLoad:
 
     ``kv_usage``: the share of its KV cache that is in use; None where it has none. ``preemptions``:
     how often, since its start, a sequence has lost its place in a full cache;
-    ``recomputed_tokens``: those of its context that were then computed again.
+    ``recomputed_tokens``: those of its context that were then computed again. ``drafted_tokens``:
+    guessed by speculative decoding; ``accepted_tokens``: of these, the right ones.
     """
 
     running: int = 0
@@ -56,6 +57,8 @@ class EngineLoad:
     kv_usage: float | None = None
     preemptions: int = 0
     recomputed_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine(Protocol):

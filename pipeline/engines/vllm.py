@@ -63,6 +63,10 @@ USED_NAMES = {
         "PrefixCacheStats.preempted_hits", "PrefixCacheStats.preempted_queries",
         "SchedulerStats.kv_cache_usage", "SchedulerStats.num_running_reqs",
         "SchedulerStats.num_waiting_reqs", "SchedulerStats.prefix_cache_stats",
+        "SchedulerStats.spec_decoding_stats",
+    ),
+    "vllm.v1.spec_decode.metrics": (
+        "SpecDecodingStats.num_accepted_tokens", "SpecDecodingStats.num_draft_tokens",
     ),
 }  # fmt: skip
 # White space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
@@ -76,6 +80,7 @@ class VllmEngine:
     def __init__(self, config: RunConfig) -> None:
         self._stats: Any = None
         self._preemptions = self._recomputed_tokens = 0
+        self._drafted_tokens = self._accepted_tokens = 0
         self._requests = 0
         if config.engine.device == "cpu":
             _prepare_cpu(config.engine.tensor_parallel)
@@ -143,6 +148,10 @@ class VllmEngine:
             resumed = scheduler_stats.prefix_cache_stats
             if resumed is not None:
                 self._recomputed_tokens += resumed.preempted_queries - resumed.preempted_hits
+            drafts = scheduler_stats.spec_decoding_stats
+            if drafts is not None:
+                self._drafted_tokens += drafts.num_draft_tokens
+                self._accepted_tokens += drafts.num_accepted_tokens
         if iteration_stats is not None:
             self._preemptions += iteration_stats.num_preempted_reqs
 
@@ -155,7 +164,7 @@ class VllmEngine:
             return EngineLoad(running, self._requests - running)
         return EngineLoad(
             stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage,
-            self._preemptions, self._recomputed_tokens,
+            self._preemptions, self._recomputed_tokens, self._drafted_tokens, self._accepted_tokens,
         )  # fmt: skip
 
     @property

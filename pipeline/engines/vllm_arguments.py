@@ -18,7 +18,7 @@ from pipeline.config.sections import EngineConfig
 from pipeline.engines.memory import MemoryNeed, is_known, kv_bytes_a_token, weight_bytes
 from pipeline.engines.protocol import DEFAULT_SLOTS, TOKENS_A_REPORT, EngineType
 from pipeline.errors import ConfigError
-from pipeline.prompts.tokenizer import resolve_model
+from pipeline.prompts.tokenizer import load_model_config, resolve_model
 
 # Engine arguments that other settings, or the pipeline itself, decide.
 RESERVED = {
@@ -237,14 +237,18 @@ class VllmArguments(EngineType):
 def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed:
     """What a vLLM engine takes of its GPUs' memory; ``model``: its config.json.
 
-    Weights quantized by an unknown method count as if they were not quantized.
+    Weights quantized by an unknown method count as if they were not quantized. A draft model of
+    ``speculative_config`` counts too; raises `ModelError` if its config.json can't be read.
     """
     args = engine.vllm
     quantization, token = args.get("quantization"), kv_bytes_a_token(model)
     if str(args.get("kv_cache_dtype", "auto")).startswith("fp8"):
         token /= 2
+    weights = weight_bytes(model, quantization)
+    if draft := _draft_model(args):
+        weights, token = weights + weight_bytes(draft), token + kv_bytes_a_token(draft)
     return MemoryNeed(
-        weights=weight_bytes(model, quantization),
+        weights=weights,
         overhead=OVERHEAD_BYTES,
         token=token,
         context=context_tokens(engine, int(model["max_position_embeddings"])),
@@ -252,6 +256,13 @@ def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed:
         is_exact=is_known(model, quantization),
         context_setting="engine.vllm.max_model_len",
     )
+
+
+def _draft_model(args: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The config.json of a model that drafts for speculation; None without one."""
+    speculative = args.get("speculative_config")
+    path = speculative.get("model") if isinstance(speculative, dict) else None
+    return None if path is None else load_model_config(str(path), speculative.get("revision"))
 
 
 def engine_arguments(config: RunConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Recorded figures of runs as points over time, for the charts of a report; no I/O."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -31,9 +32,7 @@ class Timeline:
             self._add(_thinned(run, max(2, int(MAX_POINTS * run[-1].seconds / total))))
         self.tail_seconds = _tail_seconds(runs[-1])
         self.preemptions = sum(run[-1].preemptions for run in runs)
-        self.recomputed, self.spent = (
-            sum(run[-1].tokens.get(kind, 0) for run in runs) for kind in ("recomputed", "spent")
-        )
+        self.tokens = sum((Counter(run[-1].tokens) for run in runs), Counter[str]())
 
     def _add(self, run: Sequence[Figures]) -> None:
         numbers: dict[str, int] = {}
@@ -70,10 +69,13 @@ class Timeline:
         if self.tail_seconds:
             yield f"less than half of them in the last {clock(self.tail_seconds)}"
         if self.preemptions:
+            share = self.tokens["recomputed"] / max(1, self.tokens["spent"])
             yield (
-                f"KV caches were full {self.preemptions:,} times, so that "
-                f"{self.recomputed / max(1, self.spent):.1%} of the tokens were computed again"
+                f"KV caches were full {self.preemptions:,} times, so that {share:.1%} of the tokens "
+                "were computed again"
             )
+        if drafted := self.tokens["drafted"]:
+            yield f"{self.tokens['accepted'] / drafted:.0%} of the drafted tokens were accepted"
         if self.runs > 1:
             yield f"{self.runs:,} runs (or tiers), one after the other"
         if len(self.engines) > MAX_ENGINES:

@@ -253,6 +253,8 @@ class EngineReporter:
         load, last = self._load(), self._last_load
         done.preemptions = load.preemptions - last.preemptions
         done.recomputed_tokens = load.recomputed_tokens - last.recomputed_tokens
+        done.drafted_tokens = load.drafted_tokens - last.drafted_tokens
+        done.accepted_tokens = load.accepted_tokens - last.accepted_tokens
         self._last_load = load
         return self._coordinator.engine_progress(self._engine, done, load)
 

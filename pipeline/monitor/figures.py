@@ -87,8 +87,9 @@ _KEYS = {"tier": "lane", "engine_pool": "fleet"}
 class Figures:
     """A run (in one tier) at one moment, ``seconds`` after it asked for its engines.
 
-    ``tokens``: prompt, output (of ended traces), spent (all generated tokens) and recomputed (after
-    ``preemptions``, when a KV cache was full). ``think_lengths``: the number of traces by
+    ``tokens``: prompt, output (of ended traces), spent (all generated tokens), recomputed (after
+    ``preemptions``, when a KV cache was full), drafted and accepted (by speculation).
+    ``think_lengths``: the number of traces by
     `length_bin`. ``engine_pool``: the engines that the run asked for.
     """
 
@@ -188,6 +189,9 @@ class Figures:
                 f"{'KV cache':<10} {self.preemptions:,} preemptions; {self.recomputed_share:.1%} "
                 "of the tokens computed again"
             )
+        if drafted := self.tokens.get("drafted", 0):
+            accepted = self.tokens.get("accepted", 0)
+            yield f"{'drafts':<10} {accepted / drafted:.0%} of {drafted:,} tokens accepted"
         if self.think_lengths:
             low, high = (quantile(self.think_lengths, share) or 0 for share in (0.5, 0.95))
             yield (
@@ -202,7 +206,8 @@ class Totals:
 
     ``generated``: traces that ended on an engine. ``output_tokens``: of ended traces;
     ``spent_tokens``: all generated tokens; ``recomputed_tokens``: those, and prompts, that were
-    computed again after a preemption. ``think_lengths``: the number of traces by `length_bin`.
+    computed again after a preemption; ``drafted_tokens`` and ``accepted_tokens``: see `EngineLoad`.
+    ``think_lengths``: the number of traces by `length_bin`.
     """
 
     rows: int = 0
@@ -212,6 +217,8 @@ class Totals:
     spent_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     states: Counter[str] = field(default_factory=Counter)
     think_lengths: Counter[int] = field(default_factory=Counter)
 
@@ -224,6 +231,8 @@ class Totals:
         self.spent_tokens += other.spent_tokens
         self.recomputed_tokens += other.recomputed_tokens
         self.preemptions += other.preemptions
+        self.drafted_tokens += other.drafted_tokens
+        self.accepted_tokens += other.accepted_tokens
         self.states.update(other.states)
         self.think_lengths.update(other.think_lengths)
 

@@ -44,6 +44,8 @@ def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figu
             "output": totals.output_tokens,
             "spent": totals.spent_tokens,
             "recomputed": totals.recomputed_tokens,
+            "drafted": totals.drafted_tokens,
+            "accepted": totals.accepted_tokens,
         },
         preemptions=totals.preemptions,
         states=dict(totals.states),

@@ -24,6 +24,7 @@ from pipeline.engines.vllm_arguments import (
     engine_arguments,
 )
 from pipeline.errors import ConfigError
+from pipeline.prompts.tokenizer import load_model_config
 
 INSTALLED = installed()
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
@@ -146,6 +147,18 @@ def test_what_makes_seeded_requests_slow_is_warned_of(monkeypatch: pytest.Monkey
     assert warning.startswith("VLLM_USE_V2_MODEL_RUNNER=0 makes vLLM")
 
 
+def test_memory_of_a_draft_model_counts() -> None:
+    model = load_model_config("qwq-nano", None)
+    alone = VLLM.memory(EngineConfig(), model)
+    drafted = {"speculative_config": {"method": "eagle3", "model": "qwq-nano"}}
+    both = VLLM.memory(EngineConfig(vllm=drafted), model)
+    assert alone is not None
+    assert both is not None
+    assert (both.weights, both.token) == (2 * alone.weights, 2 * alone.token)
+    ngram = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4}}
+    assert VLLM.memory(EngineConfig(vllm=ngram), model) == alone
+
+
 def test_details_are_what_can_be_found() -> None:
     config = SimpleNamespace(
         cache_config=SimpleNamespace(block_size=16, num_gpu_blocks=1000),
@@ -164,14 +177,20 @@ def test_details_are_what_can_be_found() -> None:
 def test_statistics_of_steps_add_up_and_may_be_missing() -> None:
     engine = object.__new__(vllm_engine.VllmEngine)
     engine._stats, engine._preemptions, engine._recomputed_tokens = None, 0, 0
+    engine._drafted_tokens = engine._accepted_tokens = 0
+    drafts = SimpleNamespace(num_draft_tokens=40, num_accepted_tokens=30)
     resumed = SimpleNamespace(preempted_queries=900, preempted_hits=100)
     step = SimpleNamespace(
-        num_running_reqs=3, num_waiting_reqs=1, kv_cache_usage=0.9, prefix_cache_stats=resumed
+        num_running_reqs=3,
+        num_waiting_reqs=1,
+        kv_cache_usage=0.9,
+        prefix_cache_stats=resumed,
+        spec_decoding_stats=drafts,
     )
     engine._count(step, SimpleNamespace(num_preempted_reqs=2))
     engine._count(None, None)
     engine._count(step, None)
-    assert engine.load == EngineLoad(3, 1, 0.9, 2, 1600)
+    assert engine.load == EngineLoad(3, 1, 0.9, 2, 1600, 80, 60)
 
 
 def test_vllm_has_one_package_on_gpus_and_two_names_for_it_on_cpus() -> None:

@@ -74,6 +74,11 @@ def test_full_kv_caches_are_told_and_warned_of() -> None:
     assert figures(tokens={"spent": 100, "recomputed": 60}, preemptions=5).warning is None
 
 
+def test_accepted_drafts_are_told() -> None:
+    told = list(figures(tokens={"spent": 100, "drafted": 80, "accepted": 60}).lines())
+    assert "drafts     75% of 80 tokens accepted" in told
+
+
 def test_a_line_is_read_back() -> None:
     line = json.loads(json.dumps(figures().to_json()))
     assert line["eta_seconds"] == figures().eta_seconds
