@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import PricesConfig
+from pipeline.engines import engine_type
 from pipeline.insight.engine_speed import Speed, measure_speed
 from pipeline.insight.text import error_kind, three_digits
 from pipeline.monitor.figures import EnginePool, Figures, clock
@@ -164,7 +165,8 @@ def estimate(
     each run, for the engines' speed. Ranges come from resampled rows, because samples of one row
     are not independent.
     """
-    engine_pool = pool_of(config)
+    runs = list(runs)
+    engine_pool = _pool(config, runs)
     traces = [trace for row in sample for trace in row]
     speed = measure_speed(runs, engine_pool)
     lengths = {kind: _length_quantiles(traces, f"{kind}_tokens") for kind in ("think", "answer")}
@@ -175,8 +177,8 @@ def estimate(
         {kind: quantiles for kind, quantiles in lengths.items() if quantiles},
         speed,
         engine_pool,
-        _project(config, sample, speed, rows),
-        _project(config, sample, speed, rows_left),
+        _project(config, engine_pool, sample, speed, rows),
+        _project(config, engine_pool, sample, speed, rows_left),
         tuple(_advice(config, traces)),
     )
 
@@ -203,16 +205,31 @@ def bootstrap_total(values: Array, rows: int) -> Interval:
     return Interval.from_draws(float(values.mean()), low, high).scaled(rows)
 
 
+def _pool(config: RunConfig, runs: Sequence[Sequence[Figures]]) -> EnginePool:
+    """The engines of ``config``, with the slots that the last of ``runs`` gave them.
+
+    Slots that are not set follow from the GPUs' memory, which only the cluster knows.
+    """
+    pool = pool_of(config)
+    pools = [run[-1].engine_pool for run in runs if run and run[-1].engine_pool.slots > 0]
+    if engine_type(config.engine).has_slots(config.engine) or not pools:
+        return pool
+    return replace(pool, slots=pools[-1].slots)
+
+
 def _project(
-    config: RunConfig, sample: Sequence[Sequence[Trace]], speed: Speed | None, rows: int
+    config: RunConfig,
+    engine_pool: EnginePool,
+    sample: Sequence[Sequence[Trace]],
+    speed: Speed | None,
+    rows: int,
 ) -> Projection:
     sums = [[sum(t[name] or 0 for t in row) for name in TOKEN_COLUMNS] for row in sample]
     prompt, think, answer, wasted = np.array(sums, float).T
     generated = think + answer + wasted
-    engine_pool = pool_of(config)
     seconds = gpu_hours = cost = None
     if speed is not None:
-        seconds = _seconds(config, sample, speed, rows)
+        seconds = _seconds(config.sampling.n, engine_pool, sample, speed, rows)
         gpu_hours = seconds.scaled(engine_pool.gpu_hours(1))
         cost = gpu_hours.scaled(engine_pool.gpu_hour) if engine_pool.gpu_hour is not None else None
     return Projection(
@@ -236,14 +253,18 @@ def _api_cost(prices: PricesConfig, prompt: Array, output: Array, rows: int) -> 
 
 
 def _seconds(
-    config: RunConfig, sample: Sequence[Sequence[Trace]], speed: Speed, rows: int
+    samples: int,
+    engine_pool: EnginePool,
+    sample: Sequence[Sequence[Trace]],
+    speed: Speed,
+    rows: int,
 ) -> Interval:
-    """Wall time of ``rows`` rows on all engines of ``config``."""
-    rng, engine_pool = np.random.default_rng(0), pool_of(config)
+    """Wall time of ``rows`` rows with ``samples`` each on all engines of the pool."""
+    rng = np.random.default_rng(0)
     by_row = np.array([sum(map(_generated_tokens, row)) for row in sample], float)
     rates = speed.resample(BOOTSTRAP_DRAWS, rng)
     # More sequences make an engine faster, at most in proportion to their number.
-    possible = min(engine_pool.slots, rows * config.sampling.n / engine_pool.replicas)
+    possible = min(engine_pool.slots, rows * samples / engine_pool.replicas)
     speedups = rng.uniform(1, max(1.0, possible / speed.running), BOOTSTRAP_DRAWS)
     longest = float(np.quantile([_generated_tokens(t) for row in sample for t in row], 0.99))
 

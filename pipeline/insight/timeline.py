@@ -71,8 +71,8 @@ class Timeline:
         if self.preemptions:
             share = self.tokens["recomputed"] / max(1, self.tokens["spent"])
             yield (
-                f"KV caches were full {self.preemptions:,} times, so that {share:.1%} of the tokens "
-                "were computed again"
+                f"KV caches were full {self.preemptions:,} times, so that {share:.1%} of the "
+                "tokens were computed again"
             )
         if drafted := self.tokens["drafted"]:
             yield f"{self.tokens['accepted'] / drafted:.0%} of the drafted tokens were accepted"

@@ -226,3 +226,11 @@ def test_record_is_read_back_by_run(tmp_path: Path) -> None:
     assert all(list(run) == sorted(run, key=lambda f: f.seconds) for run in runs)
     assert Counter(run[0].engine_pool.replicas for run in runs) == {1: 1, 3: 1}
     estimate(config(), [[trace(1)]], runs, 1, 1)
+
+
+def test_slots_that_are_not_set_are_those_of_the_pilot() -> None:
+    """They follow from the GPUs' memory; 64 would find no speed in the record."""
+    unset = config(engine={"tensor_parallel": 4})
+    found = estimate(unset, [[trace(900)]] * 200, [run_of(2000, 128, 128)], 10**6, 0)
+    assert found.engine_pool.slots == 128
+    assert found.speed is not None
