@@ -98,10 +98,10 @@ class RayCluster:
             f"--ray-client-server-port={client}",
         )  # fmt: skip
 
-    def add_worker(self) -> Node:
-        """Start a worker and wait until it has joined."""
+    def add_worker(self, **environment: str) -> Node:
+        """Start a worker and wait until it has joined; its processes have ``environment`` too."""
         size = (f"--num-cpus={WORKER_CPUS}", f"--num-gpus={WORKER_GPUS}")
-        self.workers.append(self._start(f"--address={self._address}", *size))
+        self.workers.append(self._start(f"--address={self._address}", *size, **environment))
         return self.workers[-1]
 
     def lose(self, worker: Node) -> None:
@@ -140,9 +140,10 @@ class RayCluster:
         for node in [*self.workers, self._head]:
             node.kill()
 
-    def _start(self, *arguments: str) -> Node:
+    def _start(self, *arguments: str, **environment: str) -> Node:
         self._nodes += 1
-        return Node(self._folder / f"node-{self._nodes}.log", self.environment, *arguments)
+        log = self._folder / f"node-{self._nodes}.log"
+        return Node(log, {**self.environment, **environment}, *arguments)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -7,14 +7,17 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
 import pytest
 
+from pipeline.output import engine_starts
+from pipeline.storage import Storage
 from tests.faults.conftest import NewCase
 from tests.faults.harness import ONE_ENGINE, Case
-from tests.faults.ray_cluster import RayCluster
+from tests.faults.ray_cluster import WORKER_GPUS, RayCluster
 
 # Traces of the same length, of which none ends before another, all running at once, none saved.
 LONG_TOKENS = 700
@@ -149,3 +152,34 @@ def test_row_that_kills_every_engine_fails_alone(new_case: NewCase) -> None:
     case.check(failed=[13])
     errors = [trace.error or "" for trace in case.output.traces() if trace.key[0] == 13]
     assert all(error.startswith("engine_killed") for error in errors), errors
+
+
+def test_engine_that_can_not_start_again_on_a_node_starts_on_another(
+    new_case: NewCase, cluster: RayCluster, tmp_path: Path
+) -> None:
+    """Two engines that take a node each, one of them with GPUs that go bad; then a node joins."""
+    bad = cluster.add_worker(BAD_GPUS=str(tmp_path / "bad-gpus"))
+    case = new_case(
+        "an engine can't start again on its node",
+        sizes=[40, 40],
+        engine={
+            "device": "gpu", "tensor_parallel": WORKER_GPUS,
+            "simulated": {"fails_to_start_with": "$BAD_GPUS"},
+        },
+    )  # fmt: skip
+    driver = case.start()
+    driver.must_reach(lambda: all(worker.engines() for worker in cluster.workers), "two engines")
+    driver.must_reach(case.progress(), "a block")
+    case.remember()
+    (tmp_path / "bad-gpus").mkdir()
+    os.kill(bad.engines()[0], SIGKILL)
+    starts = Storage(case.output.url)
+    driver.must_reach(
+        lambda: any(start.reason for start in engine_starts.read(starts)), "a start that fails"
+    )
+    spare = cluster.add_worker()
+    driver.must_reach(spare.engines, "an engine on the spare node")
+    case.finish(driver)
+    case.check()
+    for worker in (bad, spare):
+        cluster.lose(worker)
