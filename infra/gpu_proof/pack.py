@@ -70,7 +70,7 @@ def download(wanted: Iterable[str], python: str, folder: Path) -> None:
 
 def split(archive: Path, folder: Path, size: int) -> list[Path]:
     """Cut ``archive`` into pieces of ``size`` bytes, with a list of their checksums."""
-    pieces, sums = [], []
+    pieces, sums = list[Path](), list[str]()
     with archive.open("rb") as file:
         while data := file.read(size):
             piece = folder / f"piece-{len(pieces):03}"

@@ -327,13 +327,14 @@ def _details(config: Any, log: str) -> dict[str, Any]:
     """What vLLM decided by itself; of another version, what of it can still be found."""
     cache, scheduler = config.cache_config, config.scheduler_config
     block, blocks = getattr(cache, "block_size", None), getattr(cache, "num_gpu_blocks", None)
+    has_v2 = getattr(config, "use_v2_model_runner", None)
     found = {
         "KV cache tokens": block * blocks if block and blocks else None,
         "slots": getattr(scheduler, "max_num_seqs", None),
         "batched tokens": getattr(scheduler, "max_num_batched_tokens", None),
         "watermark": getattr(scheduler, "watermark", None),
         "async scheduling": getattr(scheduler, "async_scheduling", None),
-        "model runner": {True: "V2", False: "V1"}.get(getattr(config, "use_v2_model_runner", None)),
+        "model runner": None if has_v2 is None else "V2" if has_v2 else "V1",
         "attention": next(iter(re.findall(r"Using (\S+) (?:attention )?backend", log)), None),
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -261,8 +261,9 @@ def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed:
 def _draft_model(args: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The config.json of a model that drafts for speculation; None without one."""
     speculative = args.get("speculative_config")
-    path = speculative.get("model") if isinstance(speculative, dict) else None
-    return None if path is None else load_model_config(str(path), speculative.get("revision"))
+    if not isinstance(speculative, dict) or speculative.get("model") is None:
+        return None
+    return load_model_config(str(speculative["model"]), speculative.get("revision"))
 
 
 def engine_arguments(config: RunConfig) -> dict[str, Any]:

@@ -118,7 +118,11 @@ def test_part_is_full_once_its_rows_are_durable_and_stays_so(coordinator: RunCoo
 def test_client_has_each_method_of_the_coordinator_with_its_arguments() -> None:
     def methods(of: type) -> dict[str, list[str]]:
         public = {name: f for name, f in vars(of).items() if not name.startswith("_")}
-        return {name: list(inspect.signature(f).parameters) for name, f in public.items()}
+        # Ray adds an argument by keyword to the methods of a class that has become an actor.
+        return {
+            name: [p.name for p in inspect.signature(f).parameters.values() if p.kind != p.KEYWORD_ONLY]
+            for name, f in public.items()
+        }  # fmt: skip
 
     ours, theirs = methods(CoordinatorClient), methods(RunCoordinator)
     assert ours.keys() == theirs.keys()
