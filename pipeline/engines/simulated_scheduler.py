@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from pipeline.config.sections import SimulatedConfig
 
+# A clock that shows large times can't wait for a billionth of a step.
+ROUNDING = 1e-6
+
 
 class Steps:
     """The clock of an engine, in steps. Sequences wait for their steps in one event loop."""
@@ -86,7 +89,7 @@ class Steps:
 
     def _wake(self) -> None:
         self._advance()
-        while self._waiting and self._waiting[0][0] <= self._done:
+        while self._waiting and self._waiting[0][0] <= self._done + ROUNDING:
             future = heapq.heappop(self._waiting)[2]
             if not future.done():
                 future.set_result(None)

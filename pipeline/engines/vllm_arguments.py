@@ -61,7 +61,7 @@ V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 V1_SPECULATION = ("suffix", "medusa")
 # vLLM's own 0 lets requests start that soon lose their place again, and are computed twice: see
 # `python -m jobs.bench kv-cache`.
-WATERMARK = 0.05
+WATERMARK = 0.1
 # vLLM's default for the part of a GPU's memory that it uses.
 GPU_SHARE = 0.92
 # Memory besides weights and KV cache: activations, CUDA graphs, NCCL's buffers.

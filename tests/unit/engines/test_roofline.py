@@ -60,8 +60,8 @@ def test_gpu_is_known_by_what_nvidia_smi_shows(shown: str, name: str | None) -> 
 @pytest.mark.parametrize(
     ("kv_tokens", "context", "slots"),
     [
-        (902_000, 6000, 128), (379_000, 6000, 56), (902_000, 1200, LARGEST_GRAPH),
-        (45_000, 6000, 6), (1000, 6000, 1), (1000, 0, LARGEST_GRAPH),
+        (902_000, 6000, 144), (379_000, 6000, 56), (902_000, 1200, LARGEST_GRAPH),
+        (45_000, 6000, 7), (1000, 6000, 1), (1000, 0, LARGEST_GRAPH),
     ],
 )  # fmt: skip
 def test_slots_fill_the_cache_in_sizes_that_have_a_graph(

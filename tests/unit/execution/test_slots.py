@@ -49,7 +49,7 @@ ENGINE: dict[str, Any] = {"kind": "vllm", "device": "gpu", "tensor_parallel": 4}
 
 def test_slots_follow_from_the_smallest_gpu(make_config: MakeConfig, cluster: list[Node]) -> None:
     config = make_config(engine=ENGINE, sampling={"max_tokens": 32_768})
-    assert with_slots(config).engine.vllm == {"max_num_seqs": 128}
+    assert with_slots(config).engine.vllm == {"max_num_seqs": 144}
     cluster.append(Node("c", (L40S,) * 4))
     assert with_slots(config).engine.vllm == {"max_num_seqs": 56}
 

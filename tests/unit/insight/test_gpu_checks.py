@@ -55,7 +55,7 @@ def test_eight_h100_are_described_filled_and_divided(check: Any) -> None:
     text = "\n".join(map(str, found))
     assert "node-1: 8 x NVIDIA H100 80GB HBM3, 80 GiB, driver 580.95.05" in text
     assert "an engine's KV cache holds 901,436 tokens: 22 traces of full length (40,960)" in text
-    assert "engines get 128 slots, for traces that hold 6,000 tokens on average" in text
+    assert "engines get 144 slots, for traces that hold 6,000 tokens on average" in text
     lines = str(found[-1]).splitlines()
     assert lines[0].startswith("ok        8 x H100 could be used so (by a roofline model, not")
     assert [line.split()[:4] for line in lines[1:]] == [
@@ -91,7 +91,7 @@ def test_too_few_slots_are_warned_of_with_the_speed_that_is_left(check: Any) -> 
         "warning",
     )
     assert "64 slots with traces that hold 6,000 tokens on average fill 43%" in warning
-    assert "set 128 slots, or none: from 3,225 to 4,190 tokens/s by a model" in warning
+    assert "set 144 slots, or none: from 3,225 to 4,334 tokens/s by a model" in warning
 
 
 def test_model_that_does_not_fit_is_told_with_the_parallelism_it_needs(check: Any) -> None:
