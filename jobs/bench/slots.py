@@ -31,7 +31,7 @@ from pipeline.prompts.tokenizer import load_tokenizer
 
 SEQUENCES = (64, 128, 256, 512)
 FULL = 64  # sequences against the small KV cache
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True)

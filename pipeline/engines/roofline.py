@@ -98,9 +98,8 @@ class Speed:
 def slots_for(kv_tokens: float, context: float) -> int:
     """How many sequences of ``context`` tokens, on average, a KV cache holds.
 
-    A multiple of `GRAPH_STEP` up to `LARGEST_GRAPH`, where it is above one. With a watermark of 0.1,
-    more would be faster by a few percent, and compute a tenth of the tokens again
-    (`python -m jobs.bench kv-cache`).
+    A multiple of `GRAPH_STEP` up to `LARGEST_GRAPH`, where it is above one. More would be faster by
+    a few percent, and compute a tenth of the tokens again (`python -m jobs.bench kv-cache`).
     """
     fitting = int(kv_tokens / max(1.0, context))
     return max(1, min(LARGEST_GRAPH, fitting - fitting % GRAPH_STEP or fitting))
