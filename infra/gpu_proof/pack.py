@@ -101,6 +101,7 @@ def main() -> None:
     shutil.copy(Path(__file__).with_name("unpack.sh"), args.folder)
     pieces = split(archive, args.folder, args.piece_mib * MIB)
     archive.unlink()
+    shutil.rmtree(wheels)
     size = sum(piece.stat().st_size for piece in pieces) / MIB
     print(f"{len(wanted)} packages, {size:,.0f} MiB in {len(pieces)} pieces in {args.folder}")
 
