@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class NodeGpu:
 class Node:
     """What a node has; ``shared_memory``: free bytes of /dev/shm; ``versions``: by package.
 
-    ``problem``: why it could not be looked at.
+    ``counted``: the GPUs that Ray counts there. ``problem``: why it could not be looked at.
     """
 
     host: str
@@ -44,6 +44,7 @@ class Node:
     nvcc: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    counted: int = 0
     problem: str | None = None
 
 
@@ -83,15 +84,16 @@ def look_here(packages: Sequence[str], variables: Sequence[str] = ()) -> Node:
 def look_at_gpu_nodes(packages: Sequence[str], variables: Sequence[str] = ()) -> list[Node]:
     """All living nodes with GPUs of the connected cluster; a task without resources on each."""
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    tasks = [_look(node["NodeID"], packages, variables) for node in nodes]
     found = []
-    for node, task in zip(
-        nodes, [_look(n["NodeID"], packages, variables) for n in nodes], strict=True
-    ):
+    for node, task in zip(nodes, tasks, strict=True):
+        counted = int(node["Resources"]["GPU"])
         try:
-            found.append(ray.get(task, timeout=LOOK_SECONDS))
+            found.append(replace(ray.get(task, timeout=LOOK_SECONDS), counted=counted))
         except (RayError, GetTimeoutError) as error:
             host = str(node.get("NodeManagerHostname") or node["NodeID"])
-            found.append(Node(host, problem=str(error).strip().splitlines()[-1]))
+            problem = str(error).strip().splitlines()[-1]
+            found.append(Node(host, counted=counted, problem=problem))
     return found
 
 

@@ -111,6 +111,12 @@ def _check_gpu_node(node: Node) -> Iterator[Finding]:
             f"{node.host}: {SAMPLER} is 1, and there is no nvcc to compile that sampler",
             f"unset {SAMPLER} (seeded requests never use it), or install the CUDA toolkit",
         )
+    if node.counted > len(node.gpus):
+        yield Finding(
+            "warning",
+            f"{node.host}: Ray counts {node.counted} GPUs, and nvidia-smi shows {len(node.gpus)}",
+            "start Ray there without --num-gpus; check nvidia-smi on that node",
+        )
     for gpu in node.gpus:
         if gpu.used > IN_USE:
             yield Finding(

@@ -1,11 +1,16 @@
 """Runs submitted to a Ray cluster as jobs, on nodes with GPUs that are only counted."""
 
+import os
+import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_shards
 from tests.faults.conftest import NewCase
-from tests.faults.harness import Case, Driver, wait_until
+from tests.faults.harness import PIPELINE, Case, Driver, wait_until
 from tests.faults.ray_cluster import WORKER_GPUS, RayCluster
 
 
@@ -76,3 +81,26 @@ def test_engine_over_two_nodes_loses_one_then_its_job_is_stopped_and_another_goe
     assert wrong.wait() != 0
     assert "engine.replica: unknown key" in wrong.printed, wrong.told()
     cluster.lose(cluster.workers[-1])
+
+
+def test_doctor_looks_at_the_nodes_of_the_cluster(cluster: RayCluster, tmp_path: Path) -> None:
+    """One of two nodes has a program that shows GPUs as nvidia-smi does."""
+    program = tmp_path / "nvidia-smi"
+    line = "NVIDIA H100 80GB HBM3, 81559, 4, 550.54.15"
+    program.write_text(f"#!/bin/sh\necho '{line}'\necho '{line}'\n")
+    program.chmod(0o755)
+    worker = cluster.add_worker(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    write_shards(tmp_path / "in", [1])
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"input: {{path: {tmp_path}/in}}\noutput: {{path: {tmp_path}/out}}\n"
+        f"model: {{path: qwq-nano}}\nengine: {{device: gpu, tensor_parallel: {WORKER_GPUS}}}\n"
+    )
+    told = subprocess.run(
+        [*PIPELINE, "doctor", str(config)], env=cluster.environment, capture_output=True, text=True
+    ).stdout
+    here = socket.gethostname()
+    assert f"{here}: 2 x NVIDIA H100 80GB HBM3, 80 GiB, driver 550.54.15" in told, told
+    assert f"{here}: Ray counts 2 GPUs, and nvidia-smi shows 0" in told, told
+    assert "2 x H100 could be used so" in told, told
+    cluster.lose(worker)

@@ -134,6 +134,7 @@ def test_too_few_gpus(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (node(H100, versions={"ray": "2.59.0"}), "error", "node-1 has ray 2.59.0, and the driver"),
         (node(H100, versions={"torch": None}), "warning", "has torch (none)"),
         (Node("node-1", (H100,), GIB // 2), "warning", "node-1: /dev/shm has 0.50 GiB"),
+        (node(H100, counted=2), "warning", "node-1: Ray counts 2 GPUs, and nvidia-smi shows 1"),
         (Node("node-1", problem="task died"), "error", "node-1 can't be looked at: task died"),
     ],
 )  # fmt: skip
