@@ -21,6 +21,13 @@ MIB = 2**20
 NOT_NEEDED = {
     "flashinfer-cubin", "opencv-python-headless", "torchaudio", "torchcodec", "torchvision",
 }  # fmt: skip
+# What PyTorch's own build for CUDA 13 requires.
+WITH_TORCH = {
+    "torch", "triton", "cuda-toolkit", "nvidia-cublas", "nvidia-cuda-cupti", "nvidia-cuda-nvrtc",
+    "nvidia-cuda-runtime", "nvidia-cudnn-cu13", "nvidia-cufft", "nvidia-cufile", "nvidia-curand",
+    "nvidia-cusolver", "nvidia-cusparse", "nvidia-cusparselt-cu13", "nvidia-nccl-cu13",
+    "nvidia-nvjitlink", "nvidia-nvshmem-cu13", "nvidia-nvtx",
+}  # fmt: skip
 GLIBCS = (39, 36, 35, 34, 31, 28, 27, 24, 17, 12, 5)
 
 
@@ -45,16 +52,11 @@ def _of_the_project() -> str:
 def missing(pinned: Iterable[str], have: str) -> list[str]:
     """Those of ``pinned`` that are not in ``have``, the output of `pip freeze`."""
     there = {_name(line) for line in have.splitlines() if line.strip()} | NOT_NEEDED
-    return [line for line in pinned if _name(line) not in there and not _is_cuda(_name(line))]
+    return [line for line in pinned if _name(line) not in there | WITH_TORCH]
 
 
 def _name(requirement: str) -> str:
     return re.split(r"[=<>\[ @;]", requirement.strip(), maxsplit=1)[0].lower().replace("_", "-")
-
-
-def _is_cuda(name: str) -> bool:
-    """Whether it comes with PyTorch."""
-    return name.startswith("nvidia-") or name in ("torch", "triton", "cuda-toolkit")
 
 
 def download(wanted: Iterable[str], python: str, folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from jobs.bench.tables import keep, markdown
 from jobs.bench.virtual_time import run
 from pipeline.config.sections import EngineConfig, SimulatedConfig
-from pipeline.engines.roofline import GPUS, Speed, slots_for
+from pipeline.engines.roofline import Speed, gpu_of, slots_for
 from pipeline.engines.simulated_scheduler import Scheduler, Steps
 from pipeline.engines.vllm_arguments import memory_need
 
@@ -32,7 +32,7 @@ QWQ: Mapping[str, Any] = {
     "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 152_064,
     "max_position_embeddings": 40_960, "torch_dtype": "bfloat16",
 }  # fmt: skip
-ENGINES = (("H100", 4), ("L40S", 4), ("RTX 4090", 8))
+ENGINES = (("H100", 80, 4), ("L40S", 45, 4), ("RTX 4090", 24, 8))  # GPU, its GiB, how many
 PROMPT, LONGEST, ENDLESS, SIGMA = 200, 32_768, 0.02, 0.75
 CHUNK = 512  # tokens at a time
 LONGEST_TRACES = 4  # a slot's traces take as long as so many of the longest, one after the other
@@ -106,9 +106,12 @@ def simulate(speed: Speed, kv_tokens: float, slots: int, watermark: float, media
 def results() -> list[Result]:
     """All settings of all engines, and the slots that the pipeline chooses."""
     need, found = memory_need(EngineConfig(), QWQ), list[Result]()
-    for name, ranks in ENGINES:
-        speed = Speed(GPUS[name], ranks, need, QWQ)
-        kv_tokens = need.kv_cache(speed.gpu.memory, ranks) / need.token
+    assert need is not None
+    for name, memory, ranks in ENGINES:
+        gpu = gpu_of(name)
+        assert gpu is not None
+        speed = Speed(gpu, ranks, need, QWQ)
+        kv_tokens = need.kv_cache(memory * 2**30, ranks) / need.token
         for median in MEDIANS:
             chosen = slots_for(kv_tokens, resident(lengths(median, 10_000)))
             for slots in sorted({*SLOTS, chosen}):

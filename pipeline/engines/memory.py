@@ -7,6 +7,13 @@ from typing import Any
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # Bytes of a quantized weight, its share of the scales included.
 QUANTIZED = {"awq": 0.56, "awq_marlin": 0.56, "gptq": 0.56, "gptq_marlin": 0.56, "fp8": 1.03}
+# Of models with experts, whose weights are not counted here.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# What of a config.json is needed here; models of several parts have it one level deeper.
+KEYS = (
+    "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
+    "num_hidden_layers", "vocab_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ def parameters(model: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def is_known(model: Mapping[str, Any], quantization: str | None = None) -> bool:
-    """Whether the weights are not quantized, or by a method whose size is in `QUANTIZED`."""
+    """Whether the weights are dense, and not quantized or by a method in `QUANTIZED`."""
+    if any(name in model for name in EXPERTS):
+        return False
     stored = (model.get("quantization_config") or {}).get("quant_method")
     return (quantization or stored) in (None, *QUANTIZED)
 

@@ -6,13 +6,14 @@ published figures: Qwen3-32B in BF16 on two H100 makes 475, 827, 1,294 and 2,079
 16, 32 and 64 sequences. `tests/unit/engines/test_roofline.py` states how far off the model is.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engines.memory import MemoryNeed, parameters
 
-GB, TB, TERA, GIB = 1e9, 1e12, 1e12, 2**30
+GB, TB, TERA = 1e9, 1e12, 1e12
 # The share of a GPU's published bandwidth and arithmetic that vLLM reaches.
 BANDWIDTH_SHARE, ARITHMETIC_SHARE = 0.8, 0.5
 # Per step: launching and scheduling; and for each sequence: sampling and bookkeeping.
@@ -20,42 +21,45 @@ STEP_SECONDS, SEQUENCE_SECONDS = 2.0e-3, 14e-6
 # A sum across GPUs takes a latency, and the time of its bytes. GeForce cards can't reach each other
 # but through the host's memory.
 NVLINK, PCIE, HOST = (8e-6, 300 * GB), (30e-6, 20 * GB), (60e-6, 10 * GB)
-# vLLM captures CUDA graphs up to so many sequences; larger batches run without.
-LARGEST_GRAPH = 512
-# Batch sizes that vLLM captures are multiples of it.
-GRAPH_STEP = 8
+# vLLM captures CUDA graphs for multiples of 8 sequences up to 256, and of 16 up to 512 (on newer
+# GPUs up to 1,024); larger batches run without.
+GRAPH_STEP, FINE_GRAPHS, LARGEST_GRAPH = 8, 256, 512
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: bytes of memory and, as its maker states, bytes and dense BF16 operations a second.
+    """A GPU: as its maker states, bytes of memory and dense BF16 operations a second.
 
     ``link``: see `NVLINK`.
     """
 
     name: str
-    memory: float
     bandwidth: float
     arithmetic: float
     link: tuple[float, float]
 
 
-# By a part of the name that nvidia-smi shows; the first that fits.
+# By a pattern in the name that nvidia-smi shows; the first that fits. Makers' data sheets.
 GPUS: Mapping[str, Gpu] = {
-    "B200": Gpu("B200", 180 * GB, 8.0 * TB, 2250 * TERA, NVLINK),
-    "H200": Gpu("H200", 140 * GIB, 4.8 * TB, 989 * TERA, NVLINK),
-    "H100 PCIe": Gpu("H100 PCIe", 80 * GB, 2.0 * TB, 756 * TERA, PCIE),
-    "H100": Gpu("H100", 80 * GIB, 3.35 * TB, 989 * TERA, NVLINK),
-    "A100-SXM4-40": Gpu("A100 40 GB", 40 * GIB, 1.56 * TB, 312 * TERA, NVLINK),
-    "A100": Gpu("A100", 80 * GIB, 2.04 * TB, 312 * TERA, NVLINK),
-    "L40S": Gpu("L40S", 45 * GIB, 0.864 * TB, 362 * TERA, PCIE),
-    "RTX 4090": Gpu("RTX 4090", 24 * GIB, 1.01 * TB, 165 * TERA, HOST),
+    r"\bB200\b": Gpu("B200", 8.0 * TB, 2250 * TERA, NVLINK),
+    r"\bGH200\b": Gpu("GH200", 4.0 * TB, 989 * TERA, NVLINK),
+    r"\bH200\b": Gpu("H200", 4.8 * TB, 989 * TERA, NVLINK),
+    r"\bH100 NVL\b": Gpu("H100 NVL", 3.9 * TB, 835 * TERA, PCIE),
+    r"\bH100 PCIe\b": Gpu("H100 PCIe", 2.0 * TB, 756 * TERA, PCIE),
+    r"\bH100\b": Gpu("H100", 3.35 * TB, 989 * TERA, NVLINK),
+    r"\bA100.*PCIe?\b.*40GB": Gpu("A100 PCIe 40 GB", 1.56 * TB, 312 * TERA, PCIE),
+    r"\bA100.*PCIe?\b": Gpu("A100 PCIe", 1.94 * TB, 312 * TERA, PCIE),
+    r"\bA100.*40GB": Gpu("A100 40 GB", 1.56 * TB, 312 * TERA, NVLINK),
+    r"\bA100\b": Gpu("A100", 2.04 * TB, 312 * TERA, NVLINK),
+    r"\bL40S\b": Gpu("L40S", 0.864 * TB, 362 * TERA, PCIE),
+    r"\bRTX 4090$": Gpu("RTX 4090", 1.01 * TB, 165 * TERA, HOST),
 }
 
 
 def gpu_of(name: str) -> Gpu | None:
     """The GPU that nvidia-smi calls ``name``; None if it is not in `GPUS`."""
-    return next((gpu for part, gpu in GPUS.items() if part in name), None)
+    found = (gpu for pattern, gpu in GPUS.items() if re.search(pattern, name, re.IGNORECASE))
+    return next(found, None)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,12 @@ class Speed:
 def slots_for(kv_tokens: float, context: float) -> int:
     """How many sequences of ``context`` tokens, on average, a KV cache holds.
 
-    A multiple of `GRAPH_STEP` up to `LARGEST_GRAPH`, where it is above one. More would be faster by
-    a few percent, and compute a tenth of the tokens again (`python -m jobs.bench kv-cache`).
+    A size for which vLLM captures a CUDA graph, where it is not below all of them. More would be up
+    to a tenth faster, and compute a tenth of the tokens again (`python -m jobs.bench kv-cache`).
     """
-    fitting = int(kv_tokens / max(1.0, context))
-    return max(1, min(LARGEST_GRAPH, fitting - fitting % GRAPH_STEP or fitting))
+    fitting = min(LARGEST_GRAPH, int(kv_tokens / max(1.0, context)))
+    step = GRAPH_STEP if fitting <= FINE_GRAPHS else 2 * GRAPH_STEP
+    return max(1, fitting - fitting % step or fitting)
 
 
 @dataclass(frozen=True)
@@ -124,14 +129,17 @@ class Layout:
 
 
 def layouts(
-    gpu: Gpu, gpus: int, need: MemoryNeed, model: Mapping[str, Any], context: float
+    gpus: Sequence[float], gpu: Gpu, need: MemoryNeed, model: Mapping[str, Any], context: float
 ) -> Iterator[Layout]:
-    """All ways to divide ``gpus`` GPUs of a node that hold at least one trace of full length."""
+    """All ways to divide a node's GPUs that hold at least one trace of full length.
+
+    ``gpus``: bytes of each GPU's memory.
+    """
     ranks = 1
-    while ranks <= gpus:
-        kv_tokens = need.kv_cache(gpu.memory, ranks) / need.token
+    while ranks <= len(gpus):
+        kv_tokens = need.kv_cache(min(gpus), ranks) / need.token
         if kv_tokens >= need.context and int(model["num_attention_heads"]) % ranks == 0:
-            slots, replicas = slots_for(kv_tokens, context), gpus // ranks
+            slots, replicas = slots_for(kv_tokens, context), len(gpus) // ranks
             speed = Speed(gpu, ranks, need, model).tokens_per_second(slots, context)
             yield Layout(ranks, replicas, slots, replicas * speed)
         ranks *= 2

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
-from pipeline.engines.memory import MemoryNeed, is_known, kv_bytes_a_token, weight_bytes
+from pipeline.engines.memory import KEYS, MemoryNeed, is_known, kv_bytes_a_token, weight_bytes
 from pipeline.engines.protocol import DEFAULT_SLOTS, TOKENS_A_REPORT, EngineType
 from pipeline.errors import ConfigError
 from pipeline.prompts.tokenizer import load_model_config, resolve_model
@@ -58,9 +58,9 @@ RESULT_ARGS = (
 # What the ranks of an engine are: ``mp``, processes of one node; ``ray``, actors on any.
 BACKEND = "distributed_executor_backend"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-V1_SPECULATION = ("suffix", "medusa")
-# vLLM's own 0 lets requests start that soon lose their place again, and are computed twice: see
-# `python -m jobs.bench kv-cache`.
+V1_SPECULATION = ("custom_class", "medusa", "mlp_speculator", "suffix")
+# vLLM's own 0 lets requests start that soon lose their place again, and are computed twice. In
+# `python -m jobs.bench kv-cache`, 0.05 is half a percent faster and computes twice as much again.
 WATERMARK = 0.1
 # vLLM's default for the part of a GPU's memory that it uses.
 GPU_SHARE = 0.92
@@ -234,12 +234,14 @@ class VllmArguments(EngineType):
             yield f"vllm      {json.dumps(engine.vllm)}"
 
 
-def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed:
-    """What a vLLM engine takes of its GPUs' memory; ``model``: its config.json.
+def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
+    """What a vLLM engine takes of its GPUs' memory; ``model``: its config.json; None: unknown.
 
     Weights quantized by an unknown method count as if they were not quantized. A draft model of
     ``speculative_config`` counts too; raises `ModelError` if its config.json can't be read.
     """
+    if not all(name in model for name in KEYS):
+        return None
     args = engine.vllm
     quantization, token = args.get("quantization"), kv_bytes_a_token(model)
     if str(args.get("kv_cache_dtype", "auto")).startswith("fp8"):

@@ -55,8 +55,8 @@ from pipeline.time_limits import ENGINE_CLOSE_SECONDS, ENGINE_SAVE_SECONDS
 logger = logging.getLogger(__name__)
 # Engine starts without a finished trace in between, beyond the first start of each engine.
 IDLE_RESTARTS = 4
-# The wait before another start of an engine begins at a second, doubles each time, and ends here.
-MAX_RESTART_WAIT_SECONDS = 60.0
+# The wait before another start of an engine begins at a second and doubles each time, up to this.
+MAX_RESTART_WAIT_SECONDS = 300.0
 # New objects between two garbage collections. Python's own 700 took a quarter of the time.
 GARBAGE_THRESHOLD = 50_000
 
@@ -122,7 +122,13 @@ class EngineActor:
         gc.set_threshold(GARBAGE_THRESHOLD)
 
     def _note_start(self, seconds: float, error: Exception | None = None) -> None:
-        """Keep beside the output what the engine found, or why it did not start."""
+        """Keep beside the output what the engine found, or why it did not start, if possible."""
+        try:
+            self._write_start(seconds, error)
+        except Exception:  # it is for people, and must not end what goes on
+            logger.warning("the engine's start could not be noted", exc_info=True)
+
+    def _write_start(self, seconds: float, error: Exception | None) -> None:
         found: dict[str, Any] = {}
         reason = None if error is None else _reason(error)
         if error is None:
@@ -134,17 +140,14 @@ class EngineActor:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         start = EngineStart(self._name, socket.gethostname(), round(seconds, 1), at, found, reason)
         logger.info("engine %s on %s: %s", start.name, start.host, reason or start.summary)
-        try:
-            engine_starts.write(Storage(self._config.output.path), start)
-        except QwqBatchError:  # it is for people
-            logger.warning("the engine's start could not be noted", exc_info=True)
+        engine_starts.write(Storage(self._config.output.path), start)
 
     def _build_engine(self, tokenizer: Any) -> Engine:
         """Start the engine; the first of a run at a second try if need be; raises `ModelError`."""
         try:
             return build_engine(self._config, tokenizer)
         except ModelError:
-            if self._coordinator.snapshot().ready_seconds is not None:
+            if self._coordinator.was_ready():
                 raise  # a process of its own tries again: `_failed_start`
             logger.exception("the engine did not start; trying once more")
             return build_engine(self._config, tokenizer)
@@ -152,22 +155,23 @@ class EngineActor:
     def _failed_start(self, error: Exception) -> QwqBatchError:
         """The error with which the run is to end, because this engine could not start.
 
-        If another engine of the run has been ready, a bad GPU is the likely reason. Then this ends
-        the process instead, after a while: Ray starts the actor again, on another node if one has
+        If another engine of this tier was ready, a bad GPU is the likely reason. Then this ends the
+        process instead, after a while: Ray starts the actor again, on another node if one has
         room, and the other engines go on. Only if none of them generates anything meanwhile, the
         run ends.
         """
         if isinstance(error, EngineError):
             return error
-        failures = self._coordinator.engine_start_failed(ray.get_runtime_context().get_node_id())
-        reason = _reason(error)
-        if failures is None:
-            return error if isinstance(error, QwqBatchError) else EngineError(reason)
-        reason = f"an engine could not start again on {socket.gethostname()}: {reason}"
-        if failures > IDLE_RESTARTS:
-            return EngineError(f"{reason} (try {failures}, while no engine generated anything)")
-        logger.error("%s; another try follows", reason, exc_info=error)
-        time.sleep(min(2.0 ** (failures - 1), MAX_RESTART_WAIT_SECONDS))
+        failed = self._coordinator.engine_start_failed(ray.get_runtime_context().get_node_id())
+        if failed is None:
+            return error if isinstance(error, QwqBatchError) else EngineError(_reason(error))
+        if failed.idle > IDLE_RESTARTS:
+            return EngineError(
+                f"an engine could not start again ({failed.idle} tries, in which no engine "
+                f"generated anything): {_reason(error)}"
+            )
+        logger.error("an engine could not start again; another try follows", exc_info=error)
+        time.sleep(min(2.0 ** (failed.in_a_row - 1), MAX_RESTART_WAIT_SECONDS))
         os._exit(1)
 
     def _answer_format(self) -> AnswerFormat:

@@ -1,5 +1,6 @@
 """What the nodes of a cluster have: a Ray task looks at each. `gpus_here` needs no Ray."""
 
+import contextlib
 import csv
 import os
 import shutil
@@ -16,7 +17,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-LOOK_SECONDS = 120.0
+LOOK_SECONDS, SMI_SECONDS = 120.0, 30.0
 _FIELDS = "name,memory.total,memory.used,driver_version"
 MIB = 2**20
 
@@ -49,13 +50,22 @@ class Node:
 
 
 def gpus_here() -> tuple[NodeGpu, ...]:
-    """The GPUs of this machine; empty without any, or without nvidia-smi."""
+    """The GPUs of this machine; empty without any, or where nvidia-smi is missing or hangs."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()
     query = [command, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (no input in it)
-    return tuple(_gpus(done.stdout))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    try:
+        running = subprocess.Popen(query, **pipes)  # noqa: S603 (no input in it)
+        return tuple(_gpus(running.communicate(timeout=SMI_SECONDS)[0]))
+    except OSError:
+        return ()
+    except subprocess.TimeoutExpired:
+        running.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a hanging GPU holds it
+            running.communicate(timeout=1)
+        return ()
 
 
 def _gpus(shown: str) -> list[NodeGpu]:

@@ -140,7 +140,7 @@ def avoid_node(engine: EngineConfig, node: str) -> Any:
     ):
         return None
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    resources = {f"num_{kind.lower()}s": engine.ranks}
+    resources = {"num_cpus": 0, f"num_{kind.lower()}s": engine.ranks}
     return ray.remote(Occupant).options(**resources, scheduling_strategy=there).remote()
 
 

@@ -168,7 +168,8 @@ def execute_tier(
     prepared: PreparedRun, run_pass: Pass, tier: ContextTier, plan: Plan, control: RunControl
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
-    config = with_slots(fitted_to_cluster(tier.applied(prepared.config)))
+    config = fitted_to_cluster(tier.applied(prepared.config))
+    config = with_slots(config, prepared, tier.name, plan)
     context = prepared.context(run_pass)
     placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)

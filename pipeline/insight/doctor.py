@@ -10,7 +10,7 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -91,7 +91,11 @@ def _packages(config: RunConfig) -> Iterator[Finding]:
 
 def _requirements(device: str | None = None) -> Iterator[Requirement]:
     """Those of this project on this machine; with ``device``, those of its extra."""
-    for requirement in map(Requirement, requires(NAME) or ()):
+    try:
+        wanted = requires(NAME) or ()
+    except PackageNotFoundError:  # it runs from a checkout that is not installed
+        wanted = ()
+    for requirement in map(Requirement, wanted):
         is_extra = "extra" in str(requirement.marker)
         if is_extra == (device is not None) and (
             requirement.marker is None or requirement.marker.evaluate({"extra": device or ""})

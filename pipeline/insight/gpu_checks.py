@@ -9,7 +9,7 @@ from pipeline.engines.memory import MemoryNeed
 from pipeline.engines.roofline import Layout, Speed, gpu_of, layouts, slots_for
 from pipeline.execution.cluster import address_of, cluster
 from pipeline.execution.context_tiers import make_context_tiers
-from pipeline.execution.nodes import Node, installed_version, look_at_gpu_nodes, look_here
+from pipeline.execution.nodes import Node, NodeGpu, installed_version, look_at_gpu_nodes, look_here
 from pipeline.execution.slots import expected_context
 from pipeline.insight.findings import GIB, Finding
 from pipeline.monitor.history import all_figures
@@ -62,8 +62,8 @@ def check_gpus(config: RunConfig) -> Iterator[Finding]:
     yield room
     if room.level == "ok":
         yield from _fullness(config, need, smallest.name, smallest.memory)
-    most = max(len(node.gpus) for node in nodes)
-    yield from _layouts(config, need, smallest.name, most)
+    largest = max((node.gpus for node in nodes), key=len)
+    yield from _layouts(config, need, largest)
 
 
 def _nodes(config: RunConfig) -> Sequence[Node]:
@@ -213,18 +213,21 @@ def _fullness(config: RunConfig, need: MemoryNeed, gpu: str, memory: float) -> I
         yield Finding("ok", what)
 
 
-def _layouts(config: RunConfig, need: MemoryNeed, name: str, gpus: int) -> Iterator[Finding]:
+def _layouts(config: RunConfig, need: MemoryNeed, gpus: Sequence[NodeGpu]) -> Iterator[Finding]:
     """The ways to divide a node's GPUs, as a table; the config's own is marked."""
+    name = gpus[0].name
     gpu = gpu_of(name)
     if gpu is None:
         yield Finding("ok", f"no speed is predicted for {name}: its bandwidth is not known here")
         return
-    found = list(layouts(gpu, gpus, need, _model(config), _context(config)))
+    memory = [each.memory for each in gpus]
+    found = list(layouts(memory, gpu, need, _model(config), _context(config)))
     if not found:
         return
     lines = "".join(f"\n{'':<10}{_layout_line(config, layout)}" for layout in found)
     yield Finding(
-        "ok", f"{gpus} x {gpu.name} could be used so (by a roofline model, not measured):{lines}"
+        "ok",
+        f"{len(gpus)} x {gpu.name} could be used so (by a roofline model, not measured):{lines}",
     )
 
 

@@ -91,9 +91,11 @@ class Status:
         alike = Counter(start.summary for start in self.starts if start.reason is None)
         for summary, count in alike.items():
             yield f"{'started':<10} {count} x {summary}"
-        for start in self.starts:
-            if start.reason is not None:
-                yield f"{'no start':<10} on {start.host} at {start.at}: {start.reason}"
+        failed = Counter((s.host, s.reason) for s in self.starts if s.reason is not None)
+        for (host, reason), count in failed.items():
+            last = next(s.at for s in reversed(self.starts) if (s.host, s.reason) == (host, reason))
+            told = str(reason).replace("\n", f"\n{'':<11}")
+            yield f"{'no start':<10} {count} x on {host}, the last at {last}: {told}"
 
     def _driver(self) -> str:
         if self.holder is None:

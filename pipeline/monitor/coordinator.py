@@ -5,11 +5,12 @@ answer to a report tells an engine whether the run is to end.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import ray
 from ray import ObjectRef
@@ -24,9 +25,19 @@ from pipeline.time_limits import CALL_SECONDS, LIVING_SECONDS, REPORT_SECONDS, S
 
 # Tokens per second are an average over about this long; the latest count most.
 RATE_SECONDS = 10.0
+# Long enough for Ray to start the engine elsewhere; then the node's place is free again.
+AVOID_SECONDS = 60.0
 
+logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class FailedStarts(NamedTuple):
+    """Engines that could not start: since any engine generated a token, and since one was ready."""
+
+    idle: int
+    in_a_row: int
 
 
 class RunCoordinator:
@@ -34,8 +45,8 @@ class RunCoordinator:
 
     ``rows_to_do``: by part, how many rows are to do. ``output``: labels the Prometheus metrics.
     ``engine_pool``: the engines that the run asks for. ``avoid``: gets the id of a node on which an
-    engine could not start; as long as what it returns is held, engines start elsewhere. It returns
-    None if there is no elsewhere.
+    engine could not start; while what it returns is held, for `AVOID_SECONDS`, Ray starts engines
+    elsewhere. It returns None if there is no elsewhere.
     """
 
     def __init__(
@@ -54,8 +65,8 @@ class RunCoordinator:
         self._last_report: dict[str, float] = {}
         self._ready_seconds: float | None = None
         self._starts_since_row = 0
-        self._failed_starts = 0
-        self._avoid, self._avoided = avoid, dict[str, Any]()
+        self._failed_starts = FailedStarts(0, 0)
+        self._avoid, self._avoided = avoid, list[tuple[float, Any]]()
         self._stopping = False
         self._suspects = Suspects()
 
@@ -64,25 +75,35 @@ class RunCoordinator:
         self._starts_since_row += 1
         return self._starts_since_row
 
-    def engine_start_failed(self, node: str) -> int | None:
-        """Count an engine that could not start on ``node``.
+    def engine_start_failed(self, node: str) -> FailedStarts | None:
+        """Count an engine that could not start on ``node``, and let the next start elsewhere.
 
-        Returns how many could not since an engine has generated a token; None if no engine has ever
-        been ready, so that the reason is more likely the configuration than a bad GPU.
+        Returns None if no engine has ever been ready, so that the reason is more likely the
+        configuration than a bad GPU.
         """
         if self._ready_seconds is None:
             return None
         self._starts_since_row -= 1
-        self._failed_starts += 1
-        held = None if node in self._avoided else self._avoid(node)
+        idle, in_a_row = self._failed_starts
+        self._failed_starts = FailedStarts(idle + 1, in_a_row + 1)
+        try:
+            held = self._avoid(node)
+        except Exception:  # then Ray decides where
+            logger.warning("a node could not be avoided", exc_info=True)
+            held = None
         if held is None:
             self._avoided.clear()  # no other node has room, so each gets another chance
         else:
-            self._avoided[node] = held
+            self._avoided.append((time.monotonic(), held))
         return self._failed_starts
+
+    def was_ready(self) -> bool:
+        """Whether any engine has ever been ready."""
+        return self._ready_seconds is not None
 
     def engine_ready(self, engine: str) -> None:
         """``engine`` can take requests."""
+        self._failed_starts = FailedStarts(self._failed_starts.idle, 0)
         self._engines[engine] = EngineFigures(engine)
         self._last_report[engine] = time.monotonic()
         if self._ready_seconds is None:
@@ -95,7 +116,7 @@ class RunCoordinator:
         if done.generated:
             self._starts_since_row = 0
         if done.spent_tokens:
-            self._failed_starts = 0
+            self._failed_starts = FailedStarts(0, self._failed_starts.in_a_row)
         if engine in self._engines:
             now = time.monotonic()
             seconds = max(1e-3, now - self._last_report[engine])
@@ -118,6 +139,8 @@ class RunCoordinator:
 
     def snapshot(self) -> Snapshot:
         """The sums so far; silent engines are not counted."""
+        until = time.monotonic() - AVOID_SECONDS
+        self._avoided = [(since, held) for since, held in self._avoided if since > until]
         oldest = time.monotonic() - SILENT_SECONDS
         for engine in [name for name in self._engines if self._last_report[name] < oldest]:
             self._forget(engine)
@@ -165,7 +188,11 @@ class CoordinatorClient:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def engine_start_failed(self, node: str) -> int | None:
+    def was_ready(self) -> bool:
+        """See `RunCoordinator.was_ready`."""
+        return ray.get(self._send(RunCoordinator.was_ready))
+
+    def engine_start_failed(self, node: str) -> FailedStarts | None:
         """See `RunCoordinator.engine_start_failed`."""
         return ray.get(self._send(RunCoordinator.engine_start_failed, node))
 

@@ -322,7 +322,8 @@ def test_engine_that_can_not_start_is_one_clear_message(tmp_path: Path) -> None:
     assert "memory for the cache" in done.stderr
     assert "lower engine.vllm.max_model_len" in done.stderr
     assert "See root cause above" not in done.stderr
-    assert reason in qwq_batch("status", str(tmp_path / "out")).stdout
+    told = qwq_batch("status", str(tmp_path / "out")).stdout
+    assert re.search(rf"no start   1 x on .*: {re.escape(reason)}", told), told
     assert "Failed to apply UDF" not in done.stderr
     assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
 

@@ -32,7 +32,7 @@ def test_versions_on_gpus_are_those_of_the_tests() -> None:
 
 
 def test_a_resolver_picks_the_versions_of_the_tests_by_itself() -> None:
-    """Without the list: as a user who installs the extra from an index, today."""
+    """Without the list, as a user who installs the extra today. The extra pins all but PyTorch."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", "gpu"]
     done = subprocess.run(
         [*command, "--quiet", *ON_GPUS], capture_output=True, text=True, cwd=ROOT, timeout=120

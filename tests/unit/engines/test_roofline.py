@@ -4,14 +4,27 @@ import pytest
 
 from jobs.bench.kv_cache import QWQ
 from pipeline.config.sections import EngineConfig
-from pipeline.engines.roofline import GPUS, LARGEST_GRAPH, Speed, gpu_of, layouts, slots_for
+from pipeline.engines.memory import MemoryNeed
+from pipeline.engines.roofline import LARGEST_GRAPH, Gpu, Speed, gpu_of, layouts, slots_for
 from pipeline.engines.vllm_arguments import memory_need
 
-NEED = memory_need(EngineConfig(), QWQ)
+GIB = 2**30
+
+
+def need() -> MemoryNeed:
+    found = memory_need(EngineConfig(), QWQ)
+    assert found is not None
+    return found
+
+
+def gpu(name: str) -> Gpu:
+    found = gpu_of(name)
+    assert found is not None
+    return found
 
 
 def speed(name: str, ranks: int) -> Speed:
-    return Speed(GPUS[name], ranks, NEED, QWQ)
+    return Speed(gpu(name), ranks, need(), QWQ)
 
 
 @pytest.mark.parametrize(("sequences", "published"), [(8, 475), (16, 827), (32, 1294), (64, 2079)])
@@ -47,14 +60,20 @@ def test_fewer_gpus_for_each_engine_pay_for_short_traces_only() -> None:
         ("NVIDIA H200", "H200"),
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA A100-SXM4-40GB", "A100 40 GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 PCIe"),
+        ("NVIDIA A100-PCIE-40GB", "A100 PCIe 40 GB"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("Tesla T4", None),
     ],
 )
 def test_gpu_is_known_by_what_nvidia_smi_shows(shown: str, name: str | None) -> None:
-    gpu = gpu_of(shown)
-    assert (None if gpu is None else gpu.name) == name
+    found = gpu_of(shown)
+    assert (None if found is None else found.name) == name
 
 
 @pytest.mark.parametrize(
@@ -62,6 +81,7 @@ def test_gpu_is_known_by_what_nvidia_smi_shows(shown: str, name: str | None) -> 
     [
         (902_000, 6000, 144), (379_000, 6000, 56), (902_000, 1200, LARGEST_GRAPH),
         (45_000, 6000, 7), (1000, 6000, 1), (1000, 0, LARGEST_GRAPH),
+        (1_600_000, 6000, 256), (1_630_000, 6000, 256), (1_640_000, 6000, 272),
     ],
 )  # fmt: skip
 def test_slots_fill_the_cache_in_sizes_that_have_a_graph(
@@ -71,7 +91,8 @@ def test_slots_fill_the_cache_in_sizes_that_have_a_graph(
 
 
 def test_layouts_are_those_that_hold_a_trace() -> None:
-    found = {each.tensor_parallel: each for each in layouts(GPUS["H100"], 8, NEED, QWQ, 6000)}
+    of_h100 = layouts([80 * GIB] * 8, gpu("H100"), need(), QWQ, 6000)
+    found = {each.tensor_parallel: each for each in of_h100}
     assert [(n, of.replicas) for n, of in found.items()] == [(2, 4), (4, 2), (8, 1)]
     assert found[4].price(2.5) == pytest.approx(8 * 2.5 / 3600 / found[4].tokens_per_second * 1e6)
-    assert list(layouts(GPUS["RTX 4090"], 2, NEED, QWQ, 6000)) == []
+    assert list(layouts([24 * GIB] * 2, gpu("RTX 4090"), need(), QWQ, 6000)) == []

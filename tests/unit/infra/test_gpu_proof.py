@@ -53,8 +53,8 @@ def test_piece_that_is_damaged_or_lost_is_named(tmp_path: Path, harm: str) -> No
 def test_what_the_machine_has_is_not_packed() -> None:
     pinned = [
         "vllm==0.26.0", "numpy==2.3.5", "torch==2.11.0", "nvidia-cublas==13.1", "PyYAML==6.0",
-        "torchvision==0.26.0", "typing-extensions==4.16",
+        "torchvision==0.26.0", "typing-extensions==4.16", "nvidia-cutlass-dsl==4.1",
     ]  # fmt: skip
     assert missing(pinned, "numpy==2.5.2\ntyping_extensions==4.1\n") == [
-        "vllm==0.26.0", "PyYAML==6.0",
+        "vllm==0.26.0", "PyYAML==6.0", "nvidia-cutlass-dsl==4.1",
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.bench.kv_cache import QWQ
+from pipeline.execution import nodes
 from pipeline.execution.nodes import MIB, Node, NodeGpu, gpus_here, installed_version
 from pipeline.insight import gpu_checks
 from pipeline.insight.findings import GIB, Finding
@@ -160,5 +161,10 @@ def test_gpus_are_those_that_nvidia_smi_shows(
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert gpus_here() == (NodeGpu("NVIDIA H200", 143_771 * MIB, 17 * MIB, "580.95.05"),) * 2
+    command.write_text("#!/bin/sh\nexec sleep 60\n")  # as on a GPU that hangs
+    monkeypatch.setattr(nodes, "SMI_SECONDS", 0.2)
+    assert gpus_here() == ()
+    command.write_text("no program")
+    assert gpus_here() == ()
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert gpus_here() == ()

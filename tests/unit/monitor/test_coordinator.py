@@ -5,7 +5,7 @@ import inspect
 import time
 import weakref
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ray import ObjectRef
@@ -50,31 +50,63 @@ def test_engine_that_can_not_start_counts_apart_until_an_engine_generates(
     coordinator.engine_ready("a")
     for failures in (1, 2):
         assert coordinator.engine_starting() == 2
-        assert coordinator.engine_start_failed("node") == failures
+        assert coordinator.engine_start_failed("node") == (failures, failures)
     coordinator.engine_progress("a", Totals(), EngineLoad())
-    assert coordinator.engine_start_failed("node") == 3
+    assert coordinator.engine_start_failed("node") == (3, 3)
     coordinator.engine_progress("a", Totals(spent_tokens=64), EngineLoad())
-    assert coordinator.engine_start_failed("node") == 1
+    assert coordinator.engine_start_failed("node") == (1, 4), "waits grow, though others work"
+    coordinator.engine_ready("b")
+    assert coordinator.engine_start_failed("node") == (2, 1)
 
 
-def test_nodes_are_avoided_until_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+class Occupant:
+    """What keeps a place; knows whether it is held."""
+
+    held: ClassVar[list["weakref.ref[Occupant]"]] = []
+
+    def __init__(self) -> None:
+        self.held.append(weakref.ref(self))
+
+
+def test_nodes_are_avoided_for_a_while_or_until_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "Metrics", NoMetrics)
-    handles, elsewhere = list[weakref.ref[Any]](), True
-
-    class Occupant:
-        def __init__(self) -> None:
-            handles.append(weakref.ref(self))
-
+    monkeypatch.setattr(Occupant, "held", [])
+    elsewhere = True
     coordinator = RunCoordinator(
-        {"part": 3}, "out", EnginePool(), lambda node: Occupant() if elsewhere else None
+        {"part": 3}, "out", EnginePool(), lambda _: Occupant() if elsewhere else None
     )
+
+    def held() -> int:
+        return sum(handle() is not None for handle in Occupant.held)
+
     coordinator.engine_ready("a")
-    coordinator.engine_start_failed("1")
-    coordinator.engine_start_failed("2")
-    assert [handle() is not None for handle in handles] == [True, True]
+    for node in "112":
+        coordinator.engine_start_failed(node)
+    assert held() == 3, "two engines of a node that both fail need two places"
     elsewhere = False
     coordinator.engine_start_failed("3")
-    assert [handle() for handle in handles] == [None, None]
+    assert held() == 0
+    elsewhere = True
+    coordinator.engine_start_failed("1")
+    coordinator.snapshot()
+    assert held() == 1
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + module.AVOID_SECONDS + 1)
+    coordinator.snapshot()
+    assert held() == 0, "a place that is never given back is lost to the run"
+
+
+def test_node_that_can_not_be_avoided_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Metrics", NoMetrics)
+
+    def broken(_: str) -> None:
+        raise RuntimeError("Ray's own server is busy")
+
+    coordinator = RunCoordinator({"part": 3}, "out", EnginePool(), broken)
+    coordinator.engine_ready("a")
+    assert coordinator.engine_start_failed("1") == (1, 1)
 
 
 def test_silent_and_closed_engines_are_not_counted(

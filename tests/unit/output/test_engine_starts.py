@@ -39,9 +39,10 @@ def test_status_tells_engines_that_are_alike_together_and_why_others_did_not_sta
 ) -> None:
     url = write_output(tmp_path, [{"answer": "1"}])
     store = Storage(url)
-    for start in (of("a", "node-1"), of("b", "node-2"), of("c", "node-3", "no GPU")):
+    for start in (of("a", "node-1"), of("b", "node-2"), *[of("c", "node-3", "no GPU\nlook")] * 2):
         engine_starts.write(store, start)
     lines = list(status(url).lines())
     assert "started    2 x KV cache tokens 901,436, attention FLASH_ATTN" in lines
-    assert "no start   on node-3 at 2026-11-29T12:00:00+00:00: no GPU" in lines
-    assert len(status(url).to_json()["engine_starts"]) == 3
+    at = "2026-11-29T12:00:00+00:00"
+    assert f"no start   2 x on node-3, the last at {at}: no GPU\n           look" in lines
+    assert len(status(url).to_json()["engine_starts"]) == 4
