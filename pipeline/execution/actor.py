@@ -171,7 +171,7 @@ class EngineActor:
                 f"generated anything): {_reason(error)}"
             )
         logger.error("an engine could not start again; another try follows", exc_info=error)
-        time.sleep(min(2.0 ** (failed.in_a_row - 1), MAX_RESTART_WAIT_SECONDS))
+        time.sleep(min(2.0**failed.doublings, MAX_RESTART_WAIT_SECONDS))
         os._exit(1)
 
     def _answer_format(self) -> AnswerFormat:

@@ -39,6 +39,11 @@ class FailedStarts(NamedTuple):
     idle: int
     in_a_row: int
 
+    @property
+    def doublings(self) -> int:
+        """How often the wait before the next try has doubled; less if no engine is at work."""
+        return (self.in_a_row if self.idle == 1 else self.idle) - 1
+
 
 class RunCoordinator:
     """Adds up what the engine actors report, and passes on what they have to know.

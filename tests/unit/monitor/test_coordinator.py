@@ -54,9 +54,13 @@ def test_engine_that_can_not_start_counts_apart_until_an_engine_generates(
     coordinator.engine_progress("a", Totals(), EngineLoad())
     assert coordinator.engine_start_failed("node") == (3, 3)
     coordinator.engine_progress("a", Totals(spent_tokens=64), EngineLoad())
-    assert coordinator.engine_start_failed("node") == (1, 4), "waits grow, though others work"
+    failed = coordinator.engine_start_failed("node")
+    assert failed == (1, 4)
+    assert failed.doublings == 3, "waits grow while others work"
     coordinator.engine_ready("b")
-    assert coordinator.engine_start_failed("node") == (2, 1)
+    failed = coordinator.engine_start_failed("node")
+    assert failed == (2, 1)
+    assert failed.doublings == 1
 
 
 class Occupant:
