@@ -96,7 +96,8 @@ class VllmEngine:
         output = ProcessOutput()
         try:
             arguments = AsyncEngineArgs(**settings)
-            loggers = None if arguments.disable_log_stats else self._stat_loggers()
+            wants_all = "disable_log_stats" in config.engine.vllm
+            loggers = None if arguments.disable_log_stats else self._stat_loggers(wants_all)
             # The prefill chunks of vLLM's own offline class: up to 16,384 tokens, not 2,048.
             self._engine = AsyncLLM.from_engine_args(
                 arguments, usage_context=UsageContext.LLM_CLASS, stat_loggers=loggers
@@ -117,15 +118,15 @@ class VllmEngine:
 
             self._lora = LoRARequest("adapter", 1, config.model.lora)
 
-    def _stat_loggers(self) -> list[Any]:
-        """Receivers of vLLM's statistics: one keeps the scheduler's for `load`, one is for Ray."""
-        import ray.util.metrics
-        from vllm.v1.metrics import ray_wrappers
+    def _stat_loggers(self, wants_all: bool) -> list[Any]:
+        """Receivers of vLLM's statistics: one keeps the scheduler's for `load`.
+
+        With ``wants_all``, another gives all of them to Ray's metrics, which takes milliseconds of
+        each step with hundreds of sequences.
+        """
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         engine = self
-        # vLLM imports it together with Ray Serve, which may not be installed.
-        vars(ray_wrappers)["ray_metrics"] = ray.util.metrics
 
         class SchedulerLogger(StatLoggerBase):
             def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
@@ -139,6 +140,13 @@ class VllmEngine:
             def log_engine_initialized(self) -> None:
                 pass
 
+        if not wants_all:
+            return [SchedulerLogger]
+        import ray.util.metrics
+        from vllm.v1.metrics import ray_wrappers
+
+        # vLLM imports it together with Ray Serve, which may not be installed.
+        vars(ray_wrappers)["ray_metrics"] = ray.util.metrics
         return [SchedulerLogger, ray_wrappers.RayPrometheusStatLogger]
 
     def _count(self, scheduler_stats: Any, iteration_stats: Any) -> None:

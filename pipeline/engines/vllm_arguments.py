@@ -57,6 +57,8 @@ RESULT_ARGS = (
 )
 # What the ranks of an engine are: ``mp``, processes of one node; ``ray``, actors on any.
 BACKEND = "distributed_executor_backend"
+# Speculation spends arithmetic that a step with few sequences leaves idle.
+FEW_SLOTS = 32
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 V1_SPECULATION = ("custom_class", "medusa", "mlp_speculator", "suffix")
 # vLLM's own 0 lets requests start that soon lose their place again, and are computed twice. In
@@ -221,6 +223,11 @@ class VllmArguments(EngineType):
             yield (
                 "engine.vllm.trust_remote_code: code that comes with the model runs on every node; "
                 "set model.revision to the commit that you have read"
+            )
+        if engine.vllm.get("speculative_config") and self.slots(engine) > FEW_SLOTS:
+            yield (
+                "engine.vllm.speculative_config helps engines with few sequences; with "
+                f"{self.slots(engine)} slots, compare the tokens/s with and without it"
             )
         if reason := _slow_seeds(engine):
             yield (
