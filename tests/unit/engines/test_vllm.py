@@ -135,13 +135,14 @@ def test_the_models_own_code_is_warned_of() -> None:
 
 
 def test_what_makes_seeded_requests_slow_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    suffix = {"speculative_config": {"method": "suffix"}}
+    suffix = {"speculative_config": {"method": "suffix"}, "max_num_seqs": 8}
     [warning] = VLLM.warnings(EngineConfig(vllm=suffix))
     assert warning.startswith("engine.vllm.speculative_config suffix makes vLLM use its V1 model")
     assert list(VLLM.warnings(EngineConfig(vllm=suffix, device="cpu"))) == []
-    assert (
-        list(VLLM.warnings(EngineConfig(vllm={"speculative_config": {"method": "eagle3"}}))) == []
-    )
+    eagle = {"speculative_config": {"method": "eagle3"}}
+    assert list(VLLM.warnings(EngineConfig(vllm={**eagle, "max_num_seqs": 8}))) == []
+    [warning] = VLLM.warnings(EngineConfig(vllm={**eagle, "max_num_seqs": 128}))
+    assert "with 128 slots, compare the tokens/s with and without it" in warning
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     [warning] = VLLM.warnings(EngineConfig())
     assert warning.startswith("VLLM_USE_V2_MODEL_RUNNER=0 makes vLLM")
