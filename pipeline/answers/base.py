@@ -55,8 +55,7 @@ class AnswerFormat:
     def is_correct(self, parsed: str | None, reference: object) -> bool | None:
         """Whether ``parsed`` has the value of ``reference`` (a cell of the input).
 
-        None if there is no reference; False if nothing was parsed. Call it in a process's main
-        thread: some formats end slow comparisons with a signal.
+        None if there is no reference; False if nothing was parsed.
         """
         if reference is None:
             return None

@@ -59,8 +59,7 @@ class TraceSink(Datasink[None]):
 def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:
     """``block`` with its column of right and wrong answers filled in, if there is a reference.
 
-    Not in the engine's process: a formula that takes seconds would hold it up. And
-    `AnswerFormat.is_correct` needs the main thread of its process, where tasks run.
+    Not in the engine's process: a formula that takes seconds would hold it up.
     """
     column = answer.reference_column
     if column is None:

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.answers import formulas
 from pipeline.answers.boxed import Boxed, last_box
+from pipeline.answers.formulas import FormulaProcess
 
 
 @pytest.mark.parametrize(
@@ -42,12 +44,44 @@ def test_balanced_content_of_a_box_is_found_whole(inner: str, before: str) -> No
         (r"2\sqrt{3}", r"\sqrt{12}", True), ("1,234", 1234, True), ("x = 5", "5", True),
         ("5", r"so \boxed{5}", True), (r"\frac{", "3", False), (None, "3", False),
         ("3", None, None), ("9" * 500, "1", False),
+        # Numbers exactly, whatever their size; floats of a reference column have an exponent.
+        ("0.0000001", "0.0000002", False), ("6.63e-34", "1.05e-34", False), ("016", "16", True),
+        ("0.00001", 1e-05, True), (r"6.02\times10^{23}", 6.02e23, True), ("7500", "7.5e3", True),
+        (r"10^{16}", 1e16, True), (r"-3 \cdot 10^4", "-30000", True), (r"10^{-5}", 1e-05, True),
+        ("-1,234.50", "-1234.5", True), ("1/3", "0.3333", False), ("1e", "1", False),
     ],
 )  # fmt: skip
 def test_formulas_are_compared_by_their_value(
     parsed: str | None, reference: object, same: bool | None
 ) -> None:
     assert Boxed().is_correct(parsed, reference) is same
+
+
+@pytest.mark.parametrize("formula", ["5E10000000", r"2^{99999999}", "100000!", "7**123456"])
+def test_formula_that_takes_hours_is_no_answer(formula: str) -> None:
+    """One call of C code that no signal interrupts; in an answer or in the reference."""
+    assert Boxed().is_correct(formula, "5") is False
+    assert Boxed().is_correct("5", formula) is False
+
+
+def test_comparison_that_does_not_end_is_given_up_and_the_next_ones_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = FormulaProcess()
+    try:
+        assert process.are_equal("1/2", "2/4"), "started"
+        monkeypatch.setattr(formulas, "LIMIT_SECONDS", 1.0)
+        assert not process.are_equal("5E10000000", "5")
+        assert "gave up comparing '5' with '5E10000000'" in caplog.text
+        monkeypatch.undo()
+        assert process.are_equal("1/2", "2/4")
+        assert process._process is not None
+        process._process.kill()
+        process._process.wait()
+        assert not process.are_equal("1/2", "2/4"), "it has died"
+        assert process.are_equal("1/2", "2/4")
+    finally:
+        process.close()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Compares formulas in a process of its own, which is killed when it takes too long.
+
+A computer algebra system can be busy for hours with a formula of ten characters, in one call of C
+code that no signal interrupts. The process is started at the first comparison and kept.
+"""
+
+import atexit
+import json
+import logging
+import select
+import signal
+import subprocess
+import sys
+import threading
+
+logger = logging.getLogger(__name__)
+# `math_verify` gives up by itself after five seconds, where a signal can interrupt it.
+LIMIT_SECONDS = 12.0
+# It imports SymPy first.
+START_SECONDS = 120.0
+
+
+class FormulaProcess:
+    """A process that says whether two formulas are equal in value."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def are_equal(self, expected: str, parsed: str) -> bool:
+        """Whether they are; False too if that can't be told within `LIMIT_SECONDS`."""
+        with self._lock:
+            try:
+                answer = self._ask(json.dumps([expected, parsed]))
+            except OSError:  # it has died, of too much memory for example
+                answer = None
+            if answer is None:
+                logger.warning("gave up comparing %r with %r", parsed[:100], expected[:100])
+                self._end()
+            return answer == "true"
+
+    def _ask(self, question: str) -> str | None:
+        process = self._process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(f"{question}\n")
+        process.stdin.flush()
+        return self._read(process, LIMIT_SECONDS)
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.answers.formulas"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        self._read(self._process, START_SECONDS)
+        return self._process
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], seconds: float) -> str | None:
+        """The next line; None if there is none within ``seconds``, or the process has ended."""
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], seconds)
+        return (process.stdout.readline().strip() or None) if ready else None
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+
+FORMULAS = FormulaProcess()
+atexit.register(FORMULAS.close)
+
+
+def _same_value(expected: str, parsed: str) -> bool:
+    import math_verify
+
+    try:
+        parts = (math_verify.parse(f"${text}$") for text in (expected, parsed))
+        return bool(math_verify.verify(*parts))
+    except Exception:  # what models write can raise anything in a computer algebra system
+        return False
+
+
+def main() -> None:
+    """Answer questions from standard input until it ends."""
+    logging.disable(logging.CRITICAL)
+    _same_value("1", "1")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        # After so much CPU time the system ends this process: whoever asked may be gone.
+        signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
+        answer = _same_value(*json.loads(line))
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
