@@ -25,6 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.job import Job, generate
+from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
 from pipeline.config.sections import Section
@@ -36,7 +37,7 @@ from pipeline.schema import conform
 from pipeline.storage import Storage
 
 TAG = "text"
-REVIEW = "review.parquet"
+LABELS, REVIEW, REPORT = "labels/", "review.parquet", "report.md"
 NONE = "(none)"
 ADDED = {
     "label": pa.string(), "confidence": pa.float64(), "samples": pa.int32(),
@@ -309,19 +310,25 @@ class Counts:
             self.example = table.slice(0, 1).to_pylist()[0]
 
 
+def files_of(job: LabelJob) -> OwnFiles:
+    """What the job writes beside its traces."""
+    before = rf"{LABELS}.*\.parquet|{REVIEW}|{REPORT}"
+    return OwnFiles(job.output.path, job.traces, (LABELS, REVIEW, REPORT), before)
+
+
 def write(job: LabelJob) -> Counts:
     """Write ``labels`` and the review file from the traces, one part at a time."""
     store, counts, schema = Storage(job.output.path), Counts(), job.schema
-    written: set[str] = set()
+    own, parts = files_of(job), list(finished_parts(job.traces))
+    written = {REVIEW, REPORT, *(f"{LABELS}{part.name}" for part in parts)}
+    own.claim(written)
     with (
         store.writing(REVIEW) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as review,
     ):
-        for part in finished_parts(job.traces):
-            name = f"labels/{part.name}"
-            written.add(name)
+        for part in parts:
             with (
-                store.writing(name) as labels_file,
+                store.writing(f"{LABELS}{part.name}") as labels_file,
                 pq.ParquetWriter(labels_file, schema, compression="zstd") as labels,
             ):
                 for piece in _rows(part.read(), part.names["sample"]):
@@ -329,7 +336,7 @@ def write(job: LabelJob) -> Counts:
                     counts.add(table, job)
                     labels.write_table(table)
                     review.write_table(table.filter(pc.is_valid(table[job.called("review")])))
-    store.delete([info.name for info in store.files("labels") if info.name not in written])
+    own.remove_all_but(written)
     return counts
 
 
@@ -368,14 +375,15 @@ def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
 def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     """Label the remaining rows, write all files anew, and print the report; the exit code."""
     job.check_output()
+    files_of(job).refuse_others()
     job.check()
     console.warn_about(job.run)
     generate(job.run, retry)
     counts = write(job)
     text = "\n".join(report_lines(counts, job))
     store = Storage(job.output.path)
-    store.put("report.md", f"{text}\n".encode())
-    print(f"\n{text}\n\nin {job.output.path}: labels/, {REVIEW}, report.md, traces/")
+    store.put(REPORT, f"{text}\n".encode())
+    print(f"\n{text}\n\nin {job.output.path}: {LABELS}, {REVIEW}, {REPORT}, traces/")
     return 0
 
 

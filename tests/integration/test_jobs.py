@@ -12,6 +12,7 @@ from jobs import label, nightly
 from jobs.label import LabelJob
 from pipeline.config.load import parse_as, parse_config
 from pipeline.config.run_config import RunConfig
+from pipeline.errors import OutputError
 from pipeline.monitor.limits import Limits
 from pipeline.storage import Storage
 from tests.conftest import write_shards
@@ -57,6 +58,12 @@ def test_labels_are_written_beside_the_traces(
     assert label.label(job, ["failed"]) == 0
     again = pq.read_table(out / "labels").to_pylist()
     assert again == labeled
+    (out / "__qwq" / "files.txt").unlink()  # as earlier versions left it
+    assert label.label(job, ()) == 0
+    (out / "labels" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"has not written, .*: labels/notes.txt; move them"):
+        label.label(job, ())
+    assert (out / "labels" / "notes.txt").read_text() == "mine"
 
 
 def _night(config: RunConfig, tokens: int | None) -> dict[str, Any]:

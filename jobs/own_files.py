@@ -1,0 +1,64 @@
+"""The files that a job makes beside its traces; it replaces and removes no others.
+
+Their names are kept in `LIST` below the job's output, and noted before a file is written.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from pipeline.errors import OutputError
+from pipeline.output.ledger import Ledger
+from pipeline.storage import Storage
+
+LIST = "__qwq/files.txt"
+MOST_NAMED = 3
+
+
+class OwnFiles:
+    """The job's files at ``places``: names of files, or of folders with a slash at the end.
+
+    ``output``: the job's folder; ``traces``: its run's. ``before``: matches the names that versions
+    without a list have written, where a run is in ``traces``.
+    """
+
+    def __init__(self, output: str, traces: str, places: Sequence[str], before: str) -> None:
+        self._store, self._places = Storage(output), tuple(places)
+        if self._store.exists(LIST):
+            self._own = set(self._store.read(LIST).decode().splitlines())
+        elif Ledger(Storage(traces)).manifest() is not None:
+            self._own = {name for name in self._there() if re.fullmatch(before, name)}
+        else:
+            self._own = set()
+
+    def refuse_others(self) -> None:
+        """Raise `OutputError` if somebody else's files are where the job writes."""
+        others = sorted(self._there() - self._own)
+        if others:
+            more = len(others) - MOST_NAMED
+            named = ", ".join(others[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+            raise OutputError(
+                f"output.path {self._store.url} has files that this job has not written, where it "
+                f"would replace or remove them: {named}; move them, or choose another output.path"
+            )
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Note ``names``, which the job is about to write."""
+        self._own.update(names)
+        self._write()
+
+    def remove_all_but(self, names: Iterable[str]) -> None:
+        """Delete the job's files at its places except ``names``."""
+        kept = set(names)
+        self._store.delete(sorted((self._there() & self._own) - kept))
+        self._own = kept
+        self._write()
+
+    def _there(self) -> set[str]:
+        names = {info.name for info in self._store.files()}
+        return {
+            name for name in names
+            if any(name.startswith(p) if p.endswith("/") else name == p for p in self._places)
+        }  # fmt: skip
+
+    def _write(self) -> None:
+        self._store.put(LIST, "".join(f"{name}\n" for name in sorted(self._own)).encode())
