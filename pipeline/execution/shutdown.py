@@ -20,7 +20,11 @@ from pipeline.time_limits import DRIVER_SAVE_SECONDS
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal, or the ssh session, has gone. Under nohup it is ignored, and stays so.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A signal that comes again so soon is the same one: a terminal sends it to the driver and to its
+# parent, which passes it on.
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class _Broken(BaseException):
@@ -33,13 +37,14 @@ class Shutdown:
     def __init__(self) -> None:
         self._reason: QwqBatchError | None = None
         self._coordinator: CoordinatorClient | None = None
-        self._listening = False
+        self._listening = self._breaking = False
+        self._signalled = float("-inf")
         self._saving: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @contextmanager
     def listening(self) -> Iterator["Shutdown"]:
-        """Handle SIGTERM and SIGINT while the body runs; raises the reason that ended it."""
+        """Handle `SIGNALS` while the body runs; raises the reason that ended it."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -48,7 +53,10 @@ class Shutdown:
         self.take_signals()
         try:
             yield self
-        except BaseException:  # once there is a reason to end, other errors follow from it
+        except BaseException as error:  # once there is a reason to end, other errors follow from it
+            if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+                # While Ray starts, the handler is Ray's, which exits.
+                self._reason = self._reason or _stopped(signal.SIGTERM)
             if self._reason is None:
                 raise
         finally:
@@ -64,7 +72,8 @@ class Shutdown:
         """Set our handlers (again): `ray.init` and `ray.shutdown` replace them."""
         if self._listening:
             for kind in SIGNALS:
-                signal.signal(kind, self._on_signal)
+                if kind != signal.SIGHUP or signal.getsignal(kind) is not signal.SIG_IGN:
+                    signal.signal(kind, self._on_signal)
 
     @contextmanager
     def engines_of(self, coordinator: CoordinatorClient) -> Iterator[None]:
@@ -97,13 +106,15 @@ class Shutdown:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not self._listening:
             return
-        is_repeated = self._reason is not None
-        name = signal.Signals(number).name
-        self._reason = self._reason or StoppedError(
-            f"ended by {name}; finished rows are kept and running traces are saved; the same "
-            "command continues",
-            number,
-        )
+        now = time.monotonic()
+        is_repeated, since = self._reason is not None, now - self._signalled
+        if is_repeated and not self._breaking:
+            if since < SAME_SIGNAL_SECONDS:
+                return
+            if isinstance(self._reason, StoppedError):
+                self._reason = _stopped(number, is_saved=False)
+        self._signalled = now
+        self._reason = self._reason or _stopped(number)
         if is_repeated or self._coordinator is None:
             raise _Broken
         self._save_soon()
@@ -124,6 +135,7 @@ class Shutdown:
             # Whether the handler is ours is sure only now. A main thread that has left `engines_of`
             # knows the reason anyway.
             if self._coordinator is not None and main is not None:
+                self._breaking = True
                 signal.pthread_kill(main, signal.SIGTERM)
 
     def _let_engines_save(self) -> None:
@@ -141,3 +153,16 @@ class Shutdown:
             if is_saved or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_SECONDS)
+
+
+def _stopped(number: int, is_saved: bool = True) -> StoppedError:
+    traces = (
+        "running traces are saved" if is_saved
+        else "running traces only as their last checkpoints have them"
+    )  # fmt: skip
+    name = signal.Signals(number).name
+    twice = "" if is_saved else " twice"
+    return StoppedError(
+        f"ended by {name}{twice}; finished rows are kept and {traces}; the same command continues",
+        number,
+    )

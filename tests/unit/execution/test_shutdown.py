@@ -9,9 +9,10 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from pipeline.errors import LeaseHeldError, StoppedError
+from pipeline.execution import shutdown as module
 from pipeline.execution.shutdown import SIGNALS, Shutdown
 from pipeline.monitor.coordinator import CoordinatorClient
-from pipeline.monitor.figures import Snapshot, Totals
+from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
 
 
 @pytest.mark.parametrize("kind", SIGNALS)
@@ -100,3 +101,67 @@ def test_other_threads_have_no_signals_to_take() -> None:
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+def test_sigterm_while_ray_starts_is_told() -> None:
+    """Ray's own handler, which is there meanwhile, exits with the signal's number."""
+    with pytest.raises(StoppedError, match="ended by SIGTERM"):
+        with Shutdown().listening():
+            raise SystemExit(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="3"):
+        with Shutdown().listening():
+            raise SystemExit(3)
+
+
+def test_hangup_that_is_ignored_stays_so() -> None:
+    """Under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Shutdown().listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class SavingCoordinator(CoordinatorClient):
+    """Has engines that save until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.saved = threading.Event()
+
+    def stop(self, timeout: float) -> None:
+        pass
+
+    def snapshot(self) -> Snapshot:
+        engines = () if self.saved.is_set() else (EngineFigures("a"),)
+        return Snapshot(Totals(), None, engines)
+
+
+def test_signal_that_comes_twice_at_once_lets_the_engines_save(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    coordinator = SavingCoordinator()
+    with pytest.raises(StoppedError, match="running traces are saved"):
+        with Shutdown().listening() as shutdown, shutdown.engines_of(coordinator):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
+            coordinator.saved.set()
+            time.sleep(60)  # broken off when the engines have saved
+
+
+def test_second_signal_ends_at_once_and_says_what_that_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr(module, "SAME_SIGNAL_SECONDS", 0.0)
+    monkeypatch.setattr(module, "DRIVER_SAVE_SECONDS", 0.5)
+    with pytest.raises(StoppedError, match=r"ended by SIGINT twice; .* only as their last check"):
+        with Shutdown().listening() as shutdown, shutdown.engines_of(SavingCoordinator()):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
