@@ -5,6 +5,7 @@ saves them at intervals and when it is asked to end, in one file for each part. 
 the same rows later, in this run or the next, reads all checkpoints of the part.
 """
 
+import logging
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from io import BytesIO
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import QwqBatchError
 from pipeline.output.layout import JournalEntry, checkpoint_name, ranges_of
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef
 from pipeline.reasoning.policy import TraceProgress
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -101,7 +103,7 @@ class Checkpoints:
         name = checkpoint_name(part, self._engine, self._pass_number)
         if running:
             sink = BytesIO()
-            pq.write_table(_table(running), sink, compression="zstd")
+            pq.write_table(_table(running), sink, compression="zstd", write_page_checksum=True)
             self._ledger.store.put(name, sink.getvalue())
             self._saved.add(part)
         elif part in self._saved:
@@ -140,17 +142,29 @@ class Checkpoints:
             if version not in self._read:
                 try:
                     data = self._ledger.store.read(entry.file.name)
-                    self._read[version] = pq.read_table(BytesIO(data), schema=SCHEMA)
-                except (FileNotFoundError, pa.ArrowException, QwqBatchError):
-                    # Either its rows are durable now, or its traces start again. No finished row
-                    # is lost.
+                    self._read[version] = pq.read_table(
+                        BytesIO(data), schema=SCHEMA, page_checksum_verification=True
+                    )
+                except FileNotFoundError:  # its rows are durable now
+                    return []
+                except Exception as error:  # a damaged file can raise anything
+                    _warn_of(entry, error)
                     return []
             table = self._read[version]
         chosen = table.filter(pc.is_in(table["row"], pa.array(list(rows), pa.int64())))
-        return [
-            ((part, trace["row"], trace["sample"]), TraceProgress.restored(trace))
-            for trace in chosen.to_pylist()
-        ]
+        try:
+            return [
+                ((part, trace["row"], trace["sample"]), TraceProgress.restored(trace))
+                for trace in chosen.to_pylist()
+            ]
+        except Exception as error:
+            _warn_of(entry, error)
+            return []
+
+
+def _warn_of(entry: JournalEntry, error: Exception) -> None:
+    """Its traces start again: that costs time, never a finished row."""
+    logger.warning("%s can't be read (%s): its traces start again", entry.file.name, error)
 
 
 def _table(traces: Mapping[RowSample, TraceProgress]) -> pa.Table:

@@ -18,6 +18,7 @@ folder, as every block looks for them and there can be thousands of fragments. H
 Other Parquet readers ignore names that begin with one.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,10 @@ LEASE = f"{BOOKKEEPING}/lease"
 RECORD = f"{BOOKKEEPING}/record"
 ENGINES = f"{BOOKKEEPING}/engines"
 FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed", ".yaml"
+_NUMBER = re.compile(r"[0-9]+")
+_FRAGMENT = re.compile(r"(?P<start>[0-9]+)-(?P<stop>[0-9]+)(?:\.(?P<number>[0-9]+))?\.rows")
+_CHECKPOINT = re.compile(r"(?P<engine>[^. ]+)(?:\.(?P<number>[0-9]+))?\.running")
+_PASS_FILE = re.compile(r"(?P<number>[0-9]+)(?P<kind>\.yaml|\.closed)")
 
 
 @dataclass(frozen=True)
@@ -90,27 +95,27 @@ def parse_listing(files: Iterable[FileInfo]) -> OutputListing:
 
 def _add_pass_file(listing: OutputListing, name: str) -> None:
     number, slash, part = name.partition("/")
-    if slash and number.isdigit() and part.endswith(DONE):
+    if slash and _NUMBER.fullmatch(number) and part.endswith(DONE):
         listing.done.setdefault(int(number), set()).add(part.removesuffix(DONE) + PARQUET)
-    elif name.endswith(YAML):
-        listing.passes.add(int(name.removesuffix(YAML)))
-    elif name.endswith(CLOSED):
-        listing.closed.add(int(name.removesuffix(CLOSED)))
+    elif found := _PASS_FILE.fullmatch(name):
+        numbers = listing.passes if found["kind"] == YAML else listing.closed
+        numbers.add(int(found["number"]))
 
 
 def parse_journal_name(info: FileInfo) -> JournalEntry | None:
-    """The fragment or checkpoint that ``info`` names; None if it is neither."""
+    """The fragment or checkpoint that ``info`` names; None if it is neither.
+
+    What other programs leave beside our files (``._0-4.rows``, ``0-4 (1).rows``) is neither.
+    """
     folder, _, name = info.name.rpartition("/")
-    stem, dot, kind = name.rpartition(".")
-    stem, _, number = stem.partition(".")
-    if f"{dot}{kind}" == RUNNING and folder.startswith(f"{CHECKPOINTS}/"):
+    if (found := _CHECKPOINT.fullmatch(name)) and folder.startswith(f"{CHECKPOINTS}/"):
         part = folder.removeprefix(f"{CHECKPOINTS}/") + PARQUET
-        return JournalEntry(part, int(number or 0), info, engine=stem)
-    if f"{dot}{kind}" != FRAGMENT or not folder.startswith(f"{JOURNAL}/"):
+        return JournalEntry(part, int(found["number"] or 0), info, engine=found["engine"])
+    if not (found := _FRAGMENT.fullmatch(name)) or not folder.startswith(f"{JOURNAL}/"):
         return None
     part = folder.removeprefix(f"{JOURNAL}/") + PARQUET
-    start, _, stop = stem.partition("-")
-    return JournalEntry(part, int(number or 0), info, rows=(int(start), int(stop)))
+    rows = int(found["start"]), int(found["stop"])
+    return JournalEntry(part, int(found["number"] or 0), info, rows=rows)
 
 
 def ranges_of(entries: Iterable[JournalEntry]) -> list[tuple[int, int]]:

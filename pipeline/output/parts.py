@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.answers.formats import answer_format
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, first_line
 from pipeline.output.layout import JournalEntry
 from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform, row_numbers
 from pipeline.storage import Storage, map_in_threads
@@ -35,7 +35,7 @@ def fragment_tables(
     """The traces of fragments in row order, with their row numbers; overlaps are dropped.
 
     ``start``: the part's first row. ``read``: returns the bytes of files. Raises
-    `FileNotFoundError` if a fragment has been removed.
+    `FileNotFoundError` if a fragment has been removed, `OutputError` if one is damaged.
     """
     firsts, names = [start], []
     for entry in sorted(entries, key=lambda entry: entry.rows or (0, 0)):
@@ -43,8 +43,15 @@ def fragment_tables(
         if entry.rows[1] > firsts[-1]:
             names.append(entry.file.name)
             firsts.append(entry.rows[1])
-    for data, first in zip(read(names), firsts, strict=False):  # the last one is the end
-        table = pq.read_table(BytesIO(data))
+    whole = zip(names, read(names), firsts, strict=False)  # the last of firsts is the end
+    for name, data, first in whole:
+        try:
+            table = pq.read_table(BytesIO(data), page_checksum_verification=True)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise OutputError(
+                f"{name} in the output is damaged ({first_line(error)}); remove that file to do "
+                "its rows again"
+            ) from None
         yield table.filter(pc.greater_equal(table[ROW_COLUMN], first))
 
 
@@ -89,7 +96,7 @@ def write_part(
     also gets the counts under ``summary``.
     """
     sink, summary = BytesIO(), PartSummary(metadata["columns"])
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         for group in _groups(tables):
             table = conform(_with_votes(group, metadata), schema)
             writer.write_table(table)

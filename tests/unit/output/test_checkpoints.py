@@ -3,9 +3,12 @@
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from threading import Event
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.output.checkpoints import Checkpoints
@@ -89,10 +92,27 @@ def test_durable_traces_are_forgotten(ledger: Ledger) -> None:
     assert saved(ledger) == []
 
 
-def test_torn_checkpoint_loses_only_its_tokens(ledger: Ledger) -> None:
-    ledger.store.put(checkpoint_name(PART, "dead", 0), b"PAR1 torn")
+@pytest.mark.parametrize("harm", ["torn", "cut", "flipped", "empty", "other columns"])
+def test_damaged_checkpoint_costs_only_its_tokens_and_is_named(
+    ledger: Ledger, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Checkpoints(ledger, "dead", 0)
+    [trace] = first.start(KEYS[:1], set())
+    trace.report(range(5000))
+    first.save()
+    name = checkpoint_name(PART, "dead", 0)
+    data = ledger.store.read(name)
+    middle = len(data) // 2
+    sink = BytesIO()
+    pq.write_table(pa.table({"row": [100], "sample": [None]}), sink)
+    ledger.store.put(name, {
+        "torn": b"PAR1 torn", "cut": data[:middle], "empty": b"",
+        "flipped": data[: middle - 40] + bytes(80) + data[middle + 40 :],
+        "other columns": sink.getvalue(),
+    }[harm])  # fmt: skip
     [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
     assert trace.carried == 0
+    assert f"{name} can't be read" in caplog.text
 
 
 def test_rescue_continues_and_its_phrase_does_not_count_as_carried(ledger: Ledger) -> None:

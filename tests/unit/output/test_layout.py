@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,21 @@ def test_journal_names_parse_back(name: str, start: int, rows: int, number: int)
     entry = parse_journal_name(FileInfo(checkpoint_name(part, "1f3c", number), 1, "t"))
     assert entry is not None
     assert (entry.part, entry.pass_number, entry.rows, entry.engine) == (name, number, None, "1f3c")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "journal/c.00000/._0-4.rows", "journal/c.00000/0-4 (1).rows", "journal/c.00000/0-4.rows.tmp",
+        "journal/c.00000/0-4 (conflicted copy).rows", "journal/c.00000/0-x.rows",
+        "journal/c.00000/0-4.1.2.rows", "journal/c.00000/.rows", "running/c.00000/._1f3c.running",
+        "running/c.00000/1f3c (1).running", "passes/._00001.yaml", "passes/00001 (1).yaml",
+        "passes/00001 (1).closed", "passes/x/c.00000.done",
+    ],
+)  # fmt: skip
+def test_what_other_programs_leave_is_ignored(name: str) -> None:
+    listing = parse_listing([FileInfo(f"__qwq/{name}", 1, "t")])
+    assert listing == parse_listing([])
 
 
 def test_listing_is_sorted_by_pass() -> None:

@@ -78,6 +78,19 @@ def test_part_appears_with_its_last_fragment_and_in_row_order(ledger: Ledger) ->
     assert ledger.listing().journal == {}
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_damaged_fragment_is_named_with_what_to_do(ledger: Ledger, is_cut: bool) -> None:
+    """Cut short; or with a changed byte in its data, which only a checksum tells."""
+    ledger.write_block(block(range(100, 110)))
+    [name] = [info.name for info in ledger.store.files() if info.name.endswith(".rows")]
+    data = ledger.store.read(name)
+    ids = data.index(bytes.fromhex("28b52ffd")) + 12  # within the first column
+    ledger.store.put(name, data[:200] if is_cut else data[:ids] + b"~~" + data[ids + 2 :])
+    with pytest.raises(OutputError, match=rf"{name} in the output is damaged \(.*remove that file"):
+        ledger.commit(PART, RUN, SCHEMA, METADATA)
+    assert ledger.store.exists(name)
+
+
 def test_repeated_block_keeps_the_rows_that_came_first(ledger: Ledger) -> None:
     two = replace(RUN, stop=2)
     ledger.write_block(block([*range(100, 105)], samples=(0, 1)))
