@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.config.load import fingerprint_of
-from pipeline.errors import OutputError, first_line
+from pipeline.errors import OutputError
 from pipeline.output.layout import (
     BOOKKEEPING,
     CLOSED,
@@ -41,6 +41,7 @@ from pipeline.output.parts import (
     fragment_tables,
     interleaved,
     part_metadata,
+    read_undamaged,
     with_updates,
     write_part,
 )
@@ -330,14 +331,8 @@ class Ledger:
         Returns the bytes of the file, the counts of its traces, and how many traces it must have.
         """
         with self.store.open(part.name) as file:
-            try:
-                table = pq.read_table(file, page_checksum_verification=True)
-            except (pa.ArrowException, OSError) as error:
-                raise OutputError(
-                    f"{self.store.path(part.name)} is damaged ({first_line(error)}); remove that "
-                    "file to do its rows again"
-                ) from None
-        old = conform(table, schema)  # older versions wrote fewer columns
+            # Older versions wrote fewer columns.
+            old = conform(read_undamaged(file, part.name), schema)
         metadata = {**part_metadata(self.store, part.name), "columns": dict(columns)}
         expected = old.num_rows if run_pass.is_retry else part.rows * run_pass.stop
         earlier = [p for p in metadata.get("passes", []) if p["number"] != run_pass.number]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,14 +45,22 @@ def fragment_tables(
             firsts.append(entry.rows[1])
     whole = zip(names, read(names), firsts, strict=False)  # the last of firsts is the end
     for name, data, first in whole:
-        try:
-            table = pq.read_table(BytesIO(data), page_checksum_verification=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise OutputError(
-                f"{name} in the output is damaged ({first_line(error)}); remove that file to do "
-                "its rows again"
-            ) from None
+        table = read_undamaged(BytesIO(data), name)
         yield table.filter(pc.greater_equal(table[ROW_COLUMN], first))
+
+
+def read_undamaged(file: IO[bytes], name: str) -> pa.Table:
+    """The table in a Parquet file of the output; raises `OutputError` if it is damaged.
+
+    A changed byte is found by the checksums of its pages; files of older versions have none.
+    """
+    try:
+        return pq.read_table(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise OutputError(
+            f"{name} in the output is damaged ({first_line(error)}); remove that file to do its "
+            "rows again"
+        ) from None
 
 
 def interleaved(tables: Iterable[pa.Table], more: pa.Table) -> Iterator[pa.Table]:
