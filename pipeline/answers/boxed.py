@@ -9,6 +9,8 @@ from pipeline.answers.formulas import FORMULAS
 # Longer text is not worth a comparison by computer algebra.
 LONGEST_FORMULA = 400
 _BOX = re.compile(r"\\f?boxed\s*\{")
+# A brace, or an escaped character.
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 _POWER = re.compile(
     r"(?:([+-]?\d+(?:\.\d+)?)\s*\\(?:times|cdot)\s*)?10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))"
@@ -40,15 +42,18 @@ class Boxed(AnswerFormat):
 
 def last_box(text: str) -> str | None:
     r"""The content of the last ``\boxed{…}``, its braces balanced; None if no box is whole."""
-    for opening in reversed(list(_BOX.finditer(text))):
-        depth = 1
-        for i in range(opening.end(), len(text)):
-            escaped = text[i - 1] == "\\" and text[i - 2 : i - 1] != "\\"
-            if text[i] in "{}" and not escaped:
-                depth += 1 if text[i] == "{" else -1
-            if not depth:
-                return text[opening.end() : i].strip() or None
-    return None
+    boxes = {opening.end(): None for opening in _BOX.finditer(text)}
+    if not boxes:
+        return None
+    found, open_braces = None, list[int]()
+    for brace in _BRACE.finditer(text, next(iter(boxes)) - 1):  # each brace once, however nested
+        if brace.group() == "{":
+            open_braces.append(brace.end())
+        elif brace.group() == "}" and open_braces:
+            begin = open_braces.pop()
+            if begin in boxes and (found is None or begin > found[0]):
+                found = begin, brace.start()
+    return None if found is None else text[found[0] : found[1]].strip() or None
 
 
 def _same_value(expected: str, parsed: str) -> bool:

@@ -7,7 +7,7 @@ from pipeline.answers.boxed import last_box
 
 # The JSON field that the QwQ card's prompt asks for, with the quotes that models forget.
 _FIELD = re.compile(
-    r"""["'“]?\banswer\b["'”]?\s*[:=]\s*(?:is\s+)?["'“*`(\s]*([A-Z])["'”*`)]*(?![\w'’])"""
+    r"""["'“]?\banswer\b["'”]?\s*+[:=]\s*+(?:is\s++)?["'“*`(\s]*+([A-Z])["'”*`)]*(?![\w'’])"""
     r"""(?!(?<=[AI])\s+[a-z])""",  # an article or a pronoun
     re.IGNORECASE,
 )

@@ -19,12 +19,25 @@ from pipeline.answers.formulas import FormulaProcess
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\fbox{x} \boxed {y}", "y"),
         (r"\boxed{}", None),
+        (r"\boxed{\\} and }", r"\\"),
+        (r"\boxed{a \} b}", r"a \} b"),
+        (r"\boxed{a} \boxed{{b}", "a"),
+        (r"\boxed{1 + \boxed{2}}", "2"),
+        (r"} { \boxed{3}", "3"),
         ("the answer is 3", None),
         ("", None),
     ],
 )
 def test_boxed(text: str, found: str | None) -> None:
     assert Boxed().parse(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", [r"\boxed{" * 50_000, r"\boxed{" * 50_000 + "}", r"\boxed" + " " * 10**6]
+)
+def test_a_megabyte_of_boxes_takes_no_hours(text: str) -> None:
+    """Each character is looked at once: this runs on the engine's event loop."""
+    assert Boxed().parse(text) is None
 
 
 NESTED = st.recursive(

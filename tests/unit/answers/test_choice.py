@@ -46,3 +46,11 @@ def test_vote_of_choices_is_a_most_frequent_one(answers: list[str | None]) -> No
     counts = [answers.count(letter) for letter in "ABCD"]
     assert share * len(answers) == pytest.approx(max(counts))
     assert winner is None if max(counts) == 0 else answers.count(winner) == max(counts)
+
+
+@pytest.mark.parametrize(
+    "text", ["answer:" + " " * 10**6, "answer: is " + "( " * 10**5, 'answer "' * 10**5]
+)
+def test_a_megabyte_without_a_letter_takes_no_hours(text: str) -> None:
+    """As a model that loops may write it; this runs on the engine's event loop."""
+    assert Choice().parse(text) is None
