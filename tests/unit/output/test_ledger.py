@@ -81,7 +81,7 @@ def test_part_appears_with_its_last_fragment_and_in_row_order(ledger: Ledger) ->
 @pytest.mark.parametrize("is_cut", [True, False])
 def test_damaged_fragment_is_named_with_what_to_do(ledger: Ledger, is_cut: bool) -> None:
     """Cut short; or with a changed byte in its data, which only a checksum tells."""
-    ledger.write_block(block(range(100, 110)))
+    ledger.write_block(block(list(range(100, 110))))
     [name] = [info.name for info in ledger.store.files() if info.name.endswith(".rows")]
     data = ledger.store.read(name)
     ids = data.index(bytes.fromhex("28b52ffd")) + 12  # within the first column
