@@ -37,7 +37,7 @@ def test_a_resolver_picks_the_versions_of_the_tests_by_itself() -> None:
     done = subprocess.run(
         [*command, "--quiet", *ON_GPUS], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
-    if "error sending request" in done.stderr or "dns error" in done.stderr:
+    if any(text in done.stderr for text in ("error sending request", "dns error", "timed out")):
         pytest.skip("no package index can be reached")
     assert done.returncode == 0, done.stderr
     found, expected = pins_of(done.stdout), pinned("requirements-gpu.txt")
