@@ -375,9 +375,11 @@ def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
 def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     """Label the remaining rows, write all files anew, and print the report; the exit code."""
     job.check_output()
-    files_of(job).refuse_others()
+    own = files_of(job)
+    own.refuse_others()
     job.check()
     console.warn_about(job.run)
+    own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
     generate(job.run, retry)
     counts = write(job)
     text = "\n".join(report_lines(counts, job))

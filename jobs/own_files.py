@@ -54,11 +54,10 @@ class OwnFiles:
         self._write()
 
     def _there(self) -> set[str]:
-        names = {info.name for info in self._store.files()}
-        return {
-            name for name in names
-            if any(name.startswith(p) if p.endswith("/") else name == p for p in self._places)
-        }  # fmt: skip
+        folders = [place.rstrip("/") for place in self._places if place.endswith("/")]
+        files = [place for place in self._places if not place.endswith("/")]
+        below = {info.name for folder in folders for info in self._store.files(folder)}
+        return below | {name for name in files if self._store.exists(name)}
 
     def _write(self) -> None:
         self._store.put(LIST, "".join(f"{name}\n" for name in sorted(self._own)).encode())

@@ -2,7 +2,7 @@
 
 Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit; 2 the
 command, the config, the input or the output can't be used as given; 143 ended by SIGTERM, 130 by
-Ctrl-C, with running traces saved.
+Ctrl-C, 129 by SIGHUP, with running traces saved.
 
 Commands import what they need when they run: ``--help``, ``init`` and completion stay quick.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit; "
-    "2 the command, the config, the input or the output can't be used; 143 and 130 ended by "
-    "SIGTERM or Ctrl-C, and the same command resumes."
+    "2 the command, the config, the input or the output can't be used; 143, 130 and 129 ended "
+    "by SIGTERM, Ctrl-C or SIGHUP, and the same command resumes."
 )
 # The arguments and options that several commands have.
 config_file = click.argument("config", metavar="CONFIG", type=click.Path())

@@ -7,17 +7,21 @@ code that no signal interrupts. The process is started at the first comparison a
 import atexit
 import json
 import logging
+import os
 import select
 import signal
 import subprocess
 import sys
 import threading
 
+from pipeline.errors import EngineError
+
 logger = logging.getLogger(__name__)
 # `math_verify` gives up by itself after five seconds, where a signal can interrupt it.
 LIMIT_SECONDS = 12.0
 # It imports SymPy first.
 START_SECONDS = 120.0
+READY = "ready"
 
 
 class FormulaProcess:
@@ -28,7 +32,10 @@ class FormulaProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def are_equal(self, expected: str, parsed: str) -> bool:
-        """Whether they are; False too if that can't be told within `LIMIT_SECONDS`."""
+        """Whether they are; False too if that can't be told within `LIMIT_SECONDS`.
+
+        Raises `EngineError` if the process does not start: no answer would be right then.
+        """
         with self._lock:
             try:
                 answer = self._ask(json.dumps([expected, parsed]))
@@ -50,8 +57,14 @@ class FormulaProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.answers.formulas"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
-        self._read(self._process, START_SECONDS)
+        if self._read(self._process, START_SECONDS) != READY:
+            self._end()
+            raise EngineError(
+                f"the process that compares formulas did not start: try `{sys.executable} -m "
+                "pipeline.answers.formulas`, and see the log of this worker"
+            )
         return self._process
 
     @staticmethod
@@ -91,7 +104,7 @@ def main() -> None:
     """Answer questions from standard input until it ends."""
     logging.disable(logging.CRITICAL)
     _same_value("1", "1")
-    print("ready", flush=True)
+    print(READY, flush=True)
     for line in sys.stdin:
         # After so much CPU time the system ends this process: whoever asked may be gone.
         signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)

@@ -154,4 +154,8 @@ def _since(driver: Holder | None, starts: Iterable[EngineStart]) -> Iterator[Eng
 
 
 def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
+    """A time that a file tells; long ago if the file is damaged."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)

@@ -35,7 +35,7 @@ class EngineStart:
     def summary(self) -> str:
         """The details as a line."""
         return ", ".join(
-            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+            f"{name} {value:,}" if type(value) is int else f"{name} {value}"
             for name, value in self.details.items()
         )
 

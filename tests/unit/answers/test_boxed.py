@@ -1,5 +1,7 @@
 """Answers in a box: found whole, compared by value."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.answers import formulas
 from pipeline.answers.boxed import Boxed, last_box
 from pipeline.answers.formulas import FormulaProcess
+from pipeline.errors import EngineError
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,14 @@ def test_comparison_that_does_not_end_is_given_up_and_the_next_ones_work(
         assert process.are_equal("1/2", "2/4")
     finally:
         process.close()
+
+
+def test_process_that_does_not_start_makes_no_answer_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(EngineError, match="compares formulas did not start: try `/bin/true -m"):
+        FormulaProcess().are_equal("1/2", "2/4")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pipeline.output.layout import ENGINES
 from pipeline.storage import Storage
 from tests.outputs import write_output
 
-FOUND = {"KV cache tokens": 901_436, "attention": "FLASH_ATTN"}
+FOUND = {"KV cache tokens": 901_436, "async scheduling": True, "attention": "FLASH_ATTN"}
 
 
 def of(name: str, host: str, reason: str | None = None) -> EngineStart:
@@ -42,7 +42,10 @@ def test_status_tells_engines_that_are_alike_together_and_why_others_did_not_sta
     for start in (of("a", "node-1"), of("b", "node-2"), *[of("c", "node-3", "no GPU\nlook")] * 2):
         engine_starts.write(store, start)
     lines = list(status(url).lines())
-    assert "started    2 x KV cache tokens 901,436, attention FLASH_ATTN" in lines
+    assert (
+        "started    2 x KV cache tokens 901,436, async scheduling True, attention FLASH_ATTN"
+        in lines
+    )
     at = "2026-11-29T12:00:00+00:00"
     assert f"no start   2 x on node-3, the last at {at}: no GPU\n           look" in lines
     assert len(status(url).to_json()["engine_starts"]) == 4
