@@ -65,6 +65,10 @@ class EngineDeadError(Exception):
     """An engine stopped working; another engine redoes its unfinished rows."""
 
 
+class FileChangedError(Exception):
+    """Another process has replaced a file since this one read it; nothing was written."""
+
+
 class RowError(Exception):
     """Base of the errors of one row; ``kind`` precedes the message in the ``error`` column."""
 

@@ -10,7 +10,6 @@ when it is complete, and local files are renamed into place. Every method turns 
 
 import os
 import tempfile
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,18 +23,18 @@ from typing import IO, Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import StorageError, first_line
+from pipeline.errors import FileChangedError, StorageError, first_line
+from pipeline.local_disk import ANY_VERSION, DRAFT, drafted, local_version
 
 # The S3 client retries throttling, 5xx, timeouts and resets, and doubles the wait each time: ten
 # attempts take about a minute. Its "standard" mode gives up early when many threads see errors at
 # the same time; "legacy" does not.
 ATTEMPTS, FIRST_ATTEMPTS = 10, 3
 REQUESTS_AT_ONCE = 16
-DRAFT = ".draft"  # ends the name of a local file until it is complete and renamed into place
+LARGEST_PUT = 5 * 2**30  # bytes; S3 takes no more in one request
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Publish = Callable[[Path, Path], None]  # os.replace or os.link: draft, path
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -173,18 +172,34 @@ class Storage:
         """Write the file ``name``, or replace it."""
         with self._errors("write"):
             if self.is_local:
-                self._put_local(Path(self.path(name)), data, os.replace)
+                with drafted(Path(self.path(name)), ANY_VERSION) as file:
+                    file.write(data)
             else:
                 self.fs.pipe_file(self.path(name), data)
 
+    def version(self, name: str) -> str | None:
+        """A text that changes whenever ``name`` is replaced; None if the file does not exist."""
+        with self._errors("read"):
+            try:
+                if self.is_local:
+                    return local_version(Path(self.path(name)))
+                self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
+                return _tag(self.fs.info(self.path(name)))
+            except FileNotFoundError:
+                return None
+
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def writing(self, name: str, over: str | None = ANY_VERSION) -> Iterator[IO[bytes]]:
         """Open ``name`` for writing; it appears when the body ends without an error.
 
-        The data is collected in a local file, so it may exceed the memory.
+        ``over``: the `version` to replace, None for a new file. Raises `FileChangedError`, and
+        writes nothing, if the file has another version at the end. The data is collected in a
+        local file, so it may exceed the memory.
+
+        S3 decides with the write itself (If-Match, If-None-Match), and so does a local disk for a
+        new file. Elsewhere the version is compared immediately before the write.
         """
-        path = self.path(name)
-        draft = self._draft(Path(path), os.replace) if self.is_local else self._upload(path)
+        draft = drafted(Path(self.path(name)), over) if self.is_local else self._upload(name, over)
         with self._errors("write"):
             file = draft.__enter__()
         try:
@@ -213,10 +228,11 @@ class Storage:
     def _create(self, name: str, data: bytes) -> bool:
         try:
             if self.is_local:
-                self._put_local(Path(self.path(name)), data, os.link)
+                with drafted(Path(self.path(name)), None) as file:
+                    file.write(data)
             else:
                 self.fs.pipe_file(self.path(name), data, mode="create")
-        except FileExistsError:
+        except (FileChangedError, FileExistsError):
             return False
         except OSError as error:
             # s3fs turns 412 PreconditionFailed into OSError(EINVAL).
@@ -260,29 +276,32 @@ class Storage:
                     continue
 
     @contextmanager
-    def _upload(self, path: str) -> Iterator[IO[bytes]]:
+    def _upload(self, name: str, over: str | None) -> Iterator[IO[bytes]]:
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
-            self.fs.put_file(file.name, path)
+            if over == ANY_VERSION:
+                self.fs.put_file(file.name, self.path(name))
+            elif hasattr(self.fs, "call_s3") and file.tell() <= LARGEST_PUT:
+                self._put_over(name, file, over)
+            elif self.version(name) != over:
+                raise FileChangedError(name)
+            else:
+                self.fs.put_file(file.name, self.path(name))
 
-    def _put_local(self, path: Path, data: bytes, publish: Publish) -> None:
-        with self._draft(path, publish) as file:
-            file.write(data)
-
-    @contextmanager
-    def _draft(self, path: Path, publish: Publish) -> Iterator[IO[bytes]]:
-        """A file beside ``path``, which ``publish`` renames or links to ``path`` at the end."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{DRAFT}")
+    def _put_over(self, name: str, file: IO[bytes], over: str | None) -> None:
+        """Put ``file`` on S3 if ``name`` still has the version ``over``."""
+        bucket, key, _ = self.fs.split_path(self.path(name))
+        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{over}"'}
+        file.seek(0)
         try:
-            with draft.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            publish(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=file, **condition)
+        except FileNotFoundError:  # If-Match of a file that was removed
+            raise FileChangedError(name) from None
+        except OSError as error:
+            if _s3_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise FileChangedError(name) from None
+            raise
 
     def _require_bucket(self) -> None:
         """Raise `StorageError` if an object store's bucket does not exist."""

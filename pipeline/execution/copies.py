@@ -23,7 +23,7 @@ from pipeline.execution.prepare import PassContext
 from pipeline.execution.sink import compared
 from pipeline.input.shards import read_bundle
 from pipeline.output.ledger import Ledger
-from pipeline.output.parts import fragment_tables
+from pipeline.output.merge import fragment_tables
 from pipeline.planning import Part, PartRef, Range
 from pipeline.schema import (
     ROW_COLUMN,

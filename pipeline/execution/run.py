@@ -142,6 +142,8 @@ def execute_pass(
 
     ``only``: of these single rows.
     """
+    if run_pass.number:
+        passes.recover_marks(prepared.ledger, prepared.parts, run_pass)
     plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
     if only is not None:
         plan = replace(plan, todo=still_to_do(only, plan.todo))
@@ -219,6 +221,7 @@ def execute_tier(
 def commit_leftovers(prepared: PreparedRun, run_pass: Pass) -> None:
     """Commit parts that are complete but not committed; remove fragments of finished parts."""
     listing = prepared.ledger.listing()
+    prepared.ledger.remove_closed(listing)
     done, journal = (
         listing.finished_parts(run_pass.number),
         listing.journal.get(run_pass.number, {}),

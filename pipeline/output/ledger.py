@@ -11,14 +11,12 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from pipeline.config.load import fingerprint_of
-from pipeline.errors import OutputError
+from pipeline.errors import FileChangedError, OutputError
 from pipeline.output.layout import (
     BOOKKEEPING,
     CLOSED,
@@ -37,22 +35,22 @@ from pipeline.output.layout import (
     pass_name,
     ranges_of,
 )
-from pipeline.output.parts import (
+from pipeline.output.merge import (
     fragment_tables,
     interleaved,
-    part_metadata,
-    read_undamaged,
-    with_updates,
-    write_part,
+    merged,
+    outside,
+    part_groups,
+    with_spans,
 )
+from pipeline.output.parts import Tables, holds_pass, part_metadata, write_part
+from pipeline.output.yaml_files import read_yaml, to_yaml
 from pipeline.planning import KnownShards, PartRef, Pass, Shard, gaps
 from pipeline.schema import (
-    ORIGIN_COLUMNS,
     PART_COLUMN,
     ROW_COLUMN,
     START_COLUMN,
     STOP_COLUMN,
-    conform,
 )
 from pipeline.storage import Storage
 
@@ -114,7 +112,7 @@ class Ledger:
             "versions": dict(versions),
             "created": _now(),
         }
-        if not self.store.create(MANIFEST, _yaml(manifest)):
+        if not self.store.create(MANIFEST, to_yaml(manifest)):
             self.check_run(settings)
 
     def manifest(self) -> dict[str, Any] | None:
@@ -122,7 +120,7 @@ class Ledger:
 
         Raises `OutputError` if it is damaged.
         """
-        manifest = self._read_yaml(MANIFEST)
+        manifest = read_yaml(self.store, MANIFEST)
         if manifest is not None and not isinstance(manifest.get("settings"), dict):
             raise OutputError(f"{self.store.path(MANIFEST)} is damaged: it has no settings")
         return manifest
@@ -148,7 +146,7 @@ class Ledger:
 
     def known_shards(self) -> KnownShards:
         """The shards as the run recorded them; raises `OutputError` if the file is damaged."""
-        identities = self._read_yaml(SHARDS) or {}
+        identities = read_yaml(self.store, SHARDS) or {}
         common, schema = identities.pop(SCHEMA, None) or {}, None
         if common.get("shards") == len(identities):  # no line was removed by hand
             schema = pa.ipc.read_schema(pa.py_buffer(b64decode(common["arrow"])))
@@ -156,24 +154,13 @@ class Ledger:
 
     def record_shards(self, shards: Iterable[Shard], schema: pa.Schema, location: str) -> None:
         """Record the identities of the shards listed at ``location``, and their common schema."""
-        known = self._read_yaml(SHARDS) or {}
+        known = read_yaml(self.store, SHARDS) or {}
         names = {name: identity for name, identity in known.items() if name != SCHEMA}
         names |= {shard.name: shard.identity for shard in shards}
         arrow = b64encode(schema.serialize()).decode()
         record = {SCHEMA: {"input": location, "shards": len(names), "arrow": arrow}, **names}
         if record != known:
-            self.store.put(SHARDS, _yaml(record, flow=None))
-
-    def _read_yaml(self, name: str) -> dict[str, Any] | None:
-        try:
-            data = yaml.load(self.store.read(name), Loader=_Loader)  # noqa: S506 (a safe loader)
-        except FileNotFoundError:
-            return None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise OutputError(f"{self.store.path(name)} is damaged: it is not YAML") from None
-        if not isinstance(data, dict):
-            raise OutputError(f"{self.store.path(name)} is damaged: it is not a mapping")
-        return data
+            self.store.put(SHARDS, to_yaml(record, flow=None))
 
     # Finished work
 
@@ -185,7 +172,7 @@ class Ledger:
         """The retries and top-ups, open and closed, in the order of their numbers."""
         passes = []
         for number in sorted(listing.passes):
-            data = self._read_yaml(pass_name(number) + YAML) or {}
+            data = read_yaml(self.store, pass_name(number) + YAML) or {}
             first, stop = data["samples"]
             changed = tuple(sorted(data["changed"].items()))
             states = tuple(data["states"])
@@ -201,17 +188,29 @@ class Ledger:
             "changed": dict(run_pass.changed),
             "opened": _now(),
         }
-        if not self.store.create(pass_name(run_pass.number) + YAML, _yaml(data)):
+        if not self.store.create(pass_name(run_pass.number) + YAML, to_yaml(data)):
             raise OutputError(
                 f"another driver has opened pass {run_pass.number}; run the command again"
             )
 
     def close_pass(self, run_pass: Pass) -> None:
-        """Record that all parts have finished ``run_pass``, and remove their marks."""
+        """Record that all parts have finished ``run_pass``, and remove its files."""
         self.store.create(pass_name(run_pass.number) + CLOSED, _now().encode())
-        folder = pass_name(run_pass.number)
-        self.store.delete([info.name for info in self.store.files(folder)])
-        self.store.prune(folder)
+        self.remove_closed(self.listing())
+
+    def remove_closed(self, listing: OutputListing) -> None:
+        """Remove the marks, fragments and checkpoints that closed passes have left."""
+        names = [
+            entry.file.name
+            for number in listing.closed
+            for entries in listing.journal.get(number, {}).values()
+            for entry in entries
+        ]
+        for number in listing.closed & listing.done.keys():
+            names += [info.name for info in self.store.files(pass_name(number))]
+        self.store.delete(names)
+        for folder in {name.rpartition("/")[0] for name in names}:
+            self.store.prune(folder)
 
     def fragments(self, part: PartRef, pass_number: int) -> list[JournalEntry]:
         """The fragments of a part in a pass, by name."""
@@ -247,8 +246,8 @@ class Ledger:
             rows = block.filter(pc.equal(block[PART_COLUMN], key)).sort_by(ROW_COLUMN)
             if pc.max(rows[STOP_COLUMN]).as_py() - pc.min(rows[START_COLUMN]).as_py() > 1:
                 # A single row needs no listing: `create` refuses its name if it is durable.
-                rows = rows.filter(_outside(rows, ranges_of(self.fragments(part, pass_number))))
-            rows, spans = _with_spans(rows)
+                rows = rows.filter(outside(rows, ranges_of(self.fragments(part, pass_number))))
+            rows, spans = with_spans(rows)
             for low, high in contiguous(spans):
                 name = fragment_name(part, spans[low][0], spans[high - 1][1], pass_number)
                 self.store.create(name, _parquet(rows.slice(low, high - low)))
@@ -268,85 +267,95 @@ class Ledger:
         row order with the provenance columns. Concurrent calls are safe. Returns whether the part
         has finished the pass. Raises `OutputError` if rows or samples are missing.
         """
+        if self.is_done(part, run_pass.number):
+            self.discard(part, run_pass.number)
+            return True
         fragments = self.fragments(part, run_pass.number)
-        durable = ranges_of(fragments)
+        durable, tables = (
+            ranges_of(fragments),
+            fragment_tables(fragments, part.start, self.store.read_all),
+        )
         if copies is not None:
-            copies, spans = _with_spans(copies.filter(_outside(copies, durable)))
-            durable += spans
+            new_copies, spans = with_spans(copies.filter(outside(copies, durable)))
+            durable, tables = durable + spans, interleaved(tables, new_copies)
         if any(True for _ in gaps(part.start, part.stop, durable)):
             return False
         try:
-            tables = fragment_tables(fragments, part.start, self.store.read_all)
-            if copies is not None:
-                tables = interleaved(tables, copies)
-            if run_pass.number == 0:
-                data, counts = write_part(tables, schema, metadata)
-                expected = part.rows * run_pass.stop
+            if run_pass.number:
+                self._update(part, run_pass, tables, schema, metadata["columns"])
             else:
-                # A later shard can widen a column between two runs, so the types may differ.
-                updates = pa.concat_tables(tables, promote_options="permissive")
-                columns = metadata["columns"]
-                data, counts, expected = self._update(part, run_pass, updates, schema, columns)
+                self._write(part, run_pass, tables, schema, metadata)
         except FileNotFoundError:  # another committer was faster and has removed the fragments
             return self.is_done(part, run_pass.number)
-        self._check_counts(part, run_pass, counts, expected, metadata["settings"].get(AGREE))
-        self.store.put(part.name, data)
-        if run_pass.number:
-            self.store.put(done_name(part, run_pass.number), b"")
-        self.discard(part, run_pass.number)
+        except FileChangedError:  # another committer has written the part meanwhile: look again
+            return self.commit(part, run_pass, schema, metadata, copies)
+        self.finish(part, run_pass.number)
         return True
 
-    def _check_counts(
+    def finish(self, part: PartRef, pass_number: int) -> None:
+        """Mark a part, whose file holds the traces of the pass, as finished."""
+        if pass_number:
+            self.store.put(done_name(part, pass_number), b"")
+        self.discard(part, pass_number)
+
+    def _write(
         self,
         part: PartRef,
         run_pass: Pass,
-        counts: Mapping[str, int],
-        expected: int,
-        agree: int | None,
+        tables: Tables,
+        schema: pa.Schema,
+        metadata: Mapping[str, Any],
     ) -> None:
-        """Raise `OutputError` unless a part has all its rows and the ``expected`` traces.
-
-        With ``agree``, the run itself may stop at that many samples of a row.
-        """
-        rows, traces, least = counts["rows"], counts["traces"], expected
-        if agree is not None and run_pass.number == 0:
-            least = part.rows * min(agree, run_pass.stop)
-        if rows != part.rows or not least <= traces <= expected:
-            raise OutputError(
-                f"the fragments in {self.store.path(journal_folder(part))} make {traces} traces of "
-                f"{rows} rows, not {expected} of {part.rows}; remove that folder to do these "
-                "rows again"
-            )
+        """Write the part of a run, unless it exists."""
+        with self.store.writing(part.name, over=None) as file:
+            counts = write_part(file, tables, schema, metadata)
+            expected, agree = part.rows * run_pass.stop, metadata["settings"].get(AGREE)
+            least = expected if agree is None else part.rows * min(agree, run_pass.stop)
+            self._check_counts(part, counts, least, expected)
 
     def _update(
         self,
         part: PartRef,
         run_pass: Pass,
-        updates: pa.Table,
+        updates: Tables,
         schema: pa.Schema,
         columns: Mapping[str, str],
-    ) -> tuple[bytes, dict[str, Any], int]:
-        """Merge the traces of a retry or top-up into a finished part.
+    ) -> None:
+        """Merge the traces of a retry or top-up into a finished part, unless it holds them.
 
-        Returns the bytes of the file, the counts of its traces, and how many traces it must have.
+        A part that holds them may have changed since then, in a later pass.
         """
-        with self.store.open(part.name) as file:
-            # Older versions wrote fewer columns.
-            old = conform(read_undamaged(file, part.name), schema)
+        version = self.store.version(part.name)
         metadata = {**part_metadata(self.store, part.name), "columns": dict(columns)}
-        expected = old.num_rows if run_pass.is_retry else part.rows * run_pass.stop
-        earlier = [p for p in metadata.get("passes", []) if p["number"] != run_pass.number]
+        if holds_pass(metadata, run_pass.number):
+            return
         this_pass = {
             "number": run_pass.number,
             "states": run_pass.states,
             "foreign": run_pass.foreign,
             "changed": dict(run_pass.changed),
         }
-        metadata["passes"] = [*earlier, this_pass]
+        metadata["passes"] = [*metadata.get("passes", []), this_pass]
         if not run_pass.is_retry:
             metadata["settings"][SAMPLES] = run_pass.stop
-        table = with_updates(old, updates, part.start, metadata["columns"]["sample"])
-        return *write_part([table], schema, metadata), expected
+        with self.store.open(part.name) as old, self.store.writing(part.name, version) as file:
+            groups = part_groups(old, part, schema, columns["sample"])
+            tables = merged(groups, updates, columns["sample"], run_pass.is_retry)
+            counts = write_part(file, tables, schema, metadata)
+            traces = pq.ParquetFile(old).metadata.num_rows
+            expected = traces if run_pass.is_retry else part.rows * run_pass.stop
+            self._check_counts(part, counts, expected, expected)
+
+    def _check_counts(
+        self, part: PartRef, counts: Mapping[str, int], least: int, most: int
+    ) -> None:
+        """Raise `OutputError` unless a part has all its rows, and ``least`` to ``most`` traces."""
+        rows, traces = counts["rows"], counts["traces"]
+        if rows != part.rows or not least <= traces <= most:
+            raise OutputError(
+                f"the fragments in {self.store.path(journal_folder(part))} make {traces} traces of "
+                f"{rows} rows, not {most} of {part.rows}; remove that folder to do these rows again"
+            )
 
     def discard(self, part: PartRef, pass_number: int) -> None:
         """Remove the fragments and checkpoints of a part that has finished the pass."""
@@ -356,37 +365,10 @@ class Ledger:
             self.store.prune(folder)
 
 
-def _with_spans(rows: pa.Table) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """``rows`` without provenance but the row number; and the rows that each accounts for."""
-    spans = list(zip(rows[START_COLUMN].to_pylist(), rows[STOP_COLUMN].to_pylist(), strict=True))
-    return rows.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN]), spans
-
-
-def _outside(rows: pa.Table, ranges: Iterable[tuple[int, int]]) -> pa.BooleanArray:
-    """Whether each of ``rows`` lies outside all ``ranges``: shape (rows,)."""
-    numbers = rows[ROW_COLUMN].to_numpy()
-    is_outside = np.ones(len(numbers), bool)
-    for start, stop in ranges:
-        is_outside &= (numbers < start) | (numbers >= stop)
-    return pa.array(is_outside)
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The keys whose values differ, sorted, with their values in ``new``."""
     keys = sorted({*old, *new})
     return [(key, new.get(key)) for key in keys if old.get(key) != new.get(key)]
-
-
-# PyYAML's C parser and emitter, where installed, are ten times as fast.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
-def _yaml(data: Mapping[str, Any], flow: bool | None = False) -> bytes:
-    text: str = yaml.dump(
-        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=flow, allow_unicode=True
-    )
-    return text.encode()
 
 
 def _now() -> str:

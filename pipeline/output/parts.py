@@ -5,9 +5,10 @@ its traces.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from io import BytesIO
+from itertools import chain, pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -16,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.answers.formats import answer_format
-from pipeline.errors import OutputError, first_line
-from pipeline.output.layout import JournalEntry
-from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform, row_numbers
+from pipeline.errors import OutputError, StorageError, first_line
+from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
 
 METADATA_KEY = b"qwq-batch"
@@ -26,85 +26,38 @@ TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_toke
 # The size of row groups: large enough to read efficiently, small enough to hold in memory.
 GROUP_ROWS, GROUP_BYTES = 1024, 64 * 2**20
 
-ReadAll = Callable[[Iterable[str]], Iterable[bytes]]
+Tables = Iterable[pa.Table]
 
 
-def fragment_tables(
-    entries: Iterable[JournalEntry], start: int, read: ReadAll
-) -> Iterator[pa.Table]:
-    """The traces of fragments in row order, with their row numbers; overlaps are dropped.
+@contextmanager
+def damage_named(name: str) -> Iterator[None]:
+    """Raise `OutputError` if reading the Parquet file ``name`` of the output finds it damaged.
 
-    ``start``: the part's first row. ``read``: returns the bytes of files. Raises
-    `FileNotFoundError` if a fragment has been removed, `OutputError` if one is damaged.
-    """
-    firsts, names = [start], []
-    for entry in sorted(entries, key=lambda entry: entry.rows or (0, 0)):
-        assert entry.rows is not None
-        if entry.rows[1] > firsts[-1]:
-            names.append(entry.file.name)
-            firsts.append(entry.rows[1])
-    whole = zip(names, read(names), firsts, strict=False)  # the last of firsts is the end
-    for name, data, first in whole:
-        table = read_undamaged(BytesIO(data), name)
-        yield table.filter(pc.greater_equal(table[ROW_COLUMN], first))
-
-
-def read_undamaged(file: IO[bytes], name: str) -> pa.Table:
-    """The table in a Parquet file of the output; raises `OutputError` if it is damaged.
-
-    A changed byte is found by the checksums of its pages; files of older versions have none.
+    A changed byte is found by the checksums of its pages; files of older versions have none. A
+    storage that does not answer raises `StorageError`.
     """
     try:
-        return pq.read_table(file, page_checksum_verification=True)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # Arrow has no type of its own for damage that its decoders find.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise StorageError(f"can't read {name} in the output: {first_line(error)}") from None
         raise OutputError(
             f"{name} in the output is damaged ({first_line(error)}); remove that file to do its "
             "rows again"
         ) from None
 
 
-def interleaved(tables: Iterable[pa.Table], more: pa.Table) -> Iterator[pa.Table]:
-    """``tables`` with the traces of ``more`` between them, in row order.
-
-    Both are sorted by row number, and no row of ``more`` lies within one of ``tables``.
-    """
-    numbers, index = more[ROW_COLUMN].to_numpy(), 0
-    for table in tables:
-        if table.num_rows:
-            begin, index = index, int(np.searchsorted(numbers, table[ROW_COLUMN][0].as_py()))
-            yield more.slice(begin, index - begin)
-        yield table
-    yield more.slice(index)
-
-
-def with_updates(old: pa.Table, updates: pa.Table, start: int, sample: str) -> pa.Table:
-    """The traces of a part, replaced and supplemented by ``updates``; with their row numbers.
-
-    ``old``: the part. ``start``: its first row. ``sample``: the name of the sample column. A trace
-    in ``updates`` replaces the one with the same row and sample.
-    """
-    numbers = row_numbers(old[sample].to_numpy(), start)
-    old = old.append_column(ROW_COLUMN, pa.array(numbers, pa.int64()))
-    both = pa.concat_tables([conform(updates, old.schema), old])
-    order = pc.sort_indices(both, [(ROW_COLUMN, "ascending"), (sample, "ascending")])
-    keys = list(zip(both[ROW_COLUMN].to_pylist(), both[sample].to_pylist(), strict=True))
-    # The sort may swap equal keys; the lower index is the newer trace.
-    newest: dict[tuple[int, int], int] = {}
-    for i in order.to_pylist():
-        newest[keys[i]] = min(i, newest.get(keys[i], i))
-    return both.take(list(newest.values()))
-
-
 def write_part(
-    tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, Any]
-) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a part's Parquet file, and the counts of its traces.
+    file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a part to ``file``, as Parquet; returns the counts of its traces.
 
     ``tables``: whole rows in order, with their row numbers. ``metadata``: for the footer, which
-    also gets the counts under ``summary``.
+    also gets the counts under ``summary``. One row group is in memory at a time.
     """
-    sink, summary = BytesIO(), PartSummary(metadata["columns"])
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+    summary = PartSummary(metadata["columns"])
+    with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for group in _groups(tables):
             table = conform(_with_votes(group, metadata), schema)
             writer.write_table(table)
@@ -112,7 +65,7 @@ def write_part(
         writer.add_key_value_metadata(
             {METADATA_KEY.decode(): json.dumps({**metadata, "summary": summary.counts})}
         )
-    return sink.getvalue(), summary.counts
+    return summary.counts
 
 
 def part_metadata(store: Storage, name: str) -> dict[str, Any]:
@@ -128,6 +81,11 @@ def part_metadata(store: Storage, name: str) -> dict[str, Any]:
         )
     metadata: dict[str, Any] = json.loads(entries[METADATA_KEY])
     return metadata
+
+
+def holds_pass(metadata: Mapping[str, Any], number: int) -> bool:
+    """Whether the part with this footer has the traces of the retry or top-up ``number``."""
+    return any(run_pass["number"] == number for run_pass in metadata.get("passes", ()))
 
 
 def read_footers(store: Storage, names: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -198,10 +156,10 @@ def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Gather small tables into larger ones, one per row group."""
+    """Gather small tables into larger ones, and split larger ones, for one row group each."""
     group: list[pa.Table] = []
     rows = size = 0
-    for table in tables:
+    for table in chain.from_iterable(map(_pieces, tables)):
         group.append(table)
         rows, size = rows + table.num_rows, size + table.nbytes
         if rows >= GROUP_ROWS or size >= GROUP_BYTES:
@@ -209,3 +167,16 @@ def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             group, rows, size = [], 0, 0
     if group:
         yield pa.concat_tables(group, promote_options="permissive")
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """``table`` in pieces of whole rows, of about `GROUP_BYTES` if rows are smaller than that."""
+    count = -(-table.nbytes // GROUP_BYTES)
+    if count <= 1:
+        yield table
+        return
+    begins = np.flatnonzero(np.diff(table[ROW_COLUMN].to_numpy(), prepend=-1))
+    ends = [table.num_rows * i // count for i in range(1, count)]
+    cuts = [0, *begins[np.searchsorted(begins, ends, side="right") - 1].tolist(), table.num_rows]
+    for begin, end in pairwise(sorted(set(cuts))):
+        yield table.slice(begin, end - begin)

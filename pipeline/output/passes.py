@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputError
 from pipeline.output.layout import OutputListing
 from pipeline.output.ledger import AGREE, SAMPLES, Ledger, differences
-from pipeline.output.parts import part_metadata
-from pipeline.planning import Part, Pass, Picks, Plan, Range, gaps, make_plan
+from pipeline.output.parts import holds_pass, part_metadata, read_footers
+from pipeline.planning import Part, PartRef, Pass, Picks, Plan, Range, gaps, make_plan
 from pipeline.reasoning.think_format import State
 from pipeline.schema import row_numbers
 from pipeline.storage import map_in_threads
@@ -37,6 +37,20 @@ def plan_pass(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> Plan:
         choices = map_in_threads(lambda part: _traces_to_retry(ledger, part, run_pass), unfinished)
         picks = {part.name: rows for part, rows in zip(unfinished, choices, strict=True) if rows}
     return make_plan(covered, pass_finished, listing.durable_ranges(run_pass.number), picks)
+
+
+def recover_marks(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> None:
+    """Mark the parts that hold the traces of a retry or top-up, but were not marked as finished.
+
+    A part and its mark are two writes, and a driver can die between them.
+    """
+    listing = ledger.listing()
+    unmarked = listing.finished_parts() - listing.finished_parts(run_pass.number)
+    refs = [PartRef.of(part) for part in parts if part.name in unmarked]
+    footers = read_footers(ledger.store, [ref.name for ref in refs])
+    for ref, footer in zip(refs, footers, strict=True):
+        if holds_pass(footer, run_pass.number):
+            ledger.finish(ref, run_pass.number)
 
 
 def durable_ranges(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> list[Range]:

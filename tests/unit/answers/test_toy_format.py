@@ -62,8 +62,9 @@ def test_a_finished_part_has_what_it_parsed_compared_and_voted() -> None:
     fields = pa.schema([*PROMPTS, *TRACE_FIELDS, pa.field(ROW_COLUMN, pa.int64())])
     block = compared(pa.Table.from_pylist(rows, fields), config.answer, names)
     metadata = {"columns": names, "settings": run_settings(config, PromptColumns("prompt"), "")}
-    data, summary = write_part([block], output_schema(PROMPTS, {}, raw_text=False), metadata)
-    part = pq.read_table(BytesIO(data))
+    data = BytesIO()
+    summary = write_part(data, [block], output_schema(PROMPTS, {}, raw_text=False), metadata)
+    part = pq.read_table(data)
     assert part["parsed"].to_pylist() == ["042", "42", "3", None, "8", "9", "10"]
     assert part["correct"].to_pylist() == [True, True, False, False, False, False, False]
     assert part["vote"].to_pylist() == ["042"] * 4 + ["8"] * 3

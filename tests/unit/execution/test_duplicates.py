@@ -16,7 +16,8 @@ from pipeline.execution.copies import Copies, RowIndex, fill
 from pipeline.execution.duplicates import find_copies, hash_rows
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.output import passes
-from pipeline.output.parts import interleaved, part_metadata
+from pipeline.output.merge import interleaved
+from pipeline.output.parts import part_metadata
 from pipeline.planning import PartRef, Pass, Range, Shard, split_parts
 from pipeline.schema import ORIGIN_FIELDS, ROW_COLUMN
 from tests.conftest import MakeConfig
