@@ -37,6 +37,12 @@ def group_of(path: Path) -> str:
     return "vllm" if folder == "e2e" and path.stem in REAL_ENGINE else folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many scenarios of the ledger model run, and from which seed on."""
+    parser.addoption("--scenarios", type=int, default=200, help="of the ledger model")
+    parser.addoption("--first-scenario", type=int, default=1, help="the seed of the first one")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Divide the tests among the processes of pytest-xdist, if there are any."""

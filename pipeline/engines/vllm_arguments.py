@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ GPU_SHARE = 0.92
 OVERHEAD_BYTES = 3 * 2**30
 
 
+@cache
 def engine_arg_names() -> frozenset[str] | None:
     """The fields of vLLM's ``AsyncEngineArgs``; None where vLLM is not installed."""
     spec = find_spec("vllm")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -50,10 +51,13 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
 
 def software_versions(engine_packages: Iterable[str] = ()) -> dict[str, str]:
     """The installed versions of the packages that made the rows."""
-    versions = {}
-    for package in dict.fromkeys((*PACKAGES, *engine_packages)):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    packages = dict.fromkeys((*PACKAGES, *engine_packages))
+    return {package: v for package in packages if (v := _installed_version(package))}
+
+
+@cache
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
