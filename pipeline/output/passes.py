@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputError
 from pipeline.output.layout import OutputListing
 from pipeline.output.ledger import AGREE, SAMPLES, Ledger, differences
+from pipeline.output.merge import fragment_tables
 from pipeline.output.parts import holds_pass, part_metadata, read_footers
 from pipeline.planning import Part, PartRef, Pass, Picks, Plan, Range, gaps, make_plan
 from pipeline.reasoning.think_format import State
-from pipeline.schema import row_numbers
+from pipeline.schema import ROW_COLUMN, row_numbers
 from pipeline.storage import map_in_threads
 
 PICKED_BY = ("sample", "attempt", "state", "think_foreign", "answer_foreign")
@@ -67,7 +68,7 @@ def durable_ranges(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> lis
         if run_pass.is_retry and part.name in finished:
             picks = _retried_traces(ledger, part, run_pass)
         elif run_pass.is_retry:
-            picks = _traces_to_retry(ledger, part, run_pass)
+            picks = _traces_in_fragments(ledger, part, run_pass)
         whole, open_ranges = Range(part, start, stop, picks), gaps(start, stop, ranges)
         pieces = (whole.clip(*piece) for piece in gaps(start, stop, open_ranges))
         durable += [piece for piece in pieces if piece.rows]
@@ -185,6 +186,20 @@ def _retried_traces(ledger: Ledger, part: Part, run_pass: Pass) -> Picks:
     """The traces that the retry ``run_pass`` has made in a part that has finished it."""
     columns = part_metadata(ledger.store, part.name)["columns"]
     return _pick(ledger, part, columns, lambda attempt, _, __: attempt == run_pass.number)
+
+
+def _traces_in_fragments(ledger: Ledger, part: Part, run_pass: Pass) -> Picks:
+    """The traces that the retry ``run_pass`` has made in a part that has not finished it.
+
+    Not those that it would select now: a top-up may have added some to the rows between them.
+    """
+    sample = part_metadata(ledger.store, part.name)["columns"]["sample"]
+    picks: dict[int, list[int]] = {}
+    fragments = ledger.fragments(PartRef.of(part), run_pass.number)
+    for table in fragment_tables(fragments, part.start, ledger.store.read_all):
+        for row, number in zip(*(table[n].to_pylist() for n in (ROW_COLUMN, sample)), strict=True):
+            picks.setdefault(row, []).append(number)
+    return tuple((row, tuple(samples)) for row, samples in picks.items())
 
 
 def _pick(
