@@ -283,19 +283,19 @@ class Storage:
             if over == ANY_VERSION:
                 self.fs.put_file(file.name, self.path(name))
             elif hasattr(self.fs, "call_s3") and file.tell() <= LARGEST_PUT:
-                self._put_over(name, file, over)
+                self._put_over(name, file.name, over)
             elif self.version(name) != over:
                 raise FileChangedError(name)
             else:
                 self.fs.put_file(file.name, self.path(name))
 
-    def _put_over(self, name: str, file: IO[bytes], over: str | None) -> None:
-        """Put ``file`` on S3 if ``name`` still has the version ``over``."""
+    def _put_over(self, name: str, local: str, over: str | None) -> None:
+        """Put the file ``local`` on S3 if ``name`` still has the version ``over``."""
         bucket, key, _ = self.fs.split_path(self.path(name))
         condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{over}"'}
-        file.seek(0)
         try:
-            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=file, **condition)
+            with Path(local).open("rb") as body:
+                self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **condition)
         except FileNotFoundError:  # If-Match of a file that was removed
             raise FileChangedError(name) from None
         except OSError as error:

@@ -206,10 +206,12 @@ class Ledger:
             for entries in listing.journal.get(number, {}).values()
             for entry in entries
         ]
-        for number in listing.closed & listing.done.keys():
-            names += [info.name for info in self.store.files(pass_name(number))]
+        folders = {name.rpartition("/")[0] for name in names}
+        for folder in map(pass_name, listing.closed & listing.done.keys()):
+            names += [info.name for info in self.store.files(folder)]
+            folders.add(folder)
         self.store.delete(names)
-        for folder in {name.rpartition("/")[0] for name in names}:
+        for folder in folders:
             self.store.prune(folder)
 
     def fragments(self, part: PartRef, pass_number: int) -> list[JournalEntry]:

@@ -161,7 +161,9 @@ class Scenario:
         error = process.error
         outcome = "paused" if process.is_paused else "done" if error is None else repr(error)
         self.steps.append(Step(command, outcome))
-        assert self._is_expected(error, may_fail), f"{command}: {error!r}"
+        # A process that wakes may find its fragments gone: nobody waits for it any more.
+        is_late = command == "wake" and isinstance(error, OutputError)
+        assert is_late or self._is_expected(error, may_fail), f"{command}: {error!r}"
         retries = command == "wake" or "retry" in command or bool(others)
         for key, old in before.items():
             new = self._durable().get(key)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import FileChangedError, StorageError
 from pipeline.storage import REQUESTS_AT_ONCE, Storage, check_reachable, map_in_threads
 from tests.s3 import S3Server
 
@@ -72,6 +72,38 @@ def test_one_of_concurrent_creators_wins(store: Storage) -> None:
     assert sum(won) == 1
     assert store.read("lease") == str(won.index(True)).encode()
     assert not store.create("lease", b"late")
+
+
+@pytest.mark.parametrize("size", [3, 6 * 2**20], ids=["small", "large"])
+def test_a_file_is_replaced_in_the_version_that_was_read_only(store: Storage, size: int) -> None:
+    assert store.version("a") is None
+    with store.writing("a", over=None) as file:
+        file.write(b"1" * size)
+    first = store.version("a")
+    for stale in (None, "other"):
+        with pytest.raises(FileChangedError), store.writing("a", over=stale) as file:
+            file.write(b"no")
+    with store.writing("a", over=first) as file:
+        file.write(b"2" * size)
+    assert store.version("a") != first
+    with pytest.raises(FileChangedError), store.writing("a", over=first) as file:
+        file.write(b"no")
+    with pytest.raises(FileChangedError), store.writing("removed", over=first) as file:
+        file.write(b"no")
+    assert store.read("a") == b"2" * size
+    assert names(store) == ["a"]
+
+
+def test_a_store_without_conditional_puts_compares_before_it_writes() -> None:
+    store = Storage("memory://conditional")
+    with store.writing("a", over=None) as file:
+        file.write(b"1")
+    first = store.version("a")
+    with pytest.raises(FileChangedError), store.writing("a", over=None) as file:
+        file.write(b"no")
+    with store.writing("a", over=first) as file:
+        file.write(b"2")
+    assert store.read("a") == b"2"
 
 
 def test_glob_matches_files_below_the_root(store: Storage) -> None:
