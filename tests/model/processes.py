@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import pytest
@@ -33,7 +34,7 @@ class Fault:
 class Process(threading.Thread):
     """One process; ``error``: what its ``body`` raised."""
 
-    def __init__(self, body: Callable[[], None], fault: Fault | None = None) -> None:
+    def __init__(self, body: Callable[[], object], fault: Fault | None = None) -> None:
         super().__init__(daemon=True)
         self._body, self.fault = body, fault
         self.writes = 0
@@ -101,7 +102,7 @@ def make_writes_faulty(patch: pytest.MonkeyPatch) -> None:
 
     def faulty_delete(store: Storage, names: list[str]) -> None:
         for name in names:
-            written(lambda name=name: delete(store, [name]))
+            written(partial(delete, store, [name]))
 
     patch.setattr(Storage, "put", lambda *given: written(lambda: put(*given)))
     patch.setattr(Storage, "create", lambda *given: written(lambda: create(*given)))

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.local_disk import ANY_VERSION
 from pipeline.output.layout import MANIFEST, SHARDS, done_name
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.planning import PartRef, Pass, Shard
 from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
-from pipeline.storage import ANY_VERSION, Storage
+from pipeline.storage import Storage
 from tests.s3 import S3Server
 
 SCHEMA = output_schema(pa.schema([("id", pa.int64())]), {}, raw_text=False)
@@ -281,25 +282,25 @@ def test_a_committer_that_was_frozen_does_not_put_an_old_part_back(
     rows = [*range(100, 110)]
     first, second, third = (Pass(number, 0, 1, ("looped",)) for number in (1, 2, 3))
     for url in (ledger.store.url, f"s3://frozen/{tmp_path.name}"):
-        heir, frozen = Ledger(Storage(url)), Ledger(FrozenStorage(url))
+        heir, store = Ledger(Storage(url)), FrozenStorage(url)
         for run_pass, next_pass in ((RUN, first), (second, third)):
             if not run_pass.number:
                 heir.write_block(block(rows))
             else:
                 heir.write_block(retried(rows, run_pass.number), run_pass.number)
-            frozen.store.frozen.clear()
-            frozen.store.thaw.clear()
+            store.frozen.clear()
+            store.thaw.clear()
             sleeper = threading.Thread(
-                target=frozen.commit, args=(PART, run_pass, SCHEMA, METADATA)
+                target=Ledger(store).commit, args=(PART, run_pass, SCHEMA, METADATA)
             )
             sleeper.start()
-            assert frozen.store.frozen.wait(60)
+            assert store.frozen.wait(60)
             assert heir.commit(PART, run_pass, SCHEMA, METADATA)
             heir.write_block(retried(rows, next_pass.number), next_pass.number)
             assert heir.commit(PART, next_pass, SCHEMA, METADATA)
             heir.open_pass(next_pass)
             heir.close_pass(next_pass)
-            frozen.store.thaw.set()
+            store.thaw.set()
             sleeper.join(60)
             with heir.store.open(PART.name) as file:
                 assert set(pq.read_table(file)["think"].to_pylist()) == {
