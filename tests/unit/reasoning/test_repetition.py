@@ -9,13 +9,18 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.reasoning.repetition import CHECK_TOKENS, EXACT_TOKENS, RepetitionDetector
+from pipeline.reasoning.repetition import (
+    CHECK_TOKENS,
+    LOOP_NGRAMS,
+    NGRAM_TOKENS,
+    RepetitionDetector,
+)
 
 Make = Callable[[random.Random], Iterator[str]]
-TOKENS = 8192
+TOKENS = 12_288
 WORDS = (
     "sum root angle prime even odd vector limit proof case value factor graph edge term power "
     "square circle point line bound total digit number series matrix row column area length"
@@ -59,6 +64,7 @@ LOOPS: dict[str, Make] = {
     ),
     "a few paragraphs in random order": random_order,
     "ten paragraphs in a cycle": long_cycle,
+    "a page": lambda rng: repeated("".join(paragraph(rng, 6) for _ in range(18))),
     "the same digits": lambda _: repeated("142857"),
 }  # fmt: skip
 
@@ -130,11 +136,44 @@ def verified(rng: random.Random) -> Iterator[str]:
         yield from (whole, "Let me double check that.\n", whole, "Once more.\n", whole)
 
 
+def growing_list(rng: random.Random, arrow: str) -> Iterator[str]:
+    """Each line is the one before with one more name in front, up to 600 characters."""
+    names = [f"{a}{b}".capitalize() for a in WORDS for b in WORDS]
+    rng.shuffle(names)
+    line = names.pop()
+    while names:
+        name = names.pop()
+        line = f"{name} {arrow} {line}"
+        yield f"{name} is above. So {line}.\n\n"
+        if len(line) > 600:
+            line = names.pop()
+
+
+def verdicts(rng: random.Random, line: str) -> Iterator[str]:
+    for i in range(101, 10**6):
+        yield line.format(i, rng.choice(("prime", "composite", "composite too")))
+
+
+def copied(rng: random.Random) -> Iterator[str]:
+    """A long program, drafted, written again and given as the answer; rows of zeros inside."""
+    lines = [f"{rng.choice(WORDS)}_{i} = {rng.choice(WORDS)}({i}, {i * i})\n" for i in range(90)]
+    program = "".join(lines[:45]) + "data = [" + "0, " * 120 + "]\n" + "".join(lines[45:])
+    while True:
+        yield from (paragraph(rng, 40), program, paragraph(rng, 12), program, paragraph(rng, 12))
+        yield from (program, paragraph(rng, 80))
+        program = program.replace("data", rng.choice(WORDS))
+
+
 OTHERS: dict[str, Make] = {
     "prose": lambda rng: iter(lambda: paragraph(rng, 5), None), "candidates checked": numbers,
     "a table": table, "a long sum": long_sum, "code": code, "a truth table": truth_table,
     "dots and rules": dots, "matrices of zeros": matrices, "cases": cases,
     "a song with a refrain": refrain, "JSON lines": json_lines, "solutions checked": verified,
+    "a program written three times": copied,
+    "a growing list": lambda rng: growing_list(rng, "→ ... →"),
+    "a growing list of arrows": lambda rng: growing_list(rng, "->"),
+    "short verdicts": lambda rng: verdicts(rng, "{}: {}.\n"),
+    "short verdicts on lines of their own": lambda rng: verdicts(rng, "{}\n{}\n"),
     "binary numbers": lambda _: (f"{i:012b}\n" for i in range(10**6)),
     "random digits": lambda rng: iter(lambda: str(rng.randrange(10**9)), None),
 }  # fmt: skip
@@ -174,21 +213,50 @@ def test_text_that_merely_repeats_is_no_loop(kind: str) -> None:
     assert [tokens_to_detection(OTHERS[kind], seed) for seed in range(5)] == [None] * 5
 
 
-@given(st.integers(1, 1000), st.integers(1, 97), st.integers(0, 2**32))
-def test_every_exact_loop_is_detected_whatever_the_size_of_reports(
-    period: int, piece: int, seed: int
+def feed(detector: RepetitionDetector, tokens: list[int], piece: int) -> bool:
+    return any(detector.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
+
+
+def one_character_each(token_ids: list[int]) -> str:
+    return "".join(chr(0x4E00 + i % 20_000) for i in token_ids)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 8000), st.integers(0, 4000), st.integers(1, 97), st.integers(0, 2**32))
+def test_every_exact_loop_is_detected_in_its_fourth_round(
+    period: int, before: int, piece: int, seed: int
 ) -> None:
     rng = random.Random(seed)
     pattern = [rng.randrange(150_000) for _ in range(period)]
-    detector = RepetitionDetector(lambda ids: "".join(chr(0x4E00 + i % 20_000) for i in ids))
-    tokens = pattern * ((max(EXACT_TOKENS, 4 * period) + CHECK_TOKENS + piece + 16) // period + 2)
-    assert any(detector.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
+    tokens = [rng.randrange(150_000) for _ in range(before)]
+    repeats = max(period * 33 // 10, LOOP_NGRAMS) + NGRAM_TOKENS + 3 * CHECK_TOKENS
+    tokens += (pattern * (repeats // period + 1))[:repeats]
+    assert feed(RepetitionDetector(one_character_each), tokens, piece)
+
+
+@settings(max_examples=40)
+@given(st.integers(1100, 8000), st.integers(1, 97), st.integers(0, 2**32))
+def test_two_rounds_are_no_loop(period: int, piece: int, seed: int) -> None:
+    """A text that is written again, such as a draft in the answer."""
+    rng = random.Random(seed)
+    pattern = [rng.randrange(150_000) for _ in range(period)]
+    after = [rng.randrange(150_000) for _ in range(600)]
+    assert not feed(RepetitionDetector(one_character_each), pattern * 2 + after, piece)
+
+
+@pytest.mark.parametrize("kind", ["a page", "ten paragraphs in a cycle", "a growing list"])
+def test_the_size_of_reports_changes_nothing(kind: str) -> None:
+    """A trace that another engine continues gives all its tokens at once."""
+    make = {**LOOPS, **OTHERS}[kind]
+    whole = tokens_to_detection(make, 0, piece=4096)
+    pieces = tokens_to_detection(make, 0, piece=1)
+    assert whole == (pieces and -(-pieces // 4096) * 4096)
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=3000, unique=True), st.integers(1, 97))
 def test_tokens_that_never_repeat_are_no_loop(tokens: list[int], piece: int) -> None:
     detector = RepetitionDetector(lambda ids: "".join(f"{i} " for i in ids))
-    assert not any(detector.add(tokens[i : i + piece]) for i in range(0, len(tokens), piece))
+    assert not feed(detector, tokens, piece)
 
 
 if __name__ == "__main__":
