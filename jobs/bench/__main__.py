@@ -5,7 +5,18 @@ import os
 from pathlib import Path
 
 import jobs.bench
-from jobs.bench import engines, estimates, kv_cache, overhead, queues, scale, slots, start, tails
+from jobs.bench import (
+    engines,
+    estimates,
+    kv_cache,
+    loops,
+    overhead,
+    queues,
+    scale,
+    slots,
+    start,
+    tails,
+)
 from pipeline.console import exit_with
 
 
@@ -66,6 +77,11 @@ def main() -> None:
 
     sub = commands.add_parser("estimates", help="estimates of pilots beside what the runs took")
     sub.set_defaults(main=estimates.main)
+
+    sub = commands.add_parser("loops", help="what the loop detector finds in traces at hand")
+    sub.add_argument("traces", help="the output of a run, or JSON lines with text and ended")
+    sub.add_argument("--tokenizer", default="Qwen/QwQ-32B", help="of this model")
+    sub.set_defaults(main=loops.main)
 
     sub = commands.add_parser("scale", help="planning and resuming ten million rows")
     sub.add_argument("--at", help="folder or URL for the data; default: below --out")

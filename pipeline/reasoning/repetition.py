@@ -59,7 +59,8 @@ class RepetitionDetector:
         checks = [self._unchecked[at : at + CHECK_TOKENS] for at in range(0, end, CHECK_TOKENS)]
         del self._unchecked[:end]
         # All tokens have to be counted, also those after a loop.
-        return any([self._passages.loop(ids) | self._sentences.loop(ids) for ids in checks])
+        loops = [self._passages.loop(ids) | self._sentences.loop(ids) for ids in checks]
+        return any(loops)
 
 
 class _Passages:
@@ -123,7 +124,8 @@ class _Sentences:
         *sentences, start = _SENTENCE_END.split(text)
         self._sentence_start = start[-MAX_SENTENCE_CHARACTERS:]
         # All sentences have to be counted, also those after a loop.
-        return any([self._loops_with(whole) for whole in self._with_numbers(sentences)])
+        loops = [self._loops_with(whole) for whole in self._with_numbers(sentences)]
+        return any(loops)
 
     def _with_numbers(self, sentences: list[str]) -> Iterator[str]:
         """Those with letters, each behind the text without letters that stood before it."""

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.bench.engines import Killed, Result, earlier, killed_table, table
+from jobs.bench.loops import Result as Loop
+from jobs.bench.loops import circling_tokens, traces
+from jobs.bench.loops import table as loop_table
 from jobs.bench.queues import Way, draw, efficiency
 from jobs.bench.tails import SLOTS, elapsed
 
@@ -46,3 +49,34 @@ def test_time_begins_when_slots_are_filled(tmp_path: Path) -> None:
     lines = [json.dumps({"id": name, "begun": begun, "at": at}) for name, begun, at in steps]
     log.write_text("\n".join(lines))
     assert elapsed(log, slots=2) == (8, 4 + 6 + 4)
+
+
+def test_what_circles_is_counted_from_where_it_begins() -> None:
+    new = list(range(5000))
+    assert circling_tokens(new) == 0
+    assert circling_tokens(new + new[:700]) == 0
+    # A window may have 30 % that is new, and 11 tokens of the first passage.
+    assert circling_tokens([*new, *new[:3000]]) == 3000 + 1024 * 3 // 10 - 11
+    assert circling_tokens([*new[:100] * 30, *range(5000, 7000)]) == 0
+    assert circling_tokens([]) == 0
+
+
+def test_loops_that_were_found_and_traces_that_would_have_been_stopped_are_counted() -> None:
+    results = [
+        Loop(False, 9000, 5000, 5500, 0.01),
+        Loop(False, 4000, 1500, None, 0.01),
+        Loop(False, 4000, 0, None, 0.01),
+        Loop(True, 3000, 0, 2500, 0.01),
+        Loop(True, 3000, 0, None, 0.01),
+    ]
+    lines = loop_table(results).splitlines()
+    assert lines[2] == "| cut off, circling for 4,096 tokens or more | 1 | 1 | 100.00% | 1,500 |"
+    assert lines[3] == "| cut off, circling for 1,024 tokens or more | 2 | 1 | 50.00% | 1,500 |"
+    assert lines[4] == "| cut off otherwise | 1 | 0 | 0.00% | – |"
+    assert lines[5] == "| ended by themselves | 2 | 1 | 50.00% | – |"
+
+
+def test_traces_of_other_programs_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    path.write_text('{"text": "a", "ended": true}\n{"text": "b", "ended": false}\n')
+    assert list(traces(str(path))) == [("a", True), ("b", False)]
