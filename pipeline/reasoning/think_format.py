@@ -6,6 +6,7 @@ for QwQ loses answers that merely mention ``<think>``.
 
 import re
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,8 +18,10 @@ class ThinkFormat:
 
     ``open``: starts the thinking, in the prompt or in the output. ``close``: ends it.
     ``close_pattern``: a regular expression for families that end it in several ways (``^`` and
-    ``$`` match at line ends); its last match divides. ``answer_open`` and ``answer_close``: around
-    the answer. With all of them None, the model does not think.
+    ``$`` match at line ends); its last match divides. Without a match, an answer in tags of its own
+    at the end of the text does, as in ``<answer>42</answer>``, because prompts ask for that.
+    ``answer_open`` and ``answer_close``: around the answer. With all of them None, the model does
+    not think.
     """
 
     open: str | None = None
@@ -45,8 +48,11 @@ class ThinkFormat:
     def find_close(self, text: str) -> tuple[int, int] | None:
         """Start and end of the marker that divides ``text``; None if there is none."""
         if self.close_pattern is not None:
-            matches = list(re.finditer(self.close_pattern, text, re.MULTILINE))
-            return matches[-1].span() if matches else None
+            matches = deque(re.finditer(self.close_pattern, text, re.MULTILINE), maxlen=1)
+            if matches:
+                return matches[0].span()
+            tagged = _TAGGED_ANSWER.search(text)
+            return None if tagged is None else (tagged.start(), tagged.start())
         if self.close is None or self.close not in text:
             return None
         start = text.index(self.close)
@@ -59,17 +65,28 @@ class ThinkFormat:
 
 
 THINK_TAGS = ThinkFormat("<think>", "</think>")
-# QwQ-32B-Preview and similar models write a heading above the answer. "Final Answer" and "Final
-# Solution" count as a heading, in bold or plain, alone on a line or with a colon and the answer
-# after it. "Answer" counts only as a heading or in bold, alone on its line. No match inside a
-# sentence.
+# QwQ-32B-Preview and similar models write a heading above the answer, alone on a line, or with a
+# colon or in bold and the answer behind it. Plain text counts as a heading only with "final".
+# Nothing counts inside a sentence: "**Final Answer** is", "**Answer:** 3?". A line that is bold
+# from heading to answer stays whole, with the answer.
+_FINAL = "(?:(?i:final (?:answer|solution)s?)|最[終终后後](?:答案|解答))"
+_ANSWER = "(?:(?i:answers?)|答案|解答)"
+_MARK = r"(?:#{1,6} ?\*{0,2}|\*\*)"
+_COLON = r"(?:[:：]\*{0,2}|\*{0,2}[:：])"
+_ALONE = r"\*{0,2}(?=[ \t\r]*$)"
+_BOLD = r"\*\*(?![ \t]*[a-z是应應])"
+_QUESTION = r".*[?？]\*{0,2}[ \t\r]*$"
+_BOLD_LINE = rf"\*\*(?:{_FINAL}|{_ANSWER})[:：][^*\n]+\*\*[ \t\r]*$"
 HEADINGS = ThinkFormat(
     close="**Final Answer**",
     close_pattern=(
-        r"^ {0,3}(?:(?:#{1,6} ?)?\*{0,2}[Ff]inal (?:[Aa]nswer|[Ss]olution)"
-        r"(?::\*{0,2}|\*{0,2}:|\*{0,2}(?=[ \t\r]*$))"
-        r"|(?:#{1,6} ?\*{0,2}|\*\*)Answer(?::?\*{0,2}|\*{0,2}:)(?=[ \t\r]*$))[ \t\r]*"
+        rf"^ {{0,3}}(?:(?={_BOLD_LINE})(?!{_QUESTION})|(?!{_BOLD_LINE})(?:"
+        rf"{_MARK}?{_FINAL}(?:{_COLON}|{_ALONE})|\*\*{_FINAL}{_BOLD}"
+        rf"|{_MARK}{_ANSWER}(?:{_COLON}|{_ALONE}|{_BOLD})(?!{_QUESTION}))[ \t\r]*)"
     ),
+)
+_TAGGED_ANSWER = re.compile(
+    r"<((?:final[ _-]?)?(?:answer|solution|result|choice))>[^<>]*</\1>[\s.。]*\Z", re.IGNORECASE
 )
 
 
@@ -106,8 +123,9 @@ def split(text: str, think_format: ThinkFormat, ended: bool = True, opened: bool
     thinking.
 
     The first closing tag divides. With a ``close_pattern`` the last heading divides, even if
-    nothing follows it. Without either, the text is all thinking if thinking was opened or the text
-    was cut off, and all answer otherwise. An opening tag at the start of the output is dropped.
+    nothing follows it, else the tags of an answer. Without any, the text is all thinking if
+    thinking was opened or the text was cut off, and all answer otherwise. An opening tag at the
+    start of the output is dropped.
     """
     close = think_format.find_close(text)
     start, end = close or (len(text), len(text))

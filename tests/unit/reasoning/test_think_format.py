@@ -23,6 +23,7 @@ SOLUTION = ThinkFormat(
 NONE = ThinkFormat()
 FORMATS = [THINK_TAGS, HEADINGS, SOLUTION, NONE]
 PIECES = ["<think>", "</think>", "\n", "\n\n", " ", "A", "ans", "**Final Answer**", "<", ">"]
+PIECES += ["**最终答案**", "**Answer: C**", "<answer>", "</answer>", "?"]
 PIECES += ["### Final Answer", "**Answer:**", "Final Answer:", "**", ":", "#", "\r", *SOLUTION.tags]
 TEXTS = st.lists(st.sampled_from(PIECES)).map("".join) | st.text()
 
@@ -78,7 +79,8 @@ def test_preview_output(
         "**Final Answer**", "**Final Answer:**", "**Final Answer**:", "**Final answer**", "Final Answer",
         "**Final Solution**", "**Answer**", "**Answer:**", "### Final Answer", "# Final Answer:",
         "### **Final Answer**", "Final Answer:", "  Final answer: ", "**Final Answer** ", "## Answer",
-        "**Final Answer**\r",
+        "**Final Answer**\r", "**FINAL ANSWER**", "**Final Answers**", "Final Answers:", "## ANSWER",
+        "**最终答案**", "**答案**", "**最终解答**", "**最终答案：**", "### 最终答案", "最终答案：", "**最終答案**",
     ],
 )  # fmt: skip
 def test_heading_divides(heading: str) -> None:
@@ -87,11 +89,56 @@ def test_heading_divides(heading: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("**Final Answer** \\boxed{5}", "\\boxed{5}"), ("**Answer:** 42", "42"), ("**Answer**: F", "F"),
+        ("**最终答案** \\boxed{5}", "\\boxed{5}"), ("**答案：** 42", "42"), ("最终答案：42", "42"),
+        ("**Answer** 42", "42"), ("**Final Answer:** Why?", "Why?"), ("### Answer: 42", "42"),
+        ("**Answer: C**", "**Answer: C**"), ("**Final Answer: 3**", "**Final Answer: 3**"),
+    ],
+)  # fmt: skip
+def test_heading_with_the_answer_behind_it_divides(line: str, answer: str) -> None:
+    parts = split(f"A\n\n{line}\n", HEADINGS)
+    assert (parts.think, parts.answer) == ("A", answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "think", "answer"),
+    [
+        ("A, so the answer is <ANSWER>5</ANSWER>.", "A, so the answer is ", "<ANSWER>5</ANSWER>."),
+        ("A\n\n<final_answer>\n5\n</final_answer>\n", "A", "<final_answer>\n5\n</final_answer>"),
+        ("A <answer>4</answer>? No.\n<answer>5</answer>", "A <answer>4</answer>? No.", "<answer>5</answer>"),
+        ("A\n**Final Answer**\nB\n<answer>5</answer>", "A", "B\n<answer>5</answer>"),
+        ("A <answer>4</answer>\n**Final Answer**\n5", "A <answer>4</answer>", "5"),
+        ("I use <answer> tags, so <answer>5</answer> is right.", None, None),
+        ("A\n<p>a page</p>", None, None),
+        ("A\n<answer>5", None, None),
+    ],
+)  # fmt: skip
+def test_an_answer_in_tags_of_its_own_divides_at_the_end(
+    text: str, think: str | None, answer: str | None
+) -> None:
+    parts = split(text, HEADINGS)
+    assert (parts.think, parts.answer) == (think, text if answer is None else answer)
+
+
+@pytest.mark.parametrize("unit", ["**Final Answer", "**Answer: ", "**Answer:** x?\n", "* ", "?", " ", "#",
+                                  "<answer>", "<answer>x</answer> ", "最终答案：", "</think>", "\n"])  # fmt: skip
+@pytest.mark.parametrize("before", ["", "**Answer:", "<answer>"])
+def test_a_megabyte_of_marks_is_split_in_linear_time(unit: str, before: str) -> None:
+    """A quadratic pattern takes minutes here, which the hang guard ends."""
+    text = before + unit * (10**6 // len(unit)) + "x"
+    for think_format in (HEADINGS, THINK_TAGS):
+        split(text, think_format)
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "So the **Final Answer** is 3", "**Final Answer** is 3?", "Final answer is 3", "Answer: 3?",
-        "I'd write Final Answer: 3", "**Answer:** 3?", "Answer", "Final Answers:", "The final answer:",
-        "#### The Final Answer", "    Final Answer: in code",
+        "I'd write Final Answer: 3", "**Answer:** 3?", "Answer", "The final answer:",
+        "#### The Final Answer", "    Final Answer: in code", "**Answer: is it 3?**", "Answer: 3",
+        "**最终答案**是 3", "答案：3", "因此答案是 3。",
     ],
 )  # fmt: skip
 def test_heading_words_inside_a_sentence_do_not_divide(line: str) -> None:
@@ -155,7 +202,8 @@ def test_only_markers_and_line_breaks_are_dropped(
 def test_no_heading_is_left_after_the_one_that_divides(text: str) -> None:
     parts = split(text, HEADINGS)
     if parts.think is not None:
-        assert HEADINGS.find_close("A" + text[parts.think_end :]) is None
+        close = HEADINGS.find_close("A" + text[parts.think_end :])
+        assert close is None or close == (1, 1)  # the tags of an answer, which belong to it
 
 
 @given(st.lists(st.integers(1, 5), min_size=1), st.data())
