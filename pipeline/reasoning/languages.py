@@ -6,26 +6,29 @@ names use them in every language.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
-# Unicode ranges of the letters of widely used scripts.
-_SCRIPTS = {
-    "Han": r"\u2e80-\u2fdf\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
-    "Kana": r"\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f",
-    "Hangul": r"\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
-    "Cyrillic": r"\u0400-\u052f\u1c80-\u1c8f",
-    "Arabic": r"\u0620-\u064a\u066e-\u06d3\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc",
-    "Hebrew": r"\u05d0-\u05ea",
-    "Devanagari": r"\u0904-\u0939\u0958-\u0961",
-    "Bengali": r"\u0985-\u09b9",
-    "Tamil": r"\u0b85-\u0bb9",
-    "Thai": r"\u0e01-\u0e30\u0e40-\u0e46",
-    "Georgian": r"\u10a0-\u10ff",
-    "Armenian": r"\u0531-\u0556\u0561-\u0587",
-}
-_LETTERS = {name: re.compile(f"[{ranges}]") for name, ranges in _SCRIPTS.items()}
-_LISTED_LETTER = re.compile("[" + "".join(_SCRIPTS.values()) + "]")
-_WORD_LETTER = re.compile(r"[^\W\d_]")
+import regex
+
+# The scripts that Unicode recommends (UAX 31), by what is written together; all others are one.
+_SCRIPTS = (
+    "Arabic", "Armenian", "Bengali", "Cyrillic", "Devanagari", "Ethiopic", "Georgian", "Gujarati",
+    "Gurmukhi", "Han|Bopomofo", "Hangul", "Hebrew", "Hiragana|Katakana", "Kannada", "Khmer", "Lao",
+    "Malayalam", "Myanmar", "Oriya", "Sinhala", "Tamil", "Telugu", "Thaana", "Thai", "Tibetan",
+    "Latin|Greek|Common|Inherited",
+)  # fmt: skip
+# Where their letters stand in Unicode: not among Latin, Greek and symbols.
+_MAY_BE_FOREIGN = re.compile("[\u0400-\u1dff\u2c00-\U0010ffff]")
+_LETTER = regex.compile(r"\p{L}")
+_NEVER_FOREIGN = len(_SCRIPTS)
+_SCRIPT = regex.compile(
+    "|".join(
+        "(" + "|".join(rf"\p{{Script={name}}}" for name in names.split("|")) + ")"
+        for names in _SCRIPTS
+    )
+)
 
 
 def foreign_share(text: str | None, prompt: Callable[[], str]) -> float | None:
@@ -34,11 +37,27 @@ def foreign_share(text: str | None, prompt: Callable[[], str]) -> float | None:
     None if ``text`` has no letters. ``prompt`` returns the prompt's text; it is only called if
     ``text`` has letters of such scripts, because rendering all prompts again is slow.
     """
-    if not text or not _WORD_LETTER.search(text):
+    if not text or not _LETTER.search(text):
         return None
-    if not _LISTED_LETTER.search(text):
+    if not _MAY_BE_FOREIGN.search(text):
         return 0.0
-    prompt_text = prompt()
-    foreign = [letter for letter in _LETTERS.values() if not letter.search(prompt_text)]
-    letters = len(_WORD_LETTER.findall(text))
-    return min(1.0, sum(len(letter.findall(text)) for letter in foreign) / letters)
+    letters = _letters_by_script(text)
+    if not letters.keys() - {_NEVER_FOREIGN}:
+        return 0.0
+    known = {_NEVER_FOREIGN, *_letters_by_script(prompt())}
+    return sum(letters[script] for script in letters.keys() - known) / letters.total()
+
+
+def _letters_by_script(text: str) -> Counter[int]:
+    scripts = Counter[int]()
+    for character, count in Counter(text).items():
+        if character.isalpha():
+            scripts[_script(character)] += count
+    return scripts
+
+
+@cache
+def _script(letter: str) -> int:
+    """The number of a letter's script; 0 if it is none of `_SCRIPTS`."""
+    found = _SCRIPT.match(letter)
+    return 0 if found is None else int(found.lastindex)

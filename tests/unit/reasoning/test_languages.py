@@ -18,6 +18,14 @@ from pipeline.reasoning.languages import foreign_share
         ("Сумма равна α + β", "Чему равна сумма?", 0.0),
         ("안녕 hello", "say hello in Korean: 안", 0.0),
         ("12 + 7 = 19 …", "五加七", None),
+        ("ab ይህ", "What?", 2 / 4),  # Ethiopic
+        ("ab తట", "What?", 2 / 4),  # Telugu
+        ("ab မန", "What?", 2 / 4),  # Burmese
+        ("ab ქა", "Telugu: తట", 2 / 4),
+        ("ab ᏣᎳ", "What?", 2 / 4),  # Cherokee, of the scripts that are counted as one
+        ("ab タナ", "ひらがな", 0.0),
+        ("ab ﾊﾝ", "What?", 2 / 4),
+        ("𝑥² ∈ ℝ ª ﬁ Å ὰ", "What?", 0.0),
         ("", "x", None),
         (None, "x", None),
     ],
