@@ -17,6 +17,7 @@ from pipeline.reasoning.repetition import (
     LOOP_NGRAMS,
     NGRAM_TOKENS,
     RepetitionDetector,
+    _normalized,
 )
 
 Make = Callable[[random.Random], Iterator[str]]
@@ -257,6 +258,15 @@ def test_the_size_of_reports_changes_nothing(kind: str) -> None:
 def test_tokens_that_never_repeat_are_no_loop(tokens: list[int], piece: int) -> None:
     detector = RepetitionDetector(lambda ids: "".join(f"{i} " for i in ids))
     assert not feed(detector, tokens, piece)
+
+
+@pytest.mark.parametrize("unit", ["wait ", "hmm", "hold on, ", "... ", ".", " ", "\n", "1, "])
+@pytest.mark.parametrize("before", ["", "Wait, ", "Hmm... "])
+def test_a_megabyte_without_letters_or_sentences_takes_linear_time(unit: str, before: str) -> None:
+    """A quadratic pattern takes minutes here, which the hang guard ends."""
+    _normalized(before + unit * (10**6 // len(unit)))
+    detector = RepetitionDetector(lambda ids: unit * 100 * len(ids))
+    assert detector.add([0] * (10**4 // len(unit)))
 
 
 if __name__ == "__main__":
