@@ -38,6 +38,10 @@ class EngineError(QwqBatchError):
     """Engines or Ray failed permanently: after all retries, or in a way no retry can fix."""
 
 
+class TaskKilledError(EngineError):
+    """The process of a task was killed each time that Ray started it."""
+
+
 class LeaseHeldError(QwqBatchError):
     """Another driver holds the lease on this output, or has taken it over."""
 

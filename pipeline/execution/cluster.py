@@ -17,7 +17,13 @@ from ray.exceptions import RayError
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines import engine_type
-from pipeline.errors import ConfigError, EngineError, ModelError, QwqBatchError
+from pipeline.errors import (
+    ConfigError,
+    EngineError,
+    ModelError,
+    QwqBatchError,
+    TaskKilledError,
+)
 from pipeline.execution import ray_private
 from pipeline.execution.placement import engines_with_room, needs_several, node_sizes, spans_nodes
 from pipeline.monitor.coordinator import CoordinatorClient
@@ -190,7 +196,9 @@ def explain(error: BaseException) -> QwqBatchError:
         return ModelError(f"{ours[-1].message}\n{logs}")
     texts = [str(each).strip() for each in chain if str(each).strip()]
     reason = ours[-1].message if ours else texts[-1] if texts else type(error).__name__
-    remedy = "finished rows are kept; the same command continues"
+    remedy = "finished rows are kept"
+    if not ours or not isinstance(ours[-1], TaskKilledError):  # which says what has to change
+        remedy += "; the same command continues"
     return EngineError(f"the run ended early: {reason}\n{remedy}; {logs}")
 
 

@@ -21,6 +21,7 @@ from pipeline.execution.cluster import results
 from pipeline.execution.context_tiers import divide
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.sink import compared
+from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
 from pipeline.input.shards import read_bundle
 from pipeline.output.ledger import Ledger
 from pipeline.output.merge import fragment_tables
@@ -225,4 +226,7 @@ def _copied(
 
 @ray.remote
 def _fill(context: PassContext, tasks: list[CopyTask]) -> None:
+    refuse_endless_deaths(
+        "copies duplicates to", lambda: ends_of(piece for task in tasks for piece in task.pieces)
+    )
     fill(context, tasks)

@@ -26,6 +26,7 @@ from pipeline.execution.cluster import results
 from pipeline.execution.context_tiers import divide
 from pipeline.execution.copies import Copies, RowIndex
 from pipeline.execution.prepare import PassContext, PreparedRun
+from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
 from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
 from pipeline.output import passes
 from pipeline.planning import Pass, Range, bundles
@@ -109,4 +110,5 @@ def _hash_all(context: PassContext, *lists: Sequence[Range]) -> Any:
 
 @ray.remote
 def _hash(context: PassContext, bundle: list[Range]) -> Any:
+    refuse_endless_deaths("looks for duplicates in", lambda: ends_of(bundle))
     return hash_rows(context, bundle)

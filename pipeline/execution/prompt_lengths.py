@@ -12,6 +12,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.errors import RowError
 from pipeline.execution.cluster import results
 from pipeline.execution.context_tiers import UNRENDERED, ContextTier, assign, divide
+from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
 from pipeline.input.shards import read_bundle
 from pipeline.planning import Range, bundles
 from pipeline.prompts.columns import PromptColumns
@@ -64,6 +65,7 @@ def count_tokens(
 
 @ray.remote
 def _count(common: tuple[RunConfig, PromptColumns, pa.Schema], bundle: list[Range]) -> Any:
+    refuse_endless_deaths("counts the tokens of", lambda: ends_of(bundle))
     return count_tokens(*common, bundle)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray.data
-from ray._private import services
+from ray._private import services, worker
 from ray._private.state import available_resources_per_node
 from ray.data import DataContext, Dataset
 
@@ -56,3 +56,9 @@ def free_resources() -> dict[str, dict[str, float]]:
 def map_actor_context() -> Any:
     """The object that Ray Data holds in an actor until the actor ends in good order; or None."""
     return ray.data._map_actor_context
+
+
+def task_attempt() -> int:
+    """How often Ray has started the present task before."""
+    attempt: int = worker.global_worker.core_worker.get_current_task_attempt_number()
+    return attempt

@@ -1,6 +1,6 @@
 """The Ray Data sink: makes every block of traces durable at once and commits full parts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from ray.data.block import Block
 
 from pipeline.config.sections import AnswerConfig
 from pipeline.execution.prepare import PassContext
+from pipeline.execution.task_deaths import refuse_endless_deaths
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef
@@ -43,6 +44,7 @@ class TraceSink(Datasink[None]):
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the blocks of one task."""
         context, rows = self._context, dict[str, list[int]]()
+        refuse_endless_deaths("writes", lambda: _places(blocks))
         ledger = Ledger(Storage(context.output))
         for block in blocks:
             assert isinstance(block, pa.Table)
@@ -54,6 +56,14 @@ class TraceSink(Datasink[None]):
         for part in self._coordinator.mark_durable(rows):
             ref = PartRef.parse(part)
             ledger.commit(ref, context.run_pass, context.traces, context.metadata)
+
+
+def _places(blocks: Iterable[Block]) -> Iterator[tuple[str, int]]:
+    """The part and number of each row of ``blocks``."""
+    for block in blocks:
+        assert isinstance(block, pa.Table)
+        for part, row in zip(*(block[name].to_pylist() for name in BY_ROW), strict=True):
+            yield PartRef.parse(part).name, row
 
 
 def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:

@@ -10,6 +10,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline.execution.prepare import PassContext
+from pipeline.execution.task_deaths import READ_DEATHS, ends_of, refuse_endless_deaths
 from pipeline.input.longest_first import Lengths, longest_first
 from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
 from pipeline.planning import Range, bundles
@@ -75,5 +76,6 @@ def _read(
     bundle: Sequence[Range],
     lengths: Lengths | None,
 ) -> Iterator[pa.Table]:
+    refuse_endless_deaths("reads", lambda: ends_of(bundle), READ_DEATHS)
     tables = read_bundle(input_url, bundle, samples, schema)
     return tables if lengths is None else longest_first(tables, lengths)

@@ -9,6 +9,7 @@ import pytest
 import ray
 import ray.data
 from ray._private import services
+from ray._raylet import CoreWorker
 from ray.data import DataContext, Dataset
 
 from pipeline.config.load import parse_config
@@ -23,6 +24,9 @@ NAMES: dict[str, Callable[[], bool]] = {
         DataContext(), "_max_num_blocks_in_streaming_gen_buffer"
     ),
     "map_batches_internal": lambda: hasattr(Dataset, "map_batches_internal"),
+    "get_current_task_attempt_number": lambda: hasattr(
+        CoreWorker, "get_current_task_attempt_number"
+    ),
     "_map_actor_context": lambda: hasattr(ray.data, "_map_actor_context"),
 }
 
