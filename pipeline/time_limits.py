@@ -33,6 +33,16 @@ LIVING_SECONDS = 3.0
 # An engine that has not reported for this long is gone, or its machine is.
 SILENT_SECONDS = 10.0
 
+# Engines that hang.
+
+# How often the driver looks.
+HUNG_LOOK_SECONDS = 10.0
+# How long an engine that has rows may do nothing, while others generate tokens, until it is killed.
+# Its first tokens may wait for long prompts, for compilation or for a grammar.
+HUNG_SECONDS = 600.0
+# The same if no engine generates: then it may be the storage, the network or the whole machine.
+HUNG_ALONE_SECONDS = 1800.0
+
 # Figures.
 
 # How long the end of a run waits for the thread that follows its figures.

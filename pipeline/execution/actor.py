@@ -18,7 +18,9 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -30,15 +32,19 @@ from pipeline.engines import Engine, build_engine, engine_type
 from pipeline.errors import EngineDeadError, EngineError, ModelError, QwqBatchError
 from pipeline.execution.generation import (
     Generator,
+    Origin,
     Sample,
     SampleBuilder,
     origins_of,
     with_traces,
 )
+from pipeline.execution.hung_engines import address_here
 from pipeline.execution.nodes import gpus_here
 from pipeline.execution.placement import wait_until_placed
 from pipeline.execution.ray_private import map_actor_context
-from pipeline.monitor.coordinator import CoordinatorClient, EngineReporter
+from pipeline.monitor.coordinator import CoordinatorClient
+from pipeline.monitor.crash_isolation import rendered_together
+from pipeline.monitor.reporter import EngineReporter
 from pipeline.output import engine_starts
 from pipeline.output.checkpoints import Checkpoints
 from pipeline.output.engine_starts import EngineStart
@@ -182,7 +188,7 @@ class EngineActor:
 
     def _refuse_endless_restarts(self) -> None:
         """Raise `EngineError` when restarts finish no trace: Ray restarts dead actors for ever."""
-        starts = self._coordinator.engine_starting()
+        starts = self._coordinator.engine_starting(address_here(self._name))
         if starts > self._config.engine.replicas + IDLE_RESTARTS:
             raise EngineError(
                 f"engines died {IDLE_RESTARTS + 1} times without finishing a row in between; "
@@ -194,7 +200,8 @@ class EngineActor:
         if self._failure is not None:
             raise self._failure
         self._close_with_actor()
-        rows = self._samples(block)
+        origins = origins_of(block)
+        rows = self._samples(block, origins)
         running = asyncio.run_coroutine_threadsafe(self._generator.run(rows), self._loop)
         try:
             traces = running.result()
@@ -204,19 +211,29 @@ class EngineActor:
             self._die(error)
         except concurrent.futures.CancelledError:
             threading.Event().wait()  # told to stop: the process ends, this block with it
+        self._loop.call_soon_threadsafe(self._reporter.release, [o.row_key for o in origins])
         return with_traces(block, traces, self._config.output)
 
-    def _samples(self, block: pa.Table) -> list[list[Sample]]:
-        """The samples of each row, with what earlier engines have saved of them."""
-        origins = origins_of(block)
-        suspicions, living = self._coordinator.crash_status([o.row_key for o in origins])
+    def _samples(self, block: pa.Table, origins: Sequence[Origin]) -> list[list[Sample]]:
+        """The samples of each row, with what earlier engines have saved of them.
+
+        The coordinator knows whose prompts are made at any time. Those of suspects are made alone.
+        """
+        rows = [origin.row_key for origin in origins]
+        suspicions, living = self._coordinator.hold(self._name, rows)
         keys = [key for origin in origins for key in origin.keys]
-        progress = iter(self._checkpoints.start(keys, living))
+        each = iter(self._checkpoints.start(keys, living))
+        progress = [list(islice(each, len(origin.keys))) for origin in origins]
+        samples: list[list[Sample]] = [[] for _ in rows]
         with self._rendering:  # threads that take turns waste less than threads that compete
-            return [
-                self._builder.samples(TableRow(block, index), origin, progress, suspicion)
-                for index, (origin, suspicion) in enumerate(zip(origins, suspicions, strict=True))
-            ]
+            for together in rendered_together(suspicions):
+                self._coordinator.rendering(self._name, [rows[i] for i in together])
+                for i in together:
+                    samples[i] = self._builder.samples(
+                        TableRow(block, i), origins[i], progress[i], suspicions[i]
+                    )
+            self._coordinator.rendering(self._name, ())
+        return samples
 
     def close(self) -> None:
         """Shut the engine down, then tell the coordinator."""

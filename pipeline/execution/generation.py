@@ -5,8 +5,8 @@ end. Errors of a row end up in its traces; the death of the engine passes throug
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -17,9 +17,10 @@ from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import OutputConfig
 from pipeline.engines import Engine, Request
 from pipeline.errors import EngineDeadError, EngineKilledError, RowError
-from pipeline.monitor.coordinator import EngineReporter
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
+from pipeline.monitor.engine_processes import RowKey
 from pipeline.monitor.figures import length_bin
+from pipeline.monitor.reporter import EngineReporter
 from pipeline.output.checkpoints import Key
 from pipeline.planning import PartRef, Pass
 from pipeline.prompts.columns import PromptColumns
@@ -32,7 +33,6 @@ from pipeline.reasoning.trace import Trace, TraceMaker
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, trace_fields
 
 ORIGIN = (PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN)
-RowKey = tuple[str, int]  # part name, row number
 
 
 class Origin(NamedTuple):
@@ -80,8 +80,13 @@ class Sample:
         if self.progress.finish_reason is not None:
             return False
         if self.suspicion == Suspicion.POISON:
-            raise EngineKilledError("the engine died each time this row ran")
+            raise poisoned()
         return True
+
+
+def poisoned() -> EngineKilledError:
+    """The error of a row that kills engines."""
+    return EngineKilledError("the engine died each time this row ran")
 
 
 def origins_of(block: pa.Table) -> list[Origin]:
@@ -107,20 +112,25 @@ class SampleBuilder:
         self,
         row: TableRow,
         origin: Origin,
-        progress: Iterator[TraceProgress],
+        progress: Sequence[TraceProgress],
         suspicion: Suspicion,
     ) -> list[Sample]:
-        """The samples that a row needs; takes the ``progress`` of each."""
+        """The samples that a row needs, with the ``progress`` of each.
+
+        Poison of which nothing was ever generated may kill by its prompt, which is not made again.
+        """
         prompt: Sequence[int] = ()
         problem: RowError | None = None
         try:
+            if suspicion == Suspicion.POISON and not any(p.has_begun for p in progress):
+                raise poisoned()
             rendered = render_row(self._renderer, row, self._columns, self._system, self._suffix)
             prompt = rendered.token_ids
         except RowError as error:
             problem = error.with_traceback(None)
         return [
-            Sample(key, self._seed_of(key), prompt, problem, next(progress), suspicion)
-            for key in origin.keys
+            Sample(key, self._seed_of(key), prompt, problem, of_sample, suspicion)
+            for key, of_sample in zip(origin.keys, progress, strict=True)
         ]
 
     def _seed_of(self, key: Key) -> int:
@@ -177,7 +187,7 @@ class Generator:
             maker.answer_pass,
         )
         self.in_flight = InFlight()
-        self._gate = CrashIsolationGate()
+        self._gate, self._suspects = CrashIsolationGate(), list[RowKey]()
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
         self._cancelled = False
 
@@ -220,7 +230,7 @@ class Generator:
         room = self._policy.max_output_tokens(len(sample.prompt))
         try:
             if sample.needs_engine():
-                async with self._gate.turn(sample.suspicion):
+                async with self._gate.turn(sample.suspicion), self._announced(sample):
                     while progress.finish_reason is None:
                         request, detector = self._next_request(sample, room)
                         on_tokens = partial(self._on_tokens, progress, detector)
@@ -234,6 +244,20 @@ class Generator:
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
         self._count(trace)
         return trace
+
+    @asynccontextmanager
+    async def _announced(self, sample: Sample) -> AsyncIterator[None]:
+        """Tell which suspects run, before they do: the process may end without a word."""
+        if sample.suspicion == Suspicion.NONE:
+            yield
+            return
+        self._suspects.append(sample.row_key)
+        try:
+            await asyncio.wrap_future(self._reporter.suspects_run(self._suspects).future())
+            yield
+        finally:
+            self._suspects.remove(sample.row_key)
+            self._reporter.suspects_run(self._suspects)
 
     def _next_request(self, sample: Sample, room: int) -> tuple[Request, RepetitionDetector | None]:
         """The policy's next step as a request, and what watches its tokens for loops, if anything.

@@ -60,5 +60,6 @@ def map_actor_context() -> Any:
 
 def task_attempt() -> int:
     """How often Ray has started the present task before."""
-    attempt: int = worker.global_worker.core_worker.get_current_task_attempt_number()
+    core: Any = vars(worker.global_worker)["core_worker"]
+    attempt: int = core.get_current_task_attempt_number()
     return attempt

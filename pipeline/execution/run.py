@@ -23,6 +23,7 @@ from pipeline.execution.cluster import (
 )
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
+from pipeline.execution.hung_engines import hung_engines_killed, node_lives
 from pipeline.execution.pilot import still_to_do, stratified_rows
 from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
 from pipeline.execution.prepare import PreparedRun, prepare
@@ -176,7 +177,7 @@ def execute_tier(
     placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(
-        plan.todo, prepared.ledger.store.url, engine_pool, placements.avoid
+        plan.todo, prepared.ledger.store.url, engine_pool, placements.avoid, node_lives
     )
     samples = min(len(run_pass.samples), config.sampling.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
@@ -207,6 +208,7 @@ def execute_tier(
     with (
         control.observer(coordinator, plan.rows_todo, tier.name),
         placements,
+        hung_engines_killed(coordinator),
         control.shutdown.engines_of(coordinator),
     ):
         try:

@@ -29,9 +29,9 @@ def refuse_endless_deaths(
     """
     if ray_private.task_attempt() >= limit:
         raise TaskKilledError(
-            f"the process that {verb} {_text(rows())} was killed {limit} times, most likely because "
-            "its node ran out of memory (the node's kernel log would say so). Give it more memory, "
-            "or run less beside it; then the same command continues"
+            f"the process that {verb} {_text(rows())} was killed {limit} times, most likely "
+            "because its node ran out of memory (the node's kernel log would say so). Give it more "
+            "memory, or run less beside it; then the same command continues"
         )
 
 

@@ -4,12 +4,12 @@ Reports are sent without waiting: a lost report costs a figure on the screen, ne
 answer to a report tells an engine whether the run is to end.
 """
 
-import asyncio
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import ray
@@ -18,15 +18,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engines import EngineLoad
 from pipeline.monitor.crash_isolation import Suspects, Suspicion
+from pipeline.monitor.engine_processes import (
+    EngineProcesses,
+    HungLimits,
+    ProcessAddress,
+    RowKey,
+)
 from pipeline.monitor.figures import EngineFigures, EnginePool, Snapshot, Totals
 from pipeline.monitor.prometheus import Metrics
 from pipeline.planning import PartRef, Range
-from pipeline.time_limits import CALL_SECONDS, LIVING_SECONDS, REPORT_SECONDS, SILENT_SECONDS
+from pipeline.time_limits import CALL_SECONDS, LIVING_SECONDS, SILENT_SECONDS
 
 # Tokens per second are an average over about this long; the latest count most.
 RATE_SECONDS = 10.0
 # Long enough for Ray to start the engine elsewhere; then the node's place is free again.
 AVOID_SECONDS = 60.0
+# So many rows may be found to kill engines, before an engine must have generated a trace. An engine
+# that always dies would make every row look so.
+POISON_IN_A_ROW = 2
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -51,7 +60,8 @@ class RunCoordinator:
     ``rows_to_do``: by part, how many rows are to do. ``output``: labels the Prometheus metrics.
     ``engine_pool``: the engines that the run asks for. ``avoid``: gets the id of a node on which an
     engine could not start; while what it returns is held, for `AVOID_SECONDS`, Ray starts engines
-    elsewhere. It returns None if there is no elsewhere.
+    elsewhere. It returns None if there is no elsewhere. ``node_lives``: tells by its id whether a
+    node is still there; rows are not to blame for what is lost with a node.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class RunCoordinator:
         output: str,
         engine_pool: EnginePool,
         avoid: Callable[[str], Any] = lambda _: None,
+        node_lives: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._rows_to_do, self._durable = dict(rows_to_do), dict[str, set[int]]()
         self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.replicas)
@@ -69,14 +80,28 @@ class RunCoordinator:
         self._engines: dict[str, EngineFigures] = {}
         self._last_report: dict[str, float] = {}
         self._ready_seconds: float | None = None
-        self._starts_since_row = 0
+        self._starts_since_row = self._poison_since_row = 0
         self._failed_starts = FailedStarts(0, 0)
         self._avoid, self._avoided = avoid, list[tuple[float, Any]]()
         self._stopping = False
         self._suspects = Suspects()
+        self._processes, self._node_lives = EngineProcesses(), node_lives
+        self._hung = 0
 
-    def engine_starting(self) -> int:
-        """Count an engine start; returns the starts since a trace was last finished."""
+    def engine_starting(self, address: ProcessAddress) -> int:
+        """Count an engine start; returns the starts since a trace was last finished.
+
+        If the process before it in the same actor has not said that it ends, it was killed.
+        """
+        killed = self._processes.start(address)
+        if killed is not None:
+            self._forget(killed.address.engine)
+            # The reason is in the rows, unless it is the node's.
+            if self._node_lives(killed.address.node):
+                if rows := killed.rendering or killed.suspects:
+                    self._blame(rows)
+                else:
+                    self._suspects.note_held(killed.held)
         self._starts_since_row += 1
         return self._starts_since_row
 
@@ -111,57 +136,89 @@ class RunCoordinator:
         self._failed_starts = FailedStarts(self._failed_starts.idle, 0)
         self._engines[engine] = EngineFigures(engine)
         self._last_report[engine] = time.monotonic()
+        self._processes[engine].is_ready = True
         if self._ready_seconds is None:
             self._ready_seconds = time.monotonic() - self._started
 
-    def engine_progress(self, engine: str, done: Totals, load: EngineLoad) -> bool:
-        """Add what ``engine`` did since its last report; returns whether the run is to end."""
+    def engine_progress(
+        self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
+    ) -> bool:
+        """Add what ``engine`` did since its last report; returns whether the run is to end.
+
+        ``released``: rows that it no longer holds.
+        """
         self._totals.add(done)
         self._metrics.done(done)
         if done.generated:
-            self._starts_since_row = 0
+            self._starts_since_row = self._poison_since_row = 0
         if done.spent_tokens:
             self._failed_starts = FailedStarts(0, self._failed_starts.in_a_row)
+        self._processes.release(engine, released)
+        moves = False
         if engine in self._engines:
             now = time.monotonic()
             seconds = max(1e-3, now - self._last_report[engine])
             share = 1 - math.exp(-seconds / RATE_SECONDS)
-            rate = self._engines[engine].tokens_per_second
+            last = self._engines[engine]
+            rate = last.tokens_per_second
             rate += share * (done.spent_tokens / seconds - rate)
             figures = EngineFigures(engine, load.running, load.waiting, load.kv_usage, rate)
+            # Long prompts bring no token for a while, but fill the cache.
+            moves = figures != replace(last, tokens_per_second=rate)
             self._metrics.load(figures)
             self._engines[engine], self._last_report[engine] = figures, now
+        has_tokens = done.spent_tokens > 0
+        self._processes.report(engine, moves or has_tokens or done.rows > 0, has_tokens)
         return self._stopping
 
     def engine_closed(self, engine: str) -> None:
         """``engine`` has shut down, or has saved its traces and does nothing more."""
         self._forget(engine)
 
-    def engine_died(self, engine: str, rows: Sequence[Hashable]) -> None:
+    def engine_died(self, engine: str, rows: Sequence[RowKey]) -> None:
         """``engine`` has died while ``rows`` ran on it."""
         self._forget(engine)
-        self._suspects.blame(rows)
+        self._blame(rows)
+
+    def hung_engines(self, limits: HungLimits) -> list[ProcessAddress]:
+        """Look at the engines; the processes of those that have hung since the last look."""
+        return [process.address for process in self._processes.look(limits)]
+
+    def engine_killed(self, engine: str) -> None:
+        """``engine`` had hung, and its process was killed."""
+        self._processes[engine].is_killed = True
+        self._hung += 1
 
     def snapshot(self) -> Snapshot:
         """The sums so far; silent engines are not counted."""
         until = time.monotonic() - AVOID_SECONDS
         self._avoided = [(since, held) for since, held in self._avoided if since > until]
         oldest = time.monotonic() - SILENT_SECONDS
-        for engine in [name for name in self._engines if self._last_report[name] < oldest]:
-            self._forget(engine)
-        self._metrics.sizes(len(self._engines), self._totals.rows)
-        engines = tuple(self._engines.values())
-        return Snapshot(self._totals, self._ready_seconds, engines, self._engine_pool)
+        engines = tuple(f for name, f in self._engines.items() if self._last_report[name] >= oldest)
+        self._metrics.sizes(len(engines), self._totals.rows)
+        return Snapshot(self._totals, self._ready_seconds, engines, self._engine_pool, self._hung)
 
     def stop(self) -> None:
         """Tell all engines, at their next report, to save their traces and stop."""
         self._stopping = True
 
-    def crash_status(self, rows: Sequence[Hashable]) -> tuple[list[Suspicion], set[str]]:
-        """How far each of ``rows`` is suspected of killing engines; the names of living engines."""
+    def hold(self, engine: str, rows: Sequence[RowKey]) -> tuple[list[Suspicion], set[str]]:
+        """``engine`` takes ``rows``, until it reports that it releases them.
+
+        Returns how far each is suspected of killing engines, and the names of living engines.
+        """
+        self._processes[engine].held.update(rows)
         oldest = time.monotonic() - LIVING_SECONDS
         living = {name for name in self._engines if self._last_report[name] > oldest}
         return self._suspects.of(rows), living
+
+    def rendering(self, engine: str, rows: Sequence[RowKey]) -> None:
+        """``engine`` makes the prompts of ``rows`` now, and of no others."""
+        self._processes[engine].rendering = rows
+
+    def suspects_running(self, engine: str, rows: Sequence[RowKey]) -> None:
+        """Of the suspects, ``engine`` runs ``rows`` now, and nothing else."""
+        self._processes[engine].suspects = rows
 
     def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
         """Record durable rows, by part; return the parts with none left to do.
@@ -178,7 +235,14 @@ class RunCoordinator:
                 self._rows_to_do.pop(part, None)  # a task that Ray repeats gets the same answer
         return full
 
+    def _blame(self, rows: Sequence[RowKey]) -> None:
+        """Suspect ``rows``; if that finds the poison, the next start counts as the first again."""
+        if self._suspects.blame(rows) and self._poison_since_row < POISON_IN_A_ROW:
+            self._poison_since_row += 1
+            self._starts_since_row = 0
+
     def _forget(self, engine: str) -> None:
+        self._processes.end(engine)
         if self._engines.pop(engine, None) is not None:
             self._metrics.load(EngineFigures(engine))
 
@@ -201,25 +265,35 @@ class CoordinatorClient:
         """See `RunCoordinator.engine_start_failed`."""
         return ray.get(self._send(RunCoordinator.engine_start_failed, node))
 
-    def engine_starting(self) -> int:
+    def engine_starting(self, address: ProcessAddress) -> int:
         """See `RunCoordinator.engine_starting`."""
-        return ray.get(self._send(RunCoordinator.engine_starting))
+        return ray.get(self._send(RunCoordinator.engine_starting, address))
 
     def engine_ready(self, engine: str) -> None:
         """See `RunCoordinator.engine_ready`; does not wait."""
         self._send(RunCoordinator.engine_ready, engine)
 
-    def engine_progress(self, engine: str, done: Totals, load: EngineLoad) -> ObjectRef[bool]:
+    def engine_progress(
+        self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
+    ) -> ObjectRef[bool]:
         """See `RunCoordinator.engine_progress`; returns a reference to the answer."""
-        return self._send(RunCoordinator.engine_progress, engine, done, load)
+        return self._send(RunCoordinator.engine_progress, engine, done, load, released)
 
     def engine_closed(self, engine: str) -> None:
         """See `RunCoordinator.engine_closed`; waits `CALL_SECONDS` at most."""
         ray.get(self._send(RunCoordinator.engine_closed, engine), timeout=CALL_SECONDS)
 
-    def engine_died(self, engine: str, rows: Sequence[Hashable]) -> None:
+    def engine_died(self, engine: str, rows: Sequence[RowKey]) -> None:
         """See `RunCoordinator.engine_died`."""
         ray.get(self._send(RunCoordinator.engine_died, engine, rows))
+
+    def hung_engines(self, limits: HungLimits) -> list[ProcessAddress]:
+        """See `RunCoordinator.hung_engines`; waits `CALL_SECONDS` at most."""
+        return ray.get(self._send(RunCoordinator.hung_engines, limits), timeout=CALL_SECONDS)
+
+    def engine_killed(self, engine: str) -> None:
+        """See `RunCoordinator.engine_killed`; does not wait."""
+        self._send(RunCoordinator.engine_killed, engine)
 
     def snapshot(self) -> Snapshot:
         """See `RunCoordinator.snapshot`; waits `CALL_SECONDS` at most."""
@@ -229,9 +303,19 @@ class CoordinatorClient:
         """See `RunCoordinator.stop`; waits ``timeout`` seconds at most."""
         ray.get(self._send(RunCoordinator.stop), timeout=timeout)
 
-    def crash_status(self, rows: Sequence[Hashable]) -> tuple[list[Suspicion], set[str]]:
-        """See `RunCoordinator.crash_status`."""
-        return ray.get(self._send(RunCoordinator.crash_status, rows))
+    def hold(self, engine: str, rows: Sequence[RowKey]) -> tuple[list[Suspicion], set[str]]:
+        """See `RunCoordinator.hold`."""
+        return ray.get(self._send(RunCoordinator.hold, engine, rows))
+
+    def rendering(self, engine: str, rows: Sequence[RowKey]) -> None:
+        """See `RunCoordinator.rendering`; waits only if there are rows."""
+        noted = self._send(RunCoordinator.rendering, engine, rows)
+        if rows:
+            ray.get(noted)
+
+    def suspects_running(self, engine: str, rows: Sequence[RowKey]) -> ObjectRef[None]:
+        """See `RunCoordinator.suspects_running`; returns a reference to the answer."""
+        return self._send(RunCoordinator.suspects_running, engine, rows)
 
     def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
         """See `RunCoordinator.mark_durable`."""
@@ -248,56 +332,12 @@ class CoordinatorClient:
         return answer
 
 
-class EngineReporter:
-    """One engine's counts, sent to the coordinator twice a second.
-
-    ``done``: the counts since the last report. ``load`` and ``stop`` are called in the event loop's
-    thread.
-    """
-
-    def __init__(
-        self,
-        coordinator: CoordinatorClient,
-        engine: str,
-        load: Callable[[], EngineLoad],
-        stop: Callable[[], None],
-    ) -> None:
-        self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
-        self.done, self._last_load = Totals(), EngineLoad()
-
-    async def keep_reporting(self) -> None:
-        """Report until cancelled; call ``stop`` once when told to.
-
-        Reports go on while the engine saves: a silent engine counts as gone, and the driver would
-        not wait for it.
-        """
-        stopping = False
-        while True:
-            is_told = await asyncio.wrap_future(self.send().future())
-            if is_told and not stopping:
-                stopping = True
-                self._stop()
-            await asyncio.sleep(REPORT_SECONDS)
-
-    def send(self) -> ObjectRef[bool]:
-        """Send what was done since the last report; the answer is whether the run is to end."""
-        done, self.done = self.done, Totals()
-        load, last = self._load(), self._last_load
-        done.preemptions = load.preemptions - last.preemptions
-        done.recomputed_tokens = load.recomputed_tokens - last.recomputed_tokens
-        done.drafted_tokens = load.drafted_tokens - last.drafted_tokens
-        done.accepted_tokens = load.accepted_tokens - last.accepted_tokens
-        self._last_load = load
-        return self._coordinator.engine_progress(self._engine, done, load)
-
-    def close(self) -> None:
-        """Send the last counts, and that the engine has shut down; wait until that has arrived."""
-        self.send()
-        self._coordinator.engine_closed(self._engine)
-
-
 def start_coordinator(
-    todo: Iterable[Range], output: str, engine_pool: EnginePool, avoid: Callable[[str], Any]
+    todo: Iterable[Range],
+    output: str,
+    engine_pool: EnginePool,
+    avoid: Callable[[str], Any],
+    node_lives: Callable[[str], bool],
 ) -> CoordinatorClient:
     """A new coordinator for the rows of ``todo``, on the driver's node; see `RunCoordinator`.
 
@@ -308,4 +348,4 @@ def start_coordinator(
         rows[str(PartRef.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0)(RunCoordinator).options(scheduling_strategy=here)
-    return CoordinatorClient(actor.remote(rows, output, engine_pool, avoid))
+    return CoordinatorClient(actor.remote(rows, output, engine_pool, avoid, node_lives))

@@ -3,11 +3,15 @@
 When an engine dies, each row that ran on it is a suspect. Suspects run a few at a time on an engine
 without other rows, so another death leaves fewer suspects; then each runs alone. A row that runs
 alone when the engine dies is to blame and fails.
+
+When the actor's process ends without a word, the rows whose prompts it was making are suspects;
+then each suspect's prompt is made alone. If it was making none, the reason is more likely none of
+its rows: these become suspects only if they are held by a second process that ends so.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
 
@@ -30,28 +34,51 @@ class Suspects:
 
     def __init__(self) -> None:
         self._suspicions: dict[Hashable, Suspicion] = {}
+        self._witnesses = set[Hashable]()  # rows held by processes that ended without a word
 
     def of(self, rows: Iterable[Hashable]) -> list[Suspicion]:
         """The suspicion of each of ``rows``."""
         return [self._suspicions.get(row, Suspicion.NONE) for row in rows]
 
-    def blame(self, rows: Sequence[Hashable]) -> None:
-        """Suspect ``rows``, on which an engine has just died."""
+    def note_held(self, rows: Iterable[Hashable]) -> None:
+        """Note ``rows``, held by a process that ended without a word; suspect those noted before.
+
+        Rows that are suspects already have run alone since, and stay what they are.
+        """
+        held = set(rows)
+        again = held & self._witnesses - self._suspicions.keys()
+        self._suspicions.update(dict.fromkeys(again, Suspicion.ONE_OF_MANY))
+        self._witnesses |= held
+
+    def blame(self, rows: Sequence[Hashable]) -> bool:
+        """Suspect ``rows``, on which an engine has just died.
+
+        Returns whether one of them was found to be poison.
+        """
         again = [row for row in rows if row in self._suspicions]
         if again:  # one of these is to blame, which clears the others of the earlier death
             worst = max(self._suspicions[row] for row in again)
             again = [row for row in again if self._suspicions[row] == worst]
             level = Suspicion(min(worst + 1, Suspicion.POISON))
-            cleared = [row for row, level in self._suspicions.items() if level <= worst]
+            cleared = [row for row, other in self._suspicions.items() if other <= worst]
             for row in cleared:
                 del self._suspicions[row]
-            self._suspicions.update(dict.fromkeys(again, level))
             if len(again) > 1:
-                self._suspicions.update(dict.fromkeys(again, Suspicion.ONE_OF_FEW))
+                level = Suspicion.ONE_OF_FEW
+            self._suspicions.update(dict.fromkeys(again, level))
         else:
             alone = len(rows) == 1
             level = Suspicion.ONE_OF_FEW if alone else Suspicion.ONE_OF_MANY
             self._suspicions.update(dict.fromkeys(rows, level))
+        return level == Suspicion.POISON
+
+
+def rendered_together(suspicions: Sequence[Suspicion]) -> Iterator[list[int]]:
+    """Which rows of a block, by their indices, may have their prompts made in one go."""
+    rows = [i for i, suspicion in enumerate(suspicions) if suspicion == Suspicion.NONE]
+    if rows:
+        yield rows
+    yield from ([i] for i, suspicion in enumerate(suspicions) if suspicion != Suspicion.NONE)
 
 
 class CrashIsolationGate:

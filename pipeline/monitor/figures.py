@@ -90,7 +90,8 @@ class Figures:
     ``tokens``: prompt, output (of ended traces), spent (all generated tokens), recomputed (after
     ``preemptions``, when a KV cache was full), drafted and accepted (by speculation).
     ``think_lengths``: the number of traces by
-    `length_bin`. ``engine_pool``: the engines that the run asked for.
+    `length_bin`. ``engine_pool``: the engines that the run asked for. ``hung``: how many engines
+    were killed for they did nothing.
     """
 
     at: str
@@ -105,6 +106,7 @@ class Figures:
     think_lengths: Mapping[int, int] = field(default_factory=dict)
     engines: Sequence[EngineFigures] = ()
     engine_pool: EnginePool = field(default_factory=EnginePool)
+    hung: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -184,6 +186,8 @@ class Figures:
                 f"{'engine':<10} {engine.tokens_per_second:>9,.0f} tokens/s, {engine.running:,} "
                 f"running, {engine.waiting:,} waiting{cache} ({engine.name})"
             )
+        if self.hung:
+            yield f"{'hung':<10} {self.hung} x an engine did nothing; it was killed and started again"
         if self.preemptions:
             yield (
                 f"{'KV cache':<10} {self.preemptions:,} preemptions; {self.recomputed_share:.1%} "
@@ -241,10 +245,12 @@ class Totals:
 class Snapshot:
     """What the coordinator knows at one moment; ``engines``: those that are ready, by their load.
 
-    ``engine_pool``: the engines that the run asked for.
+    ``engine_pool``: the engines that the run asked for. ``hung``: how many were killed for they did
+    nothing.
     """
 
     totals: Totals
     ready_seconds: float | None = None
     engines: tuple[EngineFigures, ...] = ()
     engine_pool: EnginePool = field(default_factory=EnginePool)
+    hung: int = 0

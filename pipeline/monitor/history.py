@@ -52,6 +52,7 @@ def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figu
         think_lengths=dict(totals.think_lengths),
         engines=snapshot.engines,
         engine_pool=snapshot.engine_pool,
+        hung=snapshot.hung,
     )
 
 

@@ -2,6 +2,8 @@
 
 from jobs.nightly import SLURM_NOTICE_SECONDS
 from pipeline import time_limits as t
+from pipeline.engines.protocol import TOKENS_A_REPORT
+from pipeline.execution.cluster import MODEL_LOAD_SECONDS, SLOWEST_TOKENS_PER_SECOND
 
 
 def test_driver_that_gets_sigterm_has_left_ray_before_sigkill() -> None:
@@ -39,6 +41,20 @@ def test_engine_is_not_counted_as_gone_while_it_counts_as_living() -> None:
 def test_silent_engine_is_noticed_while_the_driver_waits_for_it() -> None:
     assert t.SILENT_SECONDS < t.DRIVER_SAVE_SECONDS
     assert t.SILENT_SECONDS < t.DRIVER_CLOSE_SECONDS
+
+
+def test_busy_coordinator_storage_or_lease_is_not_taken_for_a_hung_engine() -> None:
+    assert 10 * t.HUNG_LOOK_SECONDS < t.HUNG_SECONDS
+    assert 10 * t.SILENT_SECONDS < t.HUNG_SECONDS
+    assert 5 * t.LEASE_EXPIRE_SECONDS < t.HUNG_SECONDS
+
+
+def test_slowest_engine_that_a_run_waits_for_is_not_taken_for_a_hung_one() -> None:
+    assert 10 * TOKENS_A_REPORT / SLOWEST_TOKENS_PER_SECOND < t.HUNG_SECONDS
+
+
+def test_hung_engine_is_replaced_before_ray_data_ends_the_run() -> None:
+    assert t.HUNG_SECONDS < t.HUNG_ALONE_SECONDS < MODEL_LOAD_SECONDS
 
 
 def test_follower_ends_after_a_call_that_gets_no_answer() -> None:

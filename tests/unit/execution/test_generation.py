@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -10,16 +11,18 @@ import pytest
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import EngineLoad, Request
-from pipeline.errors import EngineDeadError, InvalidPromptError
+from pipeline.errors import EngineDeadError, EngineKilledError, InvalidPromptError
 from pipeline.execution.generation import (
     Generator,
+    Origin,
     Sample,
     SampleBuilder,
     origins_of,
     with_traces,
 )
-from pipeline.monitor.coordinator import CoordinatorClient, EngineReporter
+from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.crash_isolation import Suspicion
+from pipeline.monitor.reporter import EngineReporter
 from pipeline.planning import PartRef, Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.render import PromptRenderer, TableRow
@@ -162,6 +165,57 @@ def test_engine_that_dies_names_the_rows_it_ran_and_takes_no_more() -> None:
     assert len(engine.requests) == 3
 
 
+def test_suspect_is_announced_before_it_runs_and_struck_off_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process may end without a word; the coordinator has to know on which row."""
+    events = list[object]()
+
+    def announce(_: object, rows: Sequence[object]) -> Future[None]:
+        events.append(list(rows))
+        answer = Future[None]()
+        answer.set_result(None)
+        answer.future = lambda: answer  # type: ignore[attr-defined]
+        return answer
+
+    monkeypatch.setattr(EngineReporter, "suspects_run", announce)
+
+    def script(request: Request) -> str:
+        events.append(request.id)
+        return "t</think>a"
+
+    async def work() -> None:
+        generator, _, _ = generator_of(script, Pass(0, 0, 1))
+        await generator.run([[sample(1)]])
+        await generator.run([[sample(2, suspicion=Suspicion.ONE_OF_FEW)]])
+
+    run(work)
+    assert events == ["shard:1:0", [(PART.name, 2)], "shard:2:0", []]
+
+
+def test_poison_of_which_nothing_was_generated_is_not_rendered_again() -> None:
+    """Its prompt may be what kills the process."""
+
+    class Deadly(PromptRenderer):
+        def render(self, *_: Any) -> Any:
+            raise SystemExit("the process is killed")
+
+    builder = SampleBuilder(config_of(), PromptColumns("prompt"), Pass(0, 0, 2), Deadly(TOKENIZER))
+    row = TableRow(pa.table({"prompt": ["What is 1 + 1?"]}), 0)
+    origin = Origin(PART, 3, [0, 1])
+    [first, second] = builder.samples(
+        row, origin, [TraceProgress(), TraceProgress()], Suspicion.POISON
+    )
+    for made in (first, second):
+        with pytest.raises(EngineKilledError, match="the engine died each time this row ran"):
+            made.needs_engine()
+    begun = TraceProgress()
+    begun.report([7])
+    for progress, suspicion in ([begun, begun], Suspicion.POISON), ([begun], Suspicion.ONE_OF_FEW):
+        with pytest.raises(SystemExit):
+            builder.samples(row, origin, progress, suspicion)
+
+
 def test_cancelling_ends_what_runs_and_refuses_what_comes() -> None:
     async def work() -> None:
         generator, engine, _ = generator_of(lambda _: None, Pass(0, 0, 1))
@@ -190,10 +244,11 @@ def test_samples_of_a_block_and_its_table_of_traces() -> None:
         config, PromptColumns("prompt"), Pass(0, 0, 2), PromptRenderer(TOKENIZER)
     )
     progress = [TraceProgress() for _ in range(3)]
-    each = iter(progress)
     rows = [
-        builder.samples(TableRow(block, i), origin, each, Suspicion.NONE)
-        for i, origin in enumerate(origins)
+        builder.samples(TableRow(block, i), origin, of_row, Suspicion.NONE)
+        for i, (origin, of_row) in enumerate(
+            zip(origins, (progress[:2], progress[2:]), strict=True)
+        )
     ]
     assert [[s.key for s in samples] for samples in rows] == [
         [(PART, 3, 0), (PART, 3, 1)], [(PART, 4, 1)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 import ray.data
+from ray import _raylet
 from ray._private import services
-from ray._raylet import CoreWorker
 from ray.data import DataContext, Dataset
 
 from pipeline.config.load import parse_config
@@ -25,7 +25,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     ),
     "map_batches_internal": lambda: hasattr(Dataset, "map_batches_internal"),
     "get_current_task_attempt_number": lambda: hasattr(
-        CoreWorker, "get_current_task_attempt_number"
+        vars(_raylet)["CoreWorker"], "get_current_task_attempt_number"
     ),
     "_map_actor_context": lambda: hasattr(ray.data, "_map_actor_context"),
 }

@@ -11,6 +11,7 @@ from pipeline.monitor.crash_isolation import (
     CrashIsolationGate,
     Suspects,
     Suspicion,
+    rendered_together,
 )
 
 
@@ -44,6 +45,22 @@ def test_deaths_without_a_row_in_common_blame_nobody() -> None:
     suspects.blame(range(10))
     suspects.blame(range(10, 20))
     assert set(suspects.of(range(20))) == {Suspicion.ONE_OF_MANY}
+
+
+def test_prompts_of_suspects_are_made_one_by_one_after_all_others() -> None:
+    kinds = [Suspicion.ONE_OF_MANY, Suspicion.NONE, Suspicion.POISON, Suspicion.NONE]
+    assert list(rendered_together(kinds)) == [[1, 3], [0], [2]]
+    assert list(rendered_together([Suspicion.ONE_OF_FEW])) == [[0]]
+
+
+def test_held_rows_are_suspected_at_the_second_time_only_and_proof_is_kept() -> None:
+    suspects = Suspects()
+    suspects.note_held([1, 2])
+    assert suspects.of([1, 2, 3]) == [Suspicion.NONE] * 3
+    suspects.blame([2])
+    suspects.blame([2])
+    suspects.note_held([1, 2, 3])
+    assert suspects.of([1, 2, 3]) == [Suspicion.ONE_OF_MANY, Suspicion.POISON, Suspicion.NONE]
 
 
 def test_suspects_have_the_engine_to_themselves() -> None:

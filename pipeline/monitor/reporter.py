@@ -1,0 +1,73 @@
+"""What an engine's actor reports to the coordinator."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ray import ObjectRef
+
+from pipeline.engines import EngineLoad
+from pipeline.monitor.coordinator import CoordinatorClient
+from pipeline.monitor.engine_processes import RowKey
+from pipeline.monitor.figures import Totals
+from pipeline.time_limits import REPORT_SECONDS
+
+
+class EngineReporter:
+    """One engine's counts, sent to the coordinator twice a second.
+
+    ``done``: the counts since the last report. ``load`` and ``stop`` are called in the event loop's
+    thread.
+    """
+
+    def __init__(
+        self,
+        coordinator: CoordinatorClient,
+        engine: str,
+        load: Callable[[], EngineLoad],
+        stop: Callable[[], None],
+    ) -> None:
+        self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
+        self.done, self._last_load = Totals(), EngineLoad()
+        self._released = list[RowKey]()
+
+    def release(self, rows: Sequence[RowKey]) -> None:
+        """Say with the next report that the engine no longer holds ``rows``.
+
+        For the event loop's thread, as all methods but `close`.
+        """
+        self._released.extend(rows)
+
+    def suspects_run(self, rows: Sequence[RowKey]) -> ObjectRef[None]:
+        """Say which suspects run now; the answer comes when the coordinator knows."""
+        return self._coordinator.suspects_running(self._engine, tuple(rows))
+
+    async def keep_reporting(self) -> None:
+        """Report until cancelled; call ``stop`` once when told to.
+
+        Reports go on while the engine saves: a silent engine counts as gone, and the driver would
+        not wait for it.
+        """
+        stopping = False
+        while True:
+            is_told = await asyncio.wrap_future(self.send().future())
+            if is_told and not stopping:
+                stopping = True
+                self._stop()
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def send(self) -> ObjectRef[bool]:
+        """Send what was done since the last report; the answer is whether the run is to end."""
+        done, self.done = self.done, Totals()
+        load, last = self._load(), self._last_load
+        done.preemptions = load.preemptions - last.preemptions
+        done.recomputed_tokens = load.recomputed_tokens - last.recomputed_tokens
+        done.drafted_tokens = load.drafted_tokens - last.drafted_tokens
+        done.accepted_tokens = load.accepted_tokens - last.accepted_tokens
+        self._last_load = load
+        released, self._released = self._released, []
+        return self._coordinator.engine_progress(self._engine, done, load, released)
+
+    def close(self) -> None:
+        """Send the last counts, and that the engine has shut down; wait until that has arrived."""
+        self.send()
+        self._coordinator.engine_closed(self._engine)
