@@ -79,6 +79,8 @@ class Engine(Protocol):
 
         ``on_tokens`` gets every new token id once, in order, some `TOKENS_A_REPORT` at a time, and
         all of them before this returns. If it returns True, the request ends with ``repetition``.
+        An engine that passes nothing on for `HUNG_SECONDS`, and whose `load` does not change, is
+        taken for hung.
         Raises `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.
         """
         ...

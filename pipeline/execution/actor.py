@@ -211,8 +211,9 @@ class EngineActor:
             self._die(error)
         except concurrent.futures.CancelledError:
             threading.Event().wait()  # told to stop: the process ends, this block with it
+        table = with_traces(block, traces, self._config.output)
         self._loop.call_soon_threadsafe(self._reporter.release, [o.row_key for o in origins])
-        return with_traces(block, traces, self._config.output)
+        return table
 
     def _samples(self, block: pa.Table, origins: Sequence[Origin]) -> list[list[Sample]]:
         """The samples of each row, with what earlier engines have saved of them.

@@ -55,11 +55,12 @@ class Suspects:
 
         Returns whether one of them was found to be poison.
         """
+        rows = [row for row in rows if self._suspicions.get(row) != Suspicion.POISON]
         again = [row for row in rows if row in self._suspicions]
         if again:  # one of these is to blame, which clears the others of the earlier death
             worst = max(self._suspicions[row] for row in again)
             again = [row for row in again if self._suspicions[row] == worst]
-            level = Suspicion(min(worst + 1, Suspicion.POISON))
+            level = Suspicion(worst + 1)
             cleared = [row for row, other in self._suspicions.items() if other <= worst]
             for row in cleared:
                 del self._suspicions[row]

@@ -187,7 +187,7 @@ class Figures:
                 f"running, {engine.waiting:,} waiting{cache} ({engine.name})"
             )
         if self.hung:
-            yield f"{'hung':<10} {self.hung} x an engine did nothing; it was killed and started again"
+            yield f"{'hung':<10} {self.hung} x an engine did nothing, and was killed and restarted"
         if self.preemptions:
             yield (
                 f"{'KV cache':<10} {self.preemptions:,} preemptions; {self.recomputed_share:.1%} "

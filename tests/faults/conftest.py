@@ -1,6 +1,7 @@
 """Fixtures of the fault cases: one Ray cluster, runs on disk and on S3, a table at the end."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -75,7 +76,10 @@ def cluster(told_to_end: None) -> Iterator[RayCluster]:
 def new_case(
     tmp_path: Path, cluster: RayCluster, request: pytest.FixtureRequest
 ) -> Iterator[NewCase]:
-    """Make a case on the local disk, or with ``server`` on S3, reached at ``endpoint``."""
+    """Make a case on the local disk, or with ``server`` on S3, reached at ``endpoint``.
+
+    ``in_workers``: Python that each of its workers runs as it starts, to break something there.
+    """
     cases: list[Case] = []
 
     def make(
@@ -85,18 +89,26 @@ def new_case(
         samples: int = 2,
         server: S3Server | None = None,
         endpoint: str | None = None,
+        in_workers: str | None = None,
         **sections: dict[str, Any],
     ) -> Case:
         folder = tmp_path / f"case-{len(cases)}"
-        environment = dict(cluster.environment)
+        environment, of_workers = dict(cluster.environment), dict[str, str]()
         if server is None:
             output = Output(str(folder / "out"), fsspec.filesystem("file"))
         else:
             output = _on_s3(server, f"s3://{BUCKET}/{tmp_path.name}-{len(cases)}")
-            of_s3 = server.environment | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
+            of_workers |= server.environment | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
+            environment |= of_workers
+        if in_workers is not None:
+            folder.mkdir()
+            (folder / "sitecustomize.py").write_text(in_workers)
+            path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+            of_workers["PYTHONPATH"] = os.pathsep.join(path)
+        if of_workers:
             # Workers of a cluster do not have the driver's variables but by the job's environment.
-            job = {"runtime_env": {"env_vars": of_s3}}
-            environment |= {**of_s3, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+            job = {"runtime_env": {"env_vars": of_workers}}
+            environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
         case = Case(fault, folder, output, sizes, samples, environment, sections)
         case.report = reporter_of(request)
         cases.append(case)

@@ -8,7 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
 import pytest
@@ -89,17 +89,24 @@ def test_node_lost_with_an_engine_on_it_and_another_joins(
     cluster.lose(cluster.workers[-1])
 
 
-def test_long_traces_go_on_after_sigterm_and_are_whole_after_sigkill(new_case: NewCase) -> None:
+def test_long_traces_go_on_after_a_signal_and_are_whole_after_sigkill(new_case: NewCase) -> None:
     """After SIGKILL they start anew, unless Ray's own SIGTERM leaves the engines time to save."""
-    told = new_case("SIGTERM, long traces, nothing finished", sizes=[16], **LONG)
-    killed = new_case("SIGKILL, the same", sizes=[16], **LONG)
+    cases = {
+        SIGTERM: new_case("SIGTERM, long traces, nothing finished", sizes=[16], **LONG),
+        SIGHUP: new_case("SIGHUP (the terminal has gone), the same", sizes=[16], **LONG),
+        SIGKILL: new_case("SIGKILL, the same", sizes=[16], **LONG),
+    }
     with ThreadPoolExecutor() as pool:
-        codes = list(pool.map(_end_while_all_run, (told, killed), (SIGTERM, SIGKILL)))
-        assert codes == [128 + SIGTERM, -SIGKILL], told.drivers[0].told()
-        assert not told.output.finished(), "a trace had finished, so this shows nothing"
-        list(pool.map(Case.finish, (told, killed)))
-    assert told.check().carried_tokens > 0
-    killed.check()
+        codes = list(pool.map(_end_while_all_run, cases.values(), cases))
+        assert codes == [128 + SIGTERM, 128 + SIGHUP, -SIGKILL], cases[SIGTERM].drivers[0].told()
+        for number in (SIGTERM, SIGHUP):
+            told = cases[number].drivers[0]
+            assert not cases[number].output.finished(), "a trace had finished: this shows nothing"
+            assert f"ended by {number.name}; " in told.printed, told.told()
+        list(pool.map(Case.finish, cases.values()))
+    for number in (SIGTERM, SIGHUP):
+        assert cases[number].check().carried_tokens > 0
+    cases[SIGKILL].check()
 
 
 def _end_while_all_run(case: Case, number: signal.Signals) -> int:

@@ -47,6 +47,14 @@ def test_deaths_without_a_row_in_common_blame_nobody() -> None:
     assert set(suspects.of(range(20))) == {Suspicion.ONE_OF_MANY}
 
 
+def test_row_that_was_found_stays_found() -> None:
+    suspects = Suspects()
+    for row in (1, 1, 2, 2):
+        suspects.blame([row])
+    assert not suspects.blame([1])
+    assert suspects.of([1, 2]) == [Suspicion.POISON] * 2
+
+
 def test_prompts_of_suspects_are_made_one_by_one_after_all_others() -> None:
     kinds = [Suspicion.ONE_OF_MANY, Suspicion.NONE, Suspicion.POISON, Suspicion.NONE]
     assert list(rendered_together(kinds)) == [[1, 3], [0], [2]]
