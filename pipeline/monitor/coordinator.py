@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.engines import EngineLoad
 from pipeline.monitor.crash_isolation import Suspects, Suspicion
 from pipeline.monitor.engine_processes import (
+    EngineProcess,
     EngineProcesses,
     HungLimits,
     ProcessAddress,
@@ -96,12 +97,7 @@ class RunCoordinator:
         killed = self._processes.start(address)
         if killed is not None:
             self._forget(killed.address.engine)
-            # The reason is in the rows, unless it is the node's.
-            if self._node_lives(killed.address.node):
-                if rows := killed.rendering or killed.suspects:
-                    self._blame(rows)
-                else:
-                    self._suspects.note_held(killed.held)
+            self._suspect_rows_of(killed)
         self._starts_since_row += 1
         return self._starts_since_row
 
@@ -195,6 +191,8 @@ class RunCoordinator:
         self._avoided = [(since, held) for since, held in self._avoided if since > until]
         oldest = time.monotonic() - SILENT_SECONDS
         engines = tuple(f for name, f in self._engines.items() if self._last_report[name] >= oldest)
+        for silent in self._engines.keys() - {engine.name for engine in engines}:
+            self._metrics.load(EngineFigures(silent))
         self._metrics.sizes(len(engines), self._totals.rows)
         return Snapshot(self._totals, self._ready_seconds, engines, self._engine_pool, self._hung)
 
@@ -234,6 +232,20 @@ class RunCoordinator:
                 del self._durable[part]
                 self._rows_to_do.pop(part, None)  # a task that Ray repeats gets the same answer
         return full
+
+    def _suspect_rows_of(self, killed: EngineProcess) -> None:
+        """Suspect the rows of a process that ended without a word, unless its node is lost."""
+        try:
+            is_lost = not self._node_lives(killed.address.node)
+        except Exception:  # Ray's own server is busy; no row is blamed without need
+            logger.warning("the nodes are unknown", exc_info=True)
+            is_lost = True
+        if is_lost:
+            return
+        if rows := killed.rendering or killed.suspects:
+            self._blame(rows)
+        else:
+            self._suspects.note_held(killed.held)
 
     def _blame(self, rows: Sequence[RowKey]) -> None:
         """Suspect ``rows``; if that finds the poison, the next start counts as the first again."""
