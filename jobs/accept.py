@@ -31,7 +31,8 @@ from pipeline.answers.base import AnswerFormat
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
 from pipeline.output.reader import finished_parts
-from pipeline.prompts.render import TableRow, row_messages
+from pipeline.prompts.messages import row_messages
+from pipeline.prompts.render import TableRow
 from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
 from pipeline.storage import Storage

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from jobs.accept import Samples
 from pipeline.execution.prepare import PreparedRun
-from pipeline.prompts.render import TableRow, row_messages, row_tools
+from pipeline.prompts.messages import SHAREGPT, row_messages, row_tools
+from pipeline.prompts.render import TableRow
 from pipeline.reasoning.think_format import THINK_TAGS, State
 from pipeline.storage import Storage
 
@@ -34,6 +35,11 @@ _TOOL_CALL = pa.struct(
         ("type", pa.string()),
         ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())])),
     ]
+)
+_API_KEYS = (
+    pa.field("name", pa.string()),
+    pa.field("tool_calls", pa.list_(_TOOL_CALL)),
+    pa.field("tool_call_id", pa.string()),
 )
 
 
@@ -73,9 +79,11 @@ def export_schema(run: PreparedRun) -> pa.Schema:
     fields = {"role": pa.string(), "content": pa.string()}
     if run.columns.messages is not None:
         message = getattr(run.prompts.field(run.columns.messages).type, "value_type", None)
-        for key in message if isinstance(message, pa.StructType) else ():
-            is_calls = key.name == "tool_calls"
-            fields.setdefault(key.name, pa.list_(_TOOL_CALL) if is_calls else key.type)
+        # Without such a type they are JSON text, in which all keys of the API may be.
+        for key in message if isinstance(message, pa.StructType) else _API_KEYS:
+            if key.name not in SHAREGPT:
+                is_calls = key.name == "tool_calls"
+                fields.setdefault(key.name, pa.list_(_TOOL_CALL) if is_calls else key.type)
     columns = [("messages", pa.list_(pa.struct(list(fields.items())))), ("id", pa.string())]
     if run.columns.tools is not None:
         columns.append(("tools", pa.string()))

@@ -14,6 +14,7 @@ from pipeline import RunConfig, console, parse_config
 from pipeline.errors import OutputError
 from pipeline.monitor.limits import Limits
 from pipeline.output.ledger import Ledger
+from pipeline.output.summary import Summary
 from pipeline.storage import Storage
 
 TRACES = "traces"
@@ -56,13 +57,14 @@ class Job(RunConfig):
         return f"{self.output.path.rstrip('/')}/{folder}"
 
 
-def generate(config: RunConfig, retry: Sequence[str] = (), limits: Limits | None = None) -> None:
+def generate(config: RunConfig, retry: Sequence[str] = (), limits: Limits | None = None) -> Summary:
     """Run the remaining rows, or redo those that ended in the states ``retry``; print a summary.
+
+    A job writes what it makes of failed rows too, and calls `console.refuse_all_failed` at its end.
 
     ``limits``: shared by several runs; by default those of ``config``. Raises `IncompleteRunError`
     if rows are missing at the end.
     """
     if retry:
-        console.retry_and_report(config, retry)
-    else:
-        console.run_and_report(config, limits)
+        return console.retry_and_summarize(config, retry)
+    return console.run_and_summarize(config, limits)

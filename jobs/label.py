@@ -380,12 +380,13 @@ def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     job.check()
     console.warn_about(job.run)
     own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
-    generate(job.run, retry)
+    summary = generate(job.run, retry)
     counts = write(job)
     text = "\n".join(report_lines(counts, job))
     store = Storage(job.output.path)
     store.put(REPORT, f"{text}\n".encode())
     print(f"\n{text}\n\nin {job.output.path}: {LABELS}, {REVIEW}, {REPORT}, traces/")
+    console.refuse_all_failed(summary, job.run)
     return 0
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline import RunConfig
+from pipeline import RunConfig, console
 from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
@@ -46,10 +46,11 @@ def run(config: RunConfig, limits: Limits) -> tuple[dict[str, Any], QwqBatchErro
     begun = datetime.now(UTC)
     failure: QwqBatchError | None = None
     try:
-        missing = len(flow.run(config, progress.watch, limits).missing_parts)
-        ended_by = "all is done"
+        summary = flow.run(config, progress.watch, limits)
+        ended_by, missing = "all is done", len(summary.missing_parts)
         if missing:
-            failure = IncompleteRunError(f"{missing} parts are not finished; run again to go on")
+            raise IncompleteRunError(f"{missing} parts are not finished; run again to go on")
+        console.refuse_all_failed(summary, config)
     except LimitReachedError as error:
         ended_by = str(error).partition(";")[0]
     except QwqBatchError as error:

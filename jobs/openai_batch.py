@@ -299,10 +299,11 @@ def openai_batch(job: Job, retry: Sequence[str] = ()) -> int:
     """Run the remaining requests, write all results anew, and print a summary; the exit code."""
     run = make_ready(job)
     console.warn_about(run)
-    generate(run, retry)
+    summary = generate(run, retry)
     results = Results.of(run)
     results.write(Storage(job.output.path))
     console.print_lines(results.report(job.output.path))
+    console.refuse_all_failed(summary, run)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.prompts.messages import joined_parts
 from pipeline.reasoning.think_format import State
 
 # Fields of a body that are settings of the whole run, in its section `sampling`.
@@ -117,16 +118,7 @@ class Message(_Strict):
     @field_validator("content", mode="before")
     @classmethod
     def _joined(cls, content: Any) -> Any:
-        """Text parts joined with line breaks, as vLLM's server does."""
-        if not isinstance(content, list):
-            return content
-        texts = []
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise ValueError(f"only parts of type text are supported, not {kind or 'others'}")
-            texts.append(part["text"])
-        return "\n".join(texts)
+        return joined_parts(content) if isinstance(content, list) else content
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:

@@ -1,8 +1,8 @@
 """The command ``qwq-batch``: each function below is one of its commands.
 
-Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit; 2 the
-command, the config, the input or the output can't be used as given; 143 ended by SIGTERM, 130 by
-Ctrl-C, 129 by SIGHUP, with running traces saved.
+Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit, or all rows
+failed; 2 the command, the config, the input or the output can't be used as given; 143 ended by
+SIGTERM, 130 by Ctrl-C, 129 by SIGHUP, with running traces saved.
 
 Commands import what they need when they run: ``--help``, ``init`` and completion stay quick.
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
 
 EPILOG = (
-    "Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit; "
-    "2 the command, the config, the input or the output can't be used; 143, 130 and 129 ended "
+    "Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit, or all "
+    "rows failed; 2 the command, the config, the input or the output can't be used; 143, 130 and 129 ended "
     "by SIGTERM, Ctrl-C or SIGHUP, and the same command resumes."
 )
 # The arguments and options that several commands have.

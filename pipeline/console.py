@@ -60,13 +60,9 @@ def run_and_report(config: "RunConfig", limits: "Limits | None" = None) -> None:
     """Run the remaining rows and print the summary.
 
     ``limits``: shared by several runs; by default those of ``config``. Raises `IncompleteRunError`
-    if rows are missing at the end.
+    if rows are missing at the end, or all have failed.
     """
-    from pipeline.execution.run import run
-    from pipeline.monitor.terminal import watch
-
-    started = time.monotonic()
-    print_summary(run(config, watch, limits), config, time.monotonic() - started)
+    refuse_all_failed(run_and_summarize(config, limits), config)
 
 
 def retry_and_report(
@@ -74,13 +70,47 @@ def retry_and_report(
 ) -> None:
     """Redo traces by state or by their share of foreign letters, and print the summary.
 
-    Raises `IncompleteRunError` if rows are missing at the end.
+    Raises `IncompleteRunError` as `run_and_report`.
     """
+    refuse_all_failed(retry_and_summarize(config, states, foreign), config)
+
+
+def run_and_summarize(config: "RunConfig", limits: "Limits | None" = None) -> "Summary":
+    """Run and print as `run_and_report`, but leave it to the caller what all failed rows mean."""
+    from pipeline.execution.run import run
+    from pipeline.monitor.terminal import watch
+
+    started = time.monotonic()
+    summary = run(config, watch, limits)
+    print_summary(summary, config, time.monotonic() - started)
+    return summary
+
+
+def retry_and_summarize(
+    config: "RunConfig", states: Sequence[str], foreign: float | None = None
+) -> "Summary":
+    """Redo and print as `retry_and_report`, but leave it to the caller what all failed rows mean."""
     from pipeline.execution.run import retry
     from pipeline.monitor.terminal import watch
 
     started = time.monotonic()
-    print_summary(retry(config, states, foreign, watch), config, time.monotonic() - started)
+    summary = retry(config, states, foreign, watch)
+    print_summary(summary, config, time.monotonic() - started)
+    return summary
+
+
+def refuse_all_failed(summary: "Summary", config: "RunConfig") -> None:
+    """Raise `IncompleteRunError` if every trace of ``summary`` has failed."""
+    from pipeline.output.reader import finished_parts
+
+    if not summary.traces or summary.states["failed"] < summary.traces:
+        return
+    parts = finished_parts(config.output.path)
+    errors = (error for part in parts for error in part.read([part.names["error"]])[0].to_pylist())
+    raise IncompleteRunError(
+        f"all {summary.traces:,} traces failed (the first: {next(errors)}); correct the input or "
+        "the configuration, and run into another output.path"
+    )
 
 
 def print_summary(summary: "Summary", config: "RunConfig", seconds: float) -> None:

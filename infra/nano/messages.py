@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jobs.label import LabelSection
 from pipeline.answers.json import Json
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.render import row_messages
+from pipeline.prompts.messages import row_messages
 
 TEAMS: dict[str, str] = {
     "billing": "payments, invoices, refunds",

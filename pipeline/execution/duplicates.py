@@ -30,7 +30,8 @@ from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
 from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
 from pipeline.output import passes
 from pipeline.planning import Pass, Range, bundles
-from pipeline.prompts.render import TableRow, row_messages, row_tools
+from pipeline.prompts.messages import row_messages, row_tools
+from pipeline.prompts.render import TableRow
 from pipeline.prompts.template import columns_of
 from pipeline.schema import SAMPLES_COLUMN, with_origin
 

@@ -2,7 +2,7 @@
 
     for finding in examine(config): print(finding)
 
-No engine starts, and only the first row is read. A scratch file is written to the output location
+No engine starts, and only the first rows are read. A scratch file is written to the output location
 and removed.
 """
 
@@ -273,15 +273,18 @@ def _input(config: RunConfig) -> Iterator[Finding]:
 
 
 def _run(config: RunConfig) -> Iterator[Finding]:
-    """The config as a whole, as `run` checks it, and the first prompt."""
+    """The config as a whole, as `run` checks it, and the first prompts."""
     engine = config.engine
     for warning in (*config.warnings, *engine_type(engine).warnings(engine)):
         yield Finding("warning", warning)
     prepared = prepare(config)
     plan = prepared.plan
     yield Finding("ok", f"{plan.rows_todo:,} of {plan.rows:,} rows are to do")
+    sampled = preview.sample(prepared)
+    if sampled.errors:
+        yield Finding(
+            "warning", str(sampled), "these rows become failed: correct or leave them out"
+        )
     for prompt in preview.prompts(prepared, 1):
-        if prompt["prompt"] is None:
-            yield Finding("warning", f"the first row can't be rendered: {prompt['error']}")
-        else:
+        if prompt["prompt"] is not None:
             yield Finding("ok", f"the first prompt has {prompt['prompt_tokens']:,} tokens")

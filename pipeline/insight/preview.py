@@ -1,7 +1,9 @@
 """What `plan` and `show` print: the plan and rendered prompts, and traces of an output."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
 from pipeline.input.shards import read_rows
-from pipeline.insight.text import printable, shortened
+from pipeline.insight.text import error_kind, printable, shortened
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.planning import PARQUET, Plan, Range, bundles
@@ -24,6 +26,7 @@ from pipeline.storage import Storage
 MAX_SHOWN_CHARACTERS = 1500
 # Rows whose prompts are counted to show how rows divide into tiers.
 COUNTED_ROWS = 4096
+SAMPLED_ROWS = 256
 TOKEN_KINDS = ("prompt", "think", "answer")
 
 
@@ -47,6 +50,29 @@ def prompts(prepared: PreparedRun, count: int) -> Iterator[dict[str, Any]]:
         yield {"prompt": prompt.text, "prompt_tokens": len(prompt.token_ids)}
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What came of rendering the first rows; ``errors``: the row errors by kind."""
+
+    rows: int
+    errors: Counter[str]
+
+    def __str__(self) -> str:
+        kinds = "; ".join(f"{count:,} x {kind}" for kind, count in self.errors.most_common())
+        failed = self.errors.total()
+        return f"{failed:,} of the first {self.rows:,} rows can't be rendered ({kinds})"
+
+
+def sample(prepared: PreparedRun) -> Sample:
+    """Render the first `SAMPLED_ROWS` rows, and count those that would fail."""
+    rows, errors = 0, Counter[str]()
+    for prompt in prompts(prepared, SAMPLED_ROWS):
+        rows += 1
+        if prompt["prompt"] is None:
+            errors[error_kind(prompt["error"])] += 1
+    return Sample(rows, errors)
+
+
 def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     """The plan as a person reads it: input, output, engines, sampling, and the first prompt."""
     config, plan = prepared.config, prepared.plan
@@ -68,6 +94,9 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     yield from _tier_lines(prepared, plan)
     policy = {key: value for key, value in vars(config.sampling).items() if value is not None}
     yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
+    sampled = sample(prepared)
+    if sampled.errors:
+        yield f"warning   {sampled}"
     for prompt in prompts(prepared, 1):
         yield f"prompt 1  {prompt['prompt_tokens']} tokens"
         yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]

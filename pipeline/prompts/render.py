@@ -1,4 +1,4 @@
-"""Render a row to messages and token ids; no I/O (the caller loads the tokenizer).
+"""Render messages to token ids; no I/O (the caller loads the tokenizer).
 
 The model's own chat template renders the messages. Text from rows never becomes a control token.
 Before the template runs, a mark is inserted into every added token of the vocabulary
@@ -17,18 +17,14 @@ from typing import Any
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pipeline.answers.json_schema import without_nulls
 from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.template import fill
+from pipeline.prompts.messages import Message, row_messages, row_tools
 from pipeline.reasoning.think_format import THINK_TAGS, ThinkFormat
 
-ROLES = ("system", "user", "assistant", "tool")
 # A private-use character of the last Unicode plane; messages that contain it are refused.
 MARK = "\U0010fffd"
 SHORT_PIECE = 32  # characters; covers what templates put between control tokens
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,45 +33,6 @@ class Prompt:
 
     text: str
     token_ids: list[int]
-
-
-def row_messages(
-    row: Mapping[str, Any], columns: PromptColumns, system: str | None, suffix: str | None
-) -> list[Message]:
-    """The chat messages of one row, each with ``role`` and ``content``.
-
-    ``system``: the first message, unless the row has its own system message. ``suffix``: a line to
-    append to the last user message. Raises `InvalidPromptError` if the row's value can't be sent.
-    """
-    if columns.template is not None:
-        messages = [{"role": "user", "content": fill(columns.template, row)}]
-    elif columns.prompt is not None:
-        messages = [{"role": "user", "content": _require_text(row[columns.prompt], columns.prompt)}]
-    else:
-        assert columns.messages is not None
-        messages = _messages(row[columns.messages], columns.messages)
-    if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    if suffix:
-        users = [message for message in messages if message["role"] == "user"]
-        if users:
-            users[-1]["content"] = f"{users[-1]['content']}\n{suffix}"
-    return messages
-
-
-def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | None:
-    """The tool definitions of one row; None if it has none.
-
-    The column holds a list of objects, or JSON text of one. Raises `InvalidPromptError` for
-    anything else.
-    """
-    if columns.tools is None or not row[columns.tools]:
-        return None
-    tools = _from_json(row[columns.tools], columns.tools)
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InvalidPromptError(f"{columns.tools} must be a list of objects")
-    # Arrow gives all objects of a column the same keys, with null for those an object lacks.
-    return tools if isinstance(row[columns.tools], str) else without_nulls(tools)
 
 
 def render_row(
@@ -90,7 +47,10 @@ def render_row(
     ``system``, ``suffix``: as in `row_messages`.
     """
     try:
-        return renderer.render(row_messages(row, columns, system, suffix), row_tools(row, columns))
+        messages = row_messages(row, columns, system, suffix)
+        # Chat templates expect text beside a tool call.
+        messages = [{**message, "content": message["content"] or ""} for message in messages]
+        return renderer.render(messages, row_tools(row, columns))
     except RowError:
         raise
     except Exception as error:  # rows contain anything: lone surrogates, endless nesting
@@ -121,7 +81,7 @@ class PromptRenderer:
 
     ``tokenizer``: a fast Hugging Face tokenizer with a chat template. ``context_tokens``: the
     limit of prompt and output tokens together; None skips the check. ``think_format``: the tags
-    that assistant messages keep.
+    of closed thinking, which assistant messages keep.
     """
 
     def __init__(
@@ -139,7 +99,8 @@ class PromptRenderer:
         self._added_ids = added
         self._short_ids = lru_cache(1024)(self._plain_ids)
         self._added = _any_of(name for name in added if len(name) > 1)
-        # Think tags in assistant messages stay whole: the template looks for them.
+        # Think tags of closed thinking in assistant messages stay whole: the template looks for them.
+        self._close = think_format.close
         self._added_but_think = _any_of(
             name for name in added if len(name) > 1 and name not in think_format.tags
         )
@@ -164,11 +125,13 @@ class PromptRenderer:
         return prompt
 
     def _mark_message(self, message: Message) -> Message:
-        marked = {}
-        for key, value in message.items():
-            keeps_think_tags = message["role"] == "assistant" and key == "content"
-            pattern = self._added_but_think if keeps_think_tags else self._added
-            marked[key] = _map_text(value, partial(_mark, pattern=pattern))
+        mark = partial(_mark, pattern=self._added)
+        marked = {key: _map_text(value, mark) for key, value in message.items()}
+        content = message.get("content")
+        if message["role"] == "assistant" and content is not None and self._close is not None:
+            # Templates look for the last closing tag, and drop or keep the thinking before it.
+            before, close, after = content.rpartition(self._close)
+            marked["content"] = f"{_mark(before, self._added_but_think)}{close}{mark(after)}"
         return {**marked, "role": message["role"]}
 
     def _encode(self, marked: str) -> list[int]:
@@ -224,60 +187,3 @@ def _map_text(value: Any, change: Any) -> Any:
     if isinstance(value, dict):
         return {_map_text(key, change): _map_text(item, change) for key, item in value.items()}
     return value
-
-
-def _require_text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidPromptError(f"{column} must be text, not {_type_name(value)}")
-    if not value.strip():
-        raise InvalidPromptError(f"{column} is empty")
-    return value
-
-
-def _messages(value: Any, column: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        what = "empty" if value == [] else _type_name(value)
-        raise InvalidPromptError(f"{column} must be a list of {{role, content}}, not {what}")
-    return [_message(item, f"{column}[{i}]") for i, item in enumerate(value)]
-
-
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict) or "role" not in value:
-        raise InvalidPromptError(f"{where} must be an object with role and content")
-    role, content = value["role"], value.get("content")
-    if role not in ROLES:
-        raise InvalidPromptError(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}")
-    if not isinstance(content, str) and not (content is None and role == "assistant"):
-        raise InvalidPromptError(f"{where}.content must be text, not {_type_name(content)}")
-    # Arrow gives all messages of a column the same keys, with null for those a message lacks.
-    extra = without_nulls(value)
-    if extra.get("tool_calls"):
-        extra["tool_calls"] = [_tool_call(call, where) for call in extra["tool_calls"]]
-    return {**extra, "role": role, "content": content}
-
-
-def _tool_call(call: Any, where: str) -> Any:
-    """The tool call with its arguments as an object; the template would encode JSON text again."""
-    call = _from_json(call, f"{where}.tool_calls")
-    if not isinstance(call, dict):
-        raise InvalidPromptError(f"{where}.tool_calls must be a list of objects")
-    function = call.get("function") or call
-    if not isinstance(function, dict):
-        raise InvalidPromptError(f"{where}.tool_calls: function must be an object")
-    if "arguments" in function:
-        arguments = _from_json(function["arguments"], f"{where}.tool_calls.arguments")
-        function = {**function, "arguments": arguments}
-    return {**call, "function": function} if call.get("function") else function
-
-
-def _from_json(value: Any, where: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise InvalidPromptError(f"{where} is not valid JSON: {error}") from None
-
-
-def _type_name(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

@@ -6,6 +6,7 @@ braces stand for a single one.
 """
 
 import json
+import math
 import string
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +32,7 @@ def columns_of(template: str) -> list[str]:
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """``template`` with the values of ``row``; raises `InvalidPromptError` for null and bytes."""
+    """``template`` with the values of ``row``; raises `InvalidPromptError` for null, NaN, bytes."""
     pieces = []
     for text, column, tag in fields(template):
         pieces.append(text)
@@ -51,9 +52,16 @@ def between(tag: str, text: str) -> str:
 
 
 def _as_text(value: Any, column: str) -> str:
-    """A cell as text: strings as they are, lists and objects as JSON, all else as `str` does."""
+    """A cell as text: strings as they are, lists and objects as JSON, all else as `str` does.
+
+    Whole floats lose their ``.0``: one null turns a column of whole numbers into floats.
+    """
     if value is None:
         raise InvalidPromptError(f"{column} is null")
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise InvalidPromptError(f"{column} is NaN, which stands for no value")
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
     if isinstance(value, bytes):
         raise InvalidPromptError(f"{column} is bytes, not text")
     if isinstance(value, (list, dict)):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -49,6 +50,18 @@ def test_plan_counts_rows_and_shows_prompts(make_config: MakeConfig, tmp_path: P
     [first, _] = plan.prompts(2)
     assert "What is 0 + 1?" in first["prompt"]
     assert next(plan.lines()).startswith("input ")
+
+
+def test_plan_counts_rows_that_would_fail(make_config: MakeConfig, tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", [3])
+    assert "warning" not in "\n".join(pipeline.plan(make_config()).lines())
+    asked = {"role": "user", "content": "q"}
+    rows = [[asked], [asked, {"role": "assistant", "content": "old"}], None]
+    (tmp_path / "in/shard-00000.parquet").unlink()
+    pq.write_table(pa.table({"messages": rows}), tmp_path / "in/a.parquet")
+    lines = "\n".join(pipeline.plan(make_config()).lines())
+    assert "\nwarning   2 of the first 3 rows can't be rendered (1 x invalid_prompt: " in lines
+    assert "ends with an assistant turn" in lines
 
 
 STATES = ["finished"] * 12 + ["truncated"] * 3

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
@@ -55,6 +57,13 @@ def test_all_that_is_wrong_is_told_at_once(make_config: MakeConfig, tmp_path: Pa
     told = "\n".join(str(finding) for finding in found(config, "error"))
     assert told.count("/nowhere is not a model folder") == 1
     assert "no Parquet files there" in told
+
+
+def test_rows_that_would_fail_are_counted(config: RunConfig, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["", None, "q"]}), tmp_path / "in/z.parquet")
+    told = one(config, "warning")
+    assert told.what.startswith("2 of the first 10 rows can't be rendered (1 x invalid_prompt: ")
+    assert "correct or leave them out" in str(told)
 
 
 def test_old_packages_are_named_with_what_to_do(

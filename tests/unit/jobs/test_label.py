@@ -15,7 +15,7 @@ from jobs.label import Counts, LabelJob, labeled, report_lines
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.render import row_messages
+from pipeline.prompts.messages import row_messages
 from tests.conftest import write_shards
 
 LABELS = {"guideline": "Good or bad?", "labels": {"good": "praise", "bad": None}}

@@ -16,7 +16,8 @@ from jobs.openai_lines import ROWS, ResultLines, parse_request
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.render import TableRow, row_messages, row_tools
+from pipeline.prompts.messages import row_messages, row_tools
+from pipeline.prompts.render import TableRow
 
 ASK = [{"role": "user", "content": "hi"}]
 COLUMNS = PromptColumns(messages="messages", tools="tools")

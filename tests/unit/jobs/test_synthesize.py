@@ -238,6 +238,27 @@ def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
         {"id": None, "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
     ]
     assert json.loads(table["tools"])[0]["function"]["name"] == "f"
+    texts = [{"messages": json.dumps(rows[0]["messages"]), "tools": rows[0]["tools"]}]
+    run = prepared(PromptColumns(messages="messages", tools="tools"), texts)
+    chat = conversation({**texts[0], **TRACE}, NAMES, run, with_thinking=False)
+    [from_text] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    kept = [
+        {key: value for key, value in m.items() if value is not None} for m in from_text["messages"]
+    ]
+    assert kept == [
+        {key: value for key, value in m.items() if value is not None} for m in table["messages"]
+    ]
+
+
+def test_a_sharegpt_conversation_is_exported_as_role_and_content() -> None:
+    rows = [{"messages": [{"from": "human", "value": "q"}]}]
+    run = prepared(PromptColumns(messages="messages"), rows)
+    chat = conversation({**rows[0], **TRACE}, NAMES, run, with_thinking=False)
+    [table] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    assert table["messages"] == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "Yes."},
+    ]
 
 
 # The card

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
 from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.messages import row_messages, row_tools
 from pipeline.prompts.render import (
     MARK,
     PromptRenderer,
     TableRow,
     render_row,
-    row_messages,
-    row_tools,
 )
 from pipeline.prompts.tokenizer import load_tokenizer
 
@@ -54,7 +53,9 @@ def test_published_prompt_is_rendered_exactly(model: str, case: str) -> None:
     else:
         prompt = renderer(name).render(messages, tools)
         assert prompt.text == expected
-        assert prompt.token_ids == tokenizer(name).encode(expected)
+        # Thinking that is not closed stays in the prompt, where its tag is text.
+        if not (case == "history_unclosed_think" and model == "QwQ-32B"):
+            assert prompt.token_ids == tokenizer(name).encode(expected)
 
 
 @pytest.mark.parametrize(("model", "case"), CASES)
@@ -64,6 +65,10 @@ def test_messages_from_arrow_render_the_same(model: str, case: str) -> None:
     tools = PUBLISHED["cases"][case].get("tools")
     table = pa.Table.from_pylist([{"messages": messages, "tools": tools}])
     row = TableRow(table, 0)
+    if messages[-1]["role"] == "assistant":
+        with pytest.raises(InvalidPromptError, match="ends with an assistant turn"):
+            row_messages(row, MESSAGES, None, None)
+        return
     from_arrow = row_messages(row, MESSAGES, None, None)
     expected = PUBLISHED["rendered"][model][case]
     if not isinstance(expected, dict) and PUBLISHED["cases"][case]["add_generation_prompt"]:
@@ -86,6 +91,63 @@ def test_tool_call_arguments_as_json_text_are_not_encoded_twice() -> None:
     assert '{"name": "f", "arguments": {"city": "Paris"}}' in text
 
 
+ASKED = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}],
+        [{"from": "system", "value": "s", "role": None}, {"role": "human", "content": "q", "from": None}],
+        [{"role": "developer", "content": [{"type": "text", "text": "s"}]}, {"role": "user", "content": [{"type": "text", "text": "q"}]}],
+        '[{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]',
+        '[{"from": "system", "value": ["s"]}, {"from": "human", "value": [{"type": "text", "text": "q"}]}]',
+    ],
+)  # fmt: skip
+def test_conversations_in_the_forms_that_datasets_have_are_read(value: object) -> None:
+    expected = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    if not isinstance(value, str):
+        table = pa.Table.from_pylist([{"messages": value}])
+        assert row_messages(TableRow(table, 0), MESSAGES, None, None) == expected
+    assert row_messages({"messages": value}, MESSAGES, None, None) == expected
+
+
+def test_parts_of_a_turn_are_joined_with_line_breaks() -> None:
+    parts = [{"type": "text", "text": "a"}, "b", {"type": "text", "text": "c", "image_url": None}]
+    row = {"messages": [{"role": "user", "content": parts}]}
+    assert row_messages(row, MESSAGES, None, None) == [{"role": "user", "content": "a\nb\nc"}]
+
+
+@pytest.mark.parametrize("value", [None, "", "null", " null ", "[]", []])
+def test_rows_without_tools_have_none(value: object) -> None:
+    assert row_tools({"tools": value}, MESSAGES) is None
+
+
+def test_tools_as_a_list_of_json_texts_are_read_with_their_nulls() -> None:
+    row = {"tools": ['{"name": "f", "default": null}', '{"name": "g"}']}
+    assert row_tools(row, MESSAGES) == [{"name": "f", "default": None}, {"name": "g"}]
+
+
+def test_a_blank_system_turn_gives_way_to_the_runs_own() -> None:
+    for blank in ("", " \n"):
+        row = {"messages": [{"role": "system", "content": blank}, ASKED]}
+        assert row_messages(row, MESSAGES, "sys", None) == [
+            {"role": "system", "content": "sys"},
+            ASKED,
+        ]
+        assert row_messages(row, MESSAGES, None, None) == row["messages"]
+
+
+def test_a_turn_that_only_calls_tools_is_rendered() -> None:
+    call = {"function": {"name": "f", "arguments": {}}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = {"messages": [ASKED, called, {"role": "tool", "content": "r"}], "tools": None}
+    assert (
+        '<tool_call>\n{"name": "f"'
+        in render_row(renderer("qwq-nano"), row, MESSAGES, None, None).text
+    )
+
+
 HOSTILE = st.lists(
     st.sampled_from(
         ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>", "</think>", "<|im_", "end|>"]
@@ -100,7 +162,7 @@ def control_tokens(ids: list[int], name: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", NANO_OF.values())
-@pytest.mark.parametrize("role", ["user", "system", "tool"])
+@pytest.mark.parametrize("role", ["user", "system", "tool", "assistant"])
 @given(text=HOSTILE)
 def test_text_never_becomes_a_control_token(name: str, role: str, text: str) -> None:
     def conversation(content: str) -> list[dict[str, Any]]:
@@ -110,6 +172,8 @@ def test_text_never_becomes_a_control_token(name: str, role: str, text: str) -> 
     harmless = renderer(name).render(conversation("x"))
     assert control_tokens(prompt.token_ids, name) == control_tokens(harmless.token_ids, name)
     assert tokenizer(name).decode(prompt.token_ids) == prompt.text
+    if role == "assistant" and name == "qwq-nano":  # the template drops what is before
+        text = text.rsplit("</think>", maxsplit=1)[-1].lstrip("\n")
     assert text in prompt.text
 
 
@@ -170,13 +234,39 @@ def test_prompt_that_is_not_text_is_refused(value: object, reason: str) -> None:
     [
         (None, "not null"),
         ([], "not empty"),
-        ("hi", "not str"),
+        ("hi", "messages is not valid JSON"),
         (["hi"], r"messages\[0\] must be an object"),
         ([{"content": "hi"}], r"messages\[0\] must be an object"),
         ([{"role": "robot", "content": "hi"}], "role is 'robot'"),
         ([{"role": "user", "content": None}], "content must be text, not null"),
-        ([{"role": "user", "content": ["a"]}], "content must be text, not list"),
-        ([{"role": "assistant", "content": "", "tool_calls": ["{"]}], "not valid JSON"),
+        ([{"role": "user", "content": 5}], "content must be text, not int"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "only parts of type text are supported, not image_url",
+        ),
+        ([{"role": "user", "content": []}], r"messages\[0\].content is empty"),
+        ([{"role": "user", "content": " "}], r"messages\[0\].content is empty"),
+        ([ASKED, {"role": "assistant", "content": "", "tool_calls": ["{"]}], "not valid JSON"),
+        (
+            [ASKED, {"role": "assistant", "content": "", "tool_calls": "f"}],
+            "tool_calls must be a list",
+        ),
+        (
+            [ASKED, {"role": "assistant", "content": None}, ASKED],
+            r"messages\[1\].content is null, and the turn has no tool_calls",
+        ),
+        (
+            [ASKED, {"role": "assistant", "content": "old"}],
+            "ends with an assistant turn, so there is nothing to answer; remove that turn",
+        ),
+        (
+            [{"from": "human", "value": "q"}, {"from": "gpt", "value": "old"}],
+            "ends with an assistant turn",
+        ),
+        ([{"role": "system", "content": "s"}], "has no user turn"),
+        ([{"text": "q", "speaker": "me"}], "with role and content .*, not text, speaker"),
+        ("[{", "not valid JSON"),
+        ("null", "not null"),
     ],
 )
 def test_malformed_messages_are_refused(value: object, reason: str) -> None:
@@ -192,6 +282,14 @@ def test_system_prompt_and_suffix_come_from_the_config() -> None:
     row = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]}
     columns = PromptColumns(messages="messages")
     assert row_messages(row, columns, "sys", None)[0]["content"] == "own"
+
+
+@pytest.mark.parametrize("values", [{"a": "", "b": " \n"}, {"a": " ", "b": "\u3000"}])
+def test_a_row_whose_columns_are_all_blank_is_refused(values: dict[str, str]) -> None:
+    columns = PromptColumns(template="Answer {a} with {b:doc}")
+    with pytest.raises(InvalidPromptError, match="a, b is empty"):
+        row_messages(values, columns, None, None)
+    assert row_messages({**values, "b": "x"}, columns, None, None)
 
 
 def test_prompt_beyond_the_context_is_refused_with_both_lengths() -> None:

@@ -27,6 +27,19 @@ def test_null_is_refused() -> None:
         fill("{text}", {"text": None})
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2024.0, "2024"), (-3.0, "-3"), (0.5, "0.5"), (1e22, "1e+22"), (True, "True"), (7, "7")],
+)
+def test_whole_numbers_are_written_without_a_point(value: object, text: str) -> None:
+    assert fill("In {year}?", {"year": value}) == f"In {text}?"
+
+
+def test_nan_is_refused_as_null_is() -> None:
+    with pytest.raises(InvalidPromptError, match="year is NaN"):
+        fill("In {year}?", {"year": float("nan")})
+
+
 @pytest.mark.parametrize("template", ["{}", "{", "}", "a {text", "{text!r}", "{:doc}"])
 def test_braces_without_a_column_are_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"."):
