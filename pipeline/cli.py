@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit, or all "
-    "rows failed; 2 the command, the config, the input or the output can't be used; 143, 130 and 129 ended "
-    "by SIGTERM, Ctrl-C or SIGHUP, and the same command resumes."
+    "rows failed; 2 the command, the config, the input or the output can't be used; 143, 130 and "
+    "129 ended by SIGTERM, Ctrl-C or SIGHUP, and the same command resumes."
 )
 # The arguments and options that several commands have.
 config_file = click.argument("config", metavar="CONFIG", type=click.Path())

@@ -76,7 +76,7 @@ def retry_and_report(
 
 
 def run_and_summarize(config: "RunConfig", limits: "Limits | None" = None) -> "Summary":
-    """Run and print as `run_and_report`, but leave it to the caller what all failed rows mean."""
+    """Run and print as `run_and_report`, but leave all failed rows to the caller."""
     from pipeline.execution.run import run
     from pipeline.monitor.terminal import watch
 
@@ -89,7 +89,7 @@ def run_and_summarize(config: "RunConfig", limits: "Limits | None" = None) -> "S
 def retry_and_summarize(
     config: "RunConfig", states: Sequence[str], foreign: float | None = None
 ) -> "Summary":
-    """Redo and print as `retry_and_report`, but leave it to the caller what all failed rows mean."""
+    """Redo and print as `retry_and_report`, but leave all failed rows to the caller."""
     from pipeline.execution.run import retry
     from pipeline.monitor.terminal import watch
 

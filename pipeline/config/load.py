@@ -7,14 +7,15 @@ Its sections are in `pipeline.config.sections`. No I/O but reading the one YAML 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config.run_config import RunConfig
+from pipeline.config.yaml_text import override_value, parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.registry import did_you_mean
 
@@ -27,7 +28,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and apply ``key=value`` overrides (dotted keys, YAML values).
+    """Read a YAML file and apply ``key=value`` overrides with dotted keys, see `override_value`.
 
     ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with
     one line for each thing that is wrong.
@@ -37,13 +38,13 @@ def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't read the config {path}: {error}") from None
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        data = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping with input, output and model")
     for override in overrides:
-        _apply(data, override)
+        _apply(data, override, kind)
     return parse_as(kind, data, str(path))
 
 
@@ -67,11 +68,11 @@ def fingerprint_of(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str, kind: type[RunConfig]) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set takes key=value with a dotted key, got {override!r}")
-    *parents, leaf = key.strip().split(".")
+    *parents, leaf = names = key.strip().split(".")
     target = data
     for parent in parents:
         if target.get(parent) is None:
@@ -80,9 +81,38 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {key}: {parent} is a value, not a section")
     try:
-        target[leaf] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        target[leaf] = value
+        target[leaf] = override_value(value, is_text=_is_text(_annotation(kind, names)))
+    except ValueError as error:
+        raise ConfigError(f"--set {key}: {error}") from None
+
+
+def _annotation(kind: type[BaseModel], names: Sequence[str]) -> Any:
+    """The type of the setting ``names``; None if there is no such setting, or it has no type."""
+    annotation: Any = kind
+    for name in names:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(name)
+            annotation = None if field is None else field.annotation
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            return None
+        annotation = _without_none(annotation)
+    return annotation
+
+
+def _without_none(annotation: Any) -> Any:
+    """The one type beside None in ``annotation``, without its constraints; else as it is."""
+    if get_origin(annotation) is Annotated:
+        return _without_none(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [each for each in get_args(annotation) if each is not NoneType]
+        return _without_none(kinds[0]) if len(kinds) == 1 else annotation
+    return annotation
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or get_origin(annotation) is Literal
 
 
 def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:

@@ -99,7 +99,7 @@ class PromptRenderer:
         self._added_ids = added
         self._short_ids = lru_cache(1024)(self._plain_ids)
         self._added = _any_of(name for name in added if len(name) > 1)
-        # Think tags of closed thinking in assistant messages stay whole: the template looks for them.
+        # Think tags of closed thinking in assistant messages stay whole: templates look for them.
         self._close = think_format.close
         self._added_but_think = _any_of(
             name for name in added if len(name) > 1 and name not in think_format.tags

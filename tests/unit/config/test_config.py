@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.job import Job
 from jobs.label import LabelJob
@@ -13,6 +15,7 @@ from pipeline.answers.json_schema import JsonForm
 from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import FormatConfig
+from pipeline.config.yaml_text import override_value
 from pipeline.engines import engine_type
 from pipeline.errors import ConfigError
 from pipeline.output.manifest import run_settings
@@ -82,7 +85,14 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("answer={format: json, json_schema: {$ref: '#/$defs/a'}}", "$ref #/$defs/a is not in"),
         ("answer={format: json, json_schema: 'os:path'}", "os:path: it is not a pydantic model"),
         ("prompt.template='{text!r}'", "prompt.template: {} must hold a column's name"),
-        ("prompt.template={text}", "prompt.template: must be text (in YAML, put quotes around it"),
+        (
+            "prompt={template: {text: }}",
+            "prompt.template: must be text (in YAML, put quotes around it",
+        ),
+        ("engine.vllm={a: 1, a: 2}", "the key a is there twice, in lines 1 and 1; keep one"),
+        ("sampling.n=2 # x", "sampling.n: Input should be a valid integer"),
+        ("prompt.suffix=\udcff", "--set prompt.suffix: the value is not UTF-8"),
+        ('prompt.system="\\ud800"', "--set prompt.system: the text in line 1 is not UTF-8"),
         ("prompt.template=Hello", "prompt.template: names no column"),
         ("prompt.template='{'", "prompt.template: "),
         ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
@@ -112,6 +122,21 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ("", "must hold a mapping"),
         ("output: {path: out}", "input: is required"),
         ("input: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+        (
+            "input:\n  path: a\n  dedupe: true\n  path: b\n",
+            "key path is there twice, in lines 2 and 4; keep one",
+        ),
+        (
+            "sampling: {n: 1}\ninput: {path: a}\nsampling: {n: 2}",
+            "key sampling is there twice, in lines 1 and 3",
+        ),
+        (
+            "x: &x {a: 1, b: 2}\ny: {c: {<<: *x, a: 2, a: 3}}",
+            "key a is there twice, in lines 2 and 2",
+        ),
+        ("input: &a {path: *a}", "the value in line 1 is a part of itself"),
+        ('input: {path: "\\udcff"}', "the text in line 1 is not UTF-8"),
+        ("input: " + "[" * 5000, "is not valid YAML"),
     ],
 )
 def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -135,6 +160,76 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
     assert config.engine.vllm == {"enforce_eager": True}
     assert config.suffix_text is not None
     assert r"\boxed{}" in config.suffix_text
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "input: &in {path: in, dedupe: true}\nmodel: {path: qwq-nano}\n"
+        "output: {path: out, rename: &r {<<: &s {answer: a}, think: t}}\n"
+        "prices: {<<: {gpu_hour: 1}, gpu_hour: 2}\nengine: {options: {<<: *r, answer: b}}\n"
+    )
+    config = load_config(file)
+    assert config.prices.gpu_hour == 2
+    assert config.engine.options == {"answer": "b", "think": "t"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("Write the final number after ####.", "Write the final number after ####."),
+        ("#1 to #5", "#1 to #5"),
+        ("a: b", "a: b"),
+        ("[x] {y}", "[x] {y}"),
+        ("{y}", "{y}"),
+        ("- x", "- x"),
+        ("yes", "yes"),
+        ("2024", "2024"),
+        ("1e3", "1e3"),
+        ("2024-01-01", "2024-01-01"),
+        ("&a *a !b %c @d `e", "&a *a !b %c @d `e"),
+        (" two\n lines\n", " two\n lines\n"),
+        ("{a: 1, a: 2}", "{a: 1, a: 2}"),
+        ('"quoted" and more', '"quoted" and more'),
+        ('"two\\nlines"', "two\nlines"),
+        ("'null'", "null"),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_text_settings_take_the_text_as_it_stands(
+    tmp_path: Path, value: str, text: str | None
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    config = load_config(file, [f"prompt.suffix={value}", f"model.revision={value}"])
+    assert (config.prompt.suffix, config.model.revision) == (text, text)
+
+
+TEXTS = st.text(st.sampled_from("#:-?,[]{}&*!|>%@`~ \n\tna'\"\\1."))
+
+
+@given(TEXTS.filter(lambda text: text.strip() and text.strip()[0] not in "'\"~"))
+def test_no_text_is_read_as_anything_else(text: str) -> None:
+    assert override_value(text, is_text=True) == text
+    value = override_value(text, is_text=False)
+    assert (
+        not isinstance(value, str)
+        or value == text
+        or value == text.strip()
+        or text.strip()[0] in "!&|>"
+    )
+
+
+def test_renamed_columns_are_text_too(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    config = load_config(
+        file, ["output.rename.state=on", "engine.options.a=x #1", "engine.replicas=2"]
+    )
+    assert config.output.rename == {"state": "on"}
+    assert config.engine.options == {"a": "x #1"}
+    assert config.engine.replicas == 2
 
 
 def test_json_schema_comes_from_where_it_is(tmp_path: Path) -> None:
@@ -182,8 +277,8 @@ def test_null_and_silence_keep_the_presets_value_and_leave_it_to_jobs(
 ) -> None:
     model = {"path": "qwq-nano", "preset": preset}
     sampling = {"top_k": None, "temperature": 0.7, "agree": None}
-    for given in ({"sampling": sampling}, {}):
-        policy = parse_config({**MINIMAL, "model": model, **given}).sampling
+    for sections in ({"sampling": sampling}, {}):
+        policy = parse_config({**MINIMAL, "model": model, **sections}).sampling
         assert (policy.top_k, policy.agree, policy.max_tokens) == (top_k, None, 32_768)
         assert policy.model_fields_set == ({"temperature"} if given else set())
 
