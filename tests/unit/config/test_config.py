@@ -280,7 +280,7 @@ def test_null_and_silence_keep_the_presets_value_and_leave_it_to_jobs(
     for sections in ({"sampling": sampling}, {}):
         policy = parse_config({**MINIMAL, "model": model, **sections}).sampling
         assert (policy.top_k, policy.agree, policy.max_tokens) == (top_k, None, 32_768)
-        assert policy.model_fields_set == ({"temperature"} if given else set())
+        assert policy.model_fields_set == ({"temperature"} if sections else set())
 
 
 def test_manifest_names_the_policies_as_outputs_on_disk_do() -> None:
