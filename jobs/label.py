@@ -32,6 +32,7 @@ from pipeline.config.sections import Section
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import find_shards
 from pipeline.output.reader import finished_parts
+from pipeline.printing import print_text
 from pipeline.registry import did_you_mean
 from pipeline.schema import conform
 from pipeline.storage import Storage
@@ -385,7 +386,7 @@ def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     text = "\n".join(report_lines(counts, job))
     store = Storage(job.output.path)
     store.put(REPORT, f"{text}\n".encode())
-    print(f"\n{text}\n\nin {job.output.path}: {LABELS}, {REVIEW}, {REPORT}, traces/")
+    print_text(f"\n{text}\n\nin {job.output.path}: {LABELS}, {REVIEW}, {REPORT}, traces/")
     console.refuse_all_failed(summary, job.run)
     return 0
 

@@ -27,6 +27,7 @@ from pipeline.monitor import terminal as progress
 from pipeline.monitor.limits import Limits, pool_of
 from pipeline.output.layout import BOOKKEEPING
 from pipeline.output.summary import summarize
+from pipeline.printing import print_text
 from pipeline.storage import Storage
 
 # The script in infra/slurm signals its driver so long before the end of the Slurm job. A nightly
@@ -132,7 +133,7 @@ def nightly(config: RunConfig) -> int:
         store.put(f"{name}.md", text.encode())
     if failure is not None:
         raise failure
-    print(f"\n{text}\nin {config.output.path}: {name}.md, {name}.json")
+    print_text(f"\n{text}\nin {config.output.path}: {name}.md, {name}.json")
     return 0
 
 

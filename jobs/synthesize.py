@@ -30,6 +30,7 @@ from pipeline.monitor.limits import Limits
 from pipeline.output import passes
 from pipeline.output.ledger import SAMPLES, Ledger
 from pipeline.output.manifest import RETRY_MAY_CHANGE
+from pipeline.printing import print_text
 from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage, check_reachable
 
@@ -142,13 +143,12 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
         wanted = _next_round(config, shards, samples.counts)
         if retry or wanted == 0:
             break
-        print(
+        print_text(
             f"\n{samples.counts.accepted:,} of {config.synthesize.accepted:,} rows are accepted: "
             f"some {wanted:,} more prompts"
         )
     exported = _export(config, prepared, samples)
-    for line in report_lines(config, samples.counts, exported):
-        print(line)
+    console.print_lines(report_lines(config, samples.counts, exported))
     _require_enough(config, samples.counts, bool(retry))
     return 0
 

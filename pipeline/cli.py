@@ -7,10 +7,8 @@ SIGTERM, 130 by Ctrl-C, 129 by SIGHUP, with running traces saved.
 Commands import what they need when they run: ``--help``, ``init`` and completion stay quick.
 """
 
-import json
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -20,6 +18,7 @@ import click
 import pipeline
 from pipeline import console
 from pipeline.errors import OutputError
+from pipeline.printing import json_text, print_error, print_text
 from pipeline.starters import STARTERS, write_starter
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ def _invoke(arguments: Sequence[str] | None) -> int:
         code = qwq_batch.main(arguments, prog_name="qwq-batch", standalone_mode=False)
     except click.UsageError as error:
         if error.ctx is not None:
-            print(error.ctx.get_usage(), file=sys.stderr)
-        print(f"error: {error.format_message()}", file=sys.stderr)
+            print_error(error.ctx.get_usage())
+        print_error(f"error: {error.format_message()}")
         return 2
     except click.Abort:
         raise KeyboardInterrupt from None
@@ -111,8 +110,8 @@ def init(kind: str, folder: str) -> None:
     """
     config, *inputs = write_starter(kind, folder)
     console.print_lines(map(str, [config, *inputs]))
-    print("\nRun it, then put in your own input and model:")
-    print(f"  qwq-batch {kind} {shlex.quote(str(config))}")
+    print_text("\nRun it, then put in your own input and model:")
+    print_text(f"  qwq-batch {kind} {shlex.quote(str(config))}")
 
 
 @qwq_batch.command()
@@ -164,7 +163,7 @@ def plan(config: str, overrides: tuple[str, ...], prompts: int | None) -> None:
         console.print_lines(run_plan.lines())
         return
     for prompt in run_plan.prompts(prompts):
-        print(json.dumps(prompt, ensure_ascii=False))
+        print_text(json_text(prompt))
 
 
 @qwq_batch.command()
@@ -176,7 +175,7 @@ def doctor(config: str, overrides: tuple[str, ...]) -> int:
 
     code = 0
     for finding in examine(pipeline.load_config(config, overrides)):
-        print(finding, flush=True)
+        print_text(finding)
         code = max(code, 2 if finding.level == "error" else 0)
     return code
 
@@ -243,7 +242,7 @@ def report(output: str, target: str) -> None:
             Path(target).write_bytes(data)
         except OSError as error:
             raise OutputError(f"can't write {target}: {error.strerror}") from None
-    print(target)
+    print_text(target)
 
 
 @qwq_batch.command()
@@ -311,4 +310,4 @@ def _load(path: str, overrides: Sequence[str]) -> "RunConfig":
 
 
 def _print(result: "pipeline.Estimate | pipeline.Status", as_json: bool) -> None:
-    console.print_lines([json.dumps(result.to_json())] if as_json else result.lines())
+    console.print_lines([json_text(result.to_json())] if as_json else result.lines())

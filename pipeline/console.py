@@ -4,10 +4,12 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import EngineError, IncompleteRunError, QwqBatchError, StoppedError
+from pipeline.printing import PrintableFormatter, print_error, print_text
 
 if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
@@ -17,21 +19,26 @@ if TYPE_CHECKING:
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run ``command`` and exit with the code that it returns, or the code of its error."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    log = logging.StreamHandler()
+    log.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[log], level=logging.WARNING)
     try:
         code = command()
         sys.stdout.flush()
     except StoppedError as error:
-        print(error, file=sys.stderr)
+        print_error(error)
         code = 128 + error.signal
     except QwqBatchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         code = 1 if isinstance(error, (IncompleteRunError, EngineError)) else 2
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept, the same command resumes", file=sys.stderr)
+        print_error("interrupted; finished work is kept, the same command resumes")
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception:  # a fault of ours; Python would print its texts as they are
+        print_error(traceback.format_exc())
         code = 1
     sys.exit(code)
 
@@ -39,12 +46,12 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
 def print_lines(lines: Iterable[str]) -> None:
     """Print each line."""
     for line in lines:
-        print(line)
+        print_text(line)
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    print_error(f"warning: {message}")
 
 
 def warn_about(config: "RunConfig") -> None:
@@ -118,10 +125,10 @@ def print_summary(summary: "Summary", config: "RunConfig", seconds: float) -> No
     traces = f"{summary.traces:,} of {summary.expected:,} traces"
     if summary.agree is not None:
         traces = f"{summary.traces:,} traces of {summary.rows:,} of {summary.expected_rows:,} rows"
-    print(f"\n{traces} in {config.output.path}")
+    print_text(f"\n{traces} in {config.output.path}")
     for line in summary.lines():
-        print(f"  {line}")
-    print(f"  {'time':<10} {seconds:>9,.0f} s from start to end")
+        print_text(f"  {line}")
+    print_text(f"  {'time':<10} {seconds:>9,.0f} s from start to end")
     if summary.missing_parts:
         raise IncompleteRunError(
             f"{len(summary.missing_parts)} parts are not finished (the first: "

@@ -15,7 +15,7 @@ from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
 from pipeline.input.shards import read_rows
-from pipeline.insight.text import error_kind, printable, shortened
+from pipeline.insight.text import error_kind, shortened
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.planning import PARQUET, Plan, Range, bundles
@@ -167,4 +167,4 @@ def _trace_lines(part: str, row: Mapping[str, Any], names: Mapping[str, str]) ->
 
 
 def _shown(text: str) -> str:
-    return printable(shortened(text, MAX_SHOWN_CHARACTERS))
+    return shortened(text, MAX_SHOWN_CHARACTERS)

@@ -14,11 +14,6 @@ def shortened(text: str, max_characters: int) -> str:
     return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
 
 
-def printable(text: str) -> str:
-    """``text`` with control characters escaped, so that a terminal shows and never obeys them."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
-
-
 def error_kind(error: str) -> str:
     """The first line of ``error`` with numbers replaced by N, to count errors of one kind."""
     first_line = (error.strip().splitlines() or [""])[0]

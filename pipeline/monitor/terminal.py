@@ -1,7 +1,5 @@
 """The progress of a run, for people: live figures on a terminal, lines of JSON in a log."""
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +12,7 @@ from rich.text import Text
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.figures import Figures
 from pipeline.monitor.history import Show, following
+from pipeline.printing import json_text, print_error, printable
 from pipeline.time_limits import LINE_SECONDS
 
 REFRESH_SECONDS = 0.5
@@ -42,10 +41,10 @@ def _lines() -> Iterator[Show]:
         nonlocal printed, has_warned
         if figures.warning is not None and not has_warned:
             has_warned = True
-            print(f"warning: {figures.warning}", file=sys.stderr)
+            print_error(f"warning: {figures.warning}")
         if last or figures.seconds - printed >= LINE_SECONDS:
             printed = figures.seconds
-            print(json.dumps(figures.to_json()), file=sys.stderr)
+            print_error(json_text(figures.to_json()))
 
     yield show
 
@@ -55,11 +54,11 @@ def panel(figures: Figures) -> Group:
     label = f"rows ({figures.tier})" if figures.tier else "rows"
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=max(1, figures.rows_to_do), completed=figures.rows, width=40)
-    head.add_row(f"{label:<10}", bar, f"{figures.rows:,}/{figures.rows_to_do:,}")
+    head.add_row(printable(f"{label:<10}"), bar, f"{figures.rows:,}/{figures.rows_to_do:,}")
     if figures.ready_seconds is None:
         return Group(head, Text("starting engines"))
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(figures.states.items()))
     lines = [*figures.lines(), f"{'states':<10} {states or '-'}"]
     if figures.warning is not None:
         lines.append(f"{'warning':<10} {figures.warning}")
-    return Group(head, Text("\n".join(lines)))
+    return Group(head, Text(printable("\n".join(lines))))

@@ -15,7 +15,7 @@ MAX_LINES = 400
 # together do not import each other.
 ORDER = (
     ("errors", "models"),
-    ("registry", "time_limits", "local_disk"),
+    ("registry", "time_limits", "local_disk", "printing"),
     ("answers", "starters"),
     ("storage", "schema", "planning", "reasoning"),
     ("prompts", "input"),

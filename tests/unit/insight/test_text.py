@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.insight.text import error_kind, in_words, printable, shortened, three_digits
+from pipeline.insight.text import error_kind, in_words, shortened, three_digits
 
 
 def test_errors_that_differ_in_numbers_are_of_one_kind() -> None:
@@ -13,10 +13,6 @@ def test_errors_that_differ_in_numbers_are_of_one_kind() -> None:
 def test_long_text_loses_its_middle_and_says_how_much() -> None:
     assert shortened("abcdef", 6) == "abcdef"
     assert shortened("abcdefg", 4) == "ab\n… 3 characters left out …\nfg"
-
-
-def test_terminals_get_no_control_characters() -> None:
-    assert printable("a\x1b[31m\tb\n") == "a\\x1b[31m\tb\n"
 
 
 @pytest.mark.parametrize(
