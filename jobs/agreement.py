@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from jobs.markdown import table_lines
+from jobs.markdown import literal, table_lines
 
 # A confusion table of more labels is too wide to read.
 MOST_SHOWN = 12
@@ -50,11 +50,11 @@ def _confusion_lines(pairs: Pairs) -> Iterator[str]:
         return
     matrix = confusion_matrix(gold, labels, labels=names, sample_weight=weights).tolist()
     rows = [
-        [name, *(f"{int(count):,}" for count in counts)]
+        [literal(name), *(f"{int(count):,}" for count in counts)]
         for name, counts in zip(names, matrix, strict=True)
         if any(counts)
     ]
-    yield from table_lines([r"people \ model", *names], rows)
+    yield from table_lines([r"people \ model", *map(literal, names)], rows)
 
 
 def _columns(pairs: Pairs) -> tuple[list[str], list[str], list[int]]:

@@ -9,7 +9,7 @@ import yaml
 
 from jobs.accept import SampleCounts
 from jobs.chats import JSONL, VARIANTS, Exported
-from jobs.markdown import table_lines
+from jobs.markdown import literal, table_lines
 from pipeline.planning import Pass
 
 UNKNOWN = "unknown: fill in"
@@ -103,11 +103,11 @@ def _content_lines(
     exported: Exported, settings: Mapping[str, Any], section: Mapping[str, Any]
 ) -> Iterator[str]:
     revision = settings["model.revision"]
-    written_by = f"{settings['model.path']}" + (f" (revision {revision})" if revision else "")
+    written_by = settings["model.path"] + (f" (revision {revision})" if revision else "")
     yield from ("# Synthetic reasoning data", "")
     yield (
-        f"{exported.rows:,} conversations, written by {written_by}. Each has the turns that the "
-        "model was given, including any system turn and suffix. Its own turn is the last."
+        f"{exported.rows:,} conversations, written by {literal(written_by)}. Each has the turns "
+        "that the model was given, including any system turn and suffix. Its own turn is the last."
     )
     yield ""
     rows = []
@@ -167,4 +167,6 @@ def _provenance_lines(provenance: Provenance) -> Iterator[str]:
 def _settings(values: Mapping[str, Any]) -> str:
     """Settings on one line, without those that are off (None)."""
     are_on = {key: value for key, value in values.items() if value is not None}
-    return ", ".join(f"`{k}` {json.dumps(v, ensure_ascii=False)}" for k, v in are_on.items())
+    return ", ".join(
+        f"`{k}` {literal(json.dumps(v, ensure_ascii=False))}" for k, v in are_on.items()
+    )

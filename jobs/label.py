@@ -11,9 +11,7 @@ there are any.
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
@@ -23,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator, model_validator
 
-from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.job import Job, generate
+from jobs.label_report import Counts, report_lines
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
@@ -39,7 +37,6 @@ from pipeline.storage import Storage
 
 TAG = "text"
 LABELS, REVIEW, REPORT = "labels/", "review.parquet", "report.md"
-NONE = "(none)"
 ADDED = {
     "label": pa.string(), "confidence": pa.float64(), "samples": pa.int32(),
     "review": pa.string(), "think": pa.string(), "state": pa.string(),
@@ -92,6 +89,8 @@ class LabelSection(Section):
             if not isinstance(label, (str, int, float)) or isinstance(label, bool):
                 raise ValueError(f"{label!r} is not text; put quotes around it")  # noqa: TRY004
         names = [str(label) for label in labels]
+        if any(not name.strip() for name in names):
+            raise ValueError("a label is empty")
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"twice in the list: {', '.join(sorted(repeated))}")
         if isinstance(labels, Mapping):
@@ -129,7 +128,8 @@ class LabelSection(Section):
         pieces = [_plain(self.guideline.strip())]
         if self.labels is not None:
             lines = [
-                f"- {name}: {what}" if what else f"- {name}" for name, what in self.labels.items()
+                f"- {_on_one_line(name)}: {what}" if what else f"- {_on_one_line(name)}"
+                for name, what in self.labels.items()
             ]
             pieces.append(_plain("\n".join(["The labels:", *lines])))
         pieces.append(
@@ -159,6 +159,11 @@ class LabelSection(Section):
             return canonical(value)
         except TypeError:
             return str(value)
+
+
+def _on_one_line(label: str) -> str:
+    """A label as its answer has it: with a line break as the JSON of the answer writes it."""
+    return label if label.isprintable() else json.dumps(label, ensure_ascii=False)[1:-1]
 
 
 def _plain(text: str) -> str:
@@ -279,38 +284,6 @@ def _review(
     return None
 
 
-@dataclass
-class Counts:
-    """Counts over all rows, for the report.
-
-    ``pairs`` counts (label by people, label by the model, whether all samples agree).
-    """
-
-    labels: Counter[str] = field(default_factory=Counter)
-    reviews: Counter[str] = field(default_factory=Counter)
-    pairs: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
-    rows: int = 0
-    example: dict[str, Any] | None = None
-
-    def add(self, table: pa.Table, job: LabelJob) -> None:
-        """Count the rows of a labeled table."""
-        section = job.label
-        self.rows += table.num_rows
-        labels = table[job.called("label")].to_pylist()
-        self.labels.update(name or NONE for name in labels)
-        self.reviews.update(why for why in table[job.called("review")].to_pylist() if why)
-        if section.gold_column is not None:
-            gold = map(section.gold_of, table[section.gold_column].to_pylist())
-            sure = (confidence == 1 for confidence in table[job.called("confidence")].to_pylist())
-            self.pairs.update(
-                (right, predicted or NONE, all_agree)
-                for right, predicted, all_agree in zip(gold, labels, sure, strict=True)
-                if right is not None
-            )
-        if self.example is None and table.num_rows:
-            self.example = table.slice(0, 1).to_pylist()[0]
-
-
 def files_of(job: LabelJob) -> OwnFiles:
     """What the job writes beside its traces."""
     before = rf"{LABELS}.*\.parquet|{REVIEW}|{REPORT}"
@@ -346,31 +319,6 @@ def _rows(traces: pa.Table, sample: str) -> Iterator[pa.Table]:
     firsts = np.flatnonzero(traces[sample].to_numpy() == 0)
     for start, end in pairwise([*firsts[::ROWS].tolist(), traces.num_rows]):
         yield traces.slice(start, end - start)
-
-
-def report_lines(counts: Counts, job: LabelJob) -> Iterator[str]:
-    """The report, as Markdown."""
-    yield f"# Labels of {counts.rows:,} rows\n"
-    yield "| label | rows | share |"
-    yield "|---|---|---|"
-    for label, rows in counts.labels.most_common(MOST_SHOWN):
-        yield f"| {label} | {rows:,} | {rows / counts.rows:.1%} |"
-    if len(counts.labels) > MOST_SHOWN:
-        yield f"| {len(counts.labels) - MOST_SHOWN:,} others | | |"
-    reviews = ", ".join(f"{rows:,} {why}" for why, rows in counts.reviews.most_common())
-    yield f"\nto review: {sum(counts.reviews.values()):,} rows ({reviews or 'none'})"
-    if counts.pairs:
-        yield ""
-        yield from agreement_lines(counts.pairs)
-        unknown = {gold for gold, *_ in counts.pairs} - set(job.label.labels or ())
-        if job.label.labels is not None and unknown:
-            rows = sum(rows for (gold, *_), rows in counts.pairs.items() if gold in unknown)
-            yield (
-                f"\n{rows:,} rows have a label in {job.label.gold_column} that is none of the "
-                f"labels, such as {min(unknown)}"
-            )
-    elif job.label.gold_column is not None:
-        yield f"\nno row has a label in {job.label.gold_column}"
 
 
 def label(job: LabelJob, retry: Sequence[str] = ()) -> int:

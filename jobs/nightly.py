@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.markdown import literal
 from pipeline import RunConfig, console
 from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
 from pipeline.execution import run as flow
@@ -97,9 +98,9 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """A report as Markdown."""
     yield f"# Run of {report['begun']}\n"
-    yield f"ended: {report['ended_by']}"
+    yield f"ended: {literal(report['ended_by'])}"
     if "output" not in report:
-        yield f"\nhow far the output is can't be told: {report['output_unknown']}"
+        yield f"\nhow far the output is can't be told: {literal(report['output_unknown'])}"
         return
     now, whole = report["this_run"], report["output"]
     cost = "" if report["cost"] is None else f", cost {report['cost']:,}"

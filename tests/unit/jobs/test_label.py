@@ -3,17 +3,19 @@
 import json
 import re
 from datetime import date
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from markdown_it import MarkdownIt
 from sklearn.metrics import cohen_kappa_score
 
 from jobs.agreement import agreement_lines
 from jobs.label import Counts, LabelJob, labeled, report_lines
 from pipeline.config.load import parse_as
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, InvalidPromptError
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.messages import row_messages
 from tests.conftest import write_shards
@@ -66,6 +68,19 @@ def test_the_text_is_data_between_tags_that_it_can_not_close() -> None:
     assert run.output.path == "out/traces"
 
 
+def test_a_blank_text_is_not_labeled() -> None:
+    run = _job().run
+    columns = PromptColumns(template=run.prompt.template)
+    for blank in ("", " \n"):
+        with pytest.raises(InvalidPromptError, match="text is empty"):
+            row_messages({"text": blank}, columns, None, run.suffix_text)
+
+
+def test_a_label_with_a_line_break_is_one_line_of_the_prompt() -> None:
+    job = _job({"labels": {"a\nb": "first", "c": None}})
+    assert "The labels:\n- a\\nb: first\n- c\n\n" in job.label.template
+
+
 @pytest.mark.parametrize(
     ("label", "sections", "message"),
     [
@@ -73,6 +88,8 @@ def test_the_text_is_data_between_tags_that_it_can_not_close() -> None:
         ({"json_schema": {"type": "object"}}, {}, "label: set one of labels and json_schema"),
         ({"labels": ["one"]}, {}, "label: labels must be two or more"),
         ({"labels": ["a", "b", "a"]}, {}, "twice in the list: a"),
+        ({"labels": ["a", ""]}, {}, "a label is empty"),
+        ({"labels": {"a": "x", " ": "y"}}, {}, "a label is empty"),
         ({"labels": {True: "x", False: "y"}}, {}, "True is not text; put quotes around it"),
         ({"rename": {"lable": "x"}}, {}, "unknown key lable; did you mean label?"),
         ({"text_column": "a:b"}, {}, "must be a column without"),
@@ -200,3 +217,21 @@ def test_share_that_is_just_enough_needs_no_review() -> None:
     traces = traces.set_column(at, "agreement", traces["agreement"].cast(pa.float32()))
     [row] = labeled(_job({"review_below": 0.7}), traces, NAMES).to_pylist()
     assert (row["confidence"], row["review"]) == (0.7, None)
+
+
+EVIL = "a|b\n<img src=x>`*_[l](u)_\x1b[2J &lt;"
+
+
+def test_labels_of_anybody_stay_text_in_the_report() -> None:
+    job = _job({"labels": ["good", EVIL], "gold_column": "gold"})
+    traces = _traces([[EVIL], ["good"]], text=["a", "b"], gold=[EVIL, f"{EVIL}?"])
+    counts = Counts()
+    counts.add(labeled(job, traces, NAMES), job)
+    text = "\n".join(report_lines(counts, job))
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    shown = EVIL.replace("\n", "\\n").replace("\x1b", "\\x1b")
+    assert html.count(f"{escape(shown)}</") == 3, "in two tables, the second time as row and column"
+    assert f"such as {escape(shown)}?" in html
+    assert not re.search(r"<(img|em|strong|a|code|del)\b", html)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.replace("\\|", "").count("|") in (4, 5) for line in rows)

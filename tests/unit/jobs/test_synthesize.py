@@ -12,9 +12,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from jobs.accept import AcceptanceRules, NearDuplicates, SampleCounts, rejection
-from jobs.card import UNKNOWN, Provenance, card, dataset_info
+from jobs.card import RULES, UNKNOWN, Provenance, card, dataset_info
 from jobs.chats import Exported, conversation, export_schema, model_turn
 from jobs.seeds import PromptShards, expanded
 from jobs.synthesize import Synthesis
@@ -329,3 +330,17 @@ def test_config_without_a_sensible_meaning_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         config(synthesize, prompt={"template": template})
+
+
+def test_settings_stay_text_in_the_card() -> None:
+    made_by = {
+        "model.path": "a*b*/<b>",
+        "model.revision": None,
+        "prompt.template": "<img> |{x}| </think>\n",
+    }
+    section = {"license": None, "source": None, "export": "all", **dict.fromkeys(RULES)}
+    text = card(SampleCounts(), Exported(1, {}, None), Provenance(made_by, {}), section)
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    assert "written by a*b*/&lt;b&gt;." in html
+    assert "&quot;&lt;img&gt; |{x}| &lt;/think&gt;\\n&quot;" in html
+    assert "<em>" not in html
