@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from datasketch import MinHash
 from numpy.typing import NDArray
 
+from jobs.own_files import OwnFiles
 from pipeline.answers.base import AnswerFormat
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
@@ -37,6 +38,7 @@ from pipeline.reasoning.think_format import State
 from pipeline.schema import TRACE_COLUMNS
 from pipeline.storage import Storage
 
+FOLDER = "samples"
 REASONS = ("state", "wrong", "disagrees", "too_long", "duplicate")
 FIELDS = (
     pa.field("sample_id", pa.string()),
@@ -166,17 +168,18 @@ class SampleCounts:
 
 
 class Samples:
-    """The samples of ``run`` below ``folder``: a file for each part, with the columns `FIELDS`.
+    """The samples of ``run`` in the folder `FOLDER`: a file for each part, with columns `FIELDS`.
 
-    Raises `InputError` if the input has a column of such a name.
+    ``own``: the files of the job. Raises `InputError` if the input has a column of such a name.
     """
 
-    def __init__(self, run: PreparedRun, folder: str, rules: AcceptanceRules) -> None:
+    def __init__(self, run: PreparedRun, own: OwnFiles, rules: AcceptanceRules) -> None:
         if taken := [field.name for field in FIELDS if field.name in run.traces.names]:
             raise InputError(
                 f"the input has a column {', '.join(taken)}, a name that this job uses; rename it"
             )
-        self.store, self.parts, self.counts = Storage(folder), list[str](), SampleCounts()
+        self.store, self._own = Storage(f"{own.output}/{FOLDER}"), own
+        self.parts, self.counts = list[str](), SampleCounts()
         self.names = {name: run.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
         self._run, self._rules = run, rules
         self._answer_format = run.config.answer.load_format()
@@ -184,8 +187,10 @@ class Samples:
         self._near_duplicates = None if threshold is None else NearDuplicates(threshold)
 
     def add_new(self) -> None:
-        """Write the parts finished since the last call; delete files of parts that are gone."""
-        for part in finished_parts(self._run.config.output.path, skip=self.parts):
+        """Write the parts finished since the last call."""
+        parts = list(finished_parts(self._run.config.output.path, skip=self.parts))
+        self._own.claim(f"{FOLDER}/{part.name}" for part in parts)
+        for part in parts:
             sink = BytesIO()
             pq.write_table(
                 self._judged(part.name, part.read()), sink, compression="zstd",
@@ -193,8 +198,11 @@ class Samples:
             )  # fmt: skip
             self.store.put(part.name, sink.getvalue())
             self.parts.append(part.name)
-        files = {info.name for info in self.store.files()}
-        self.store.delete(sorted(files - set(self.parts)))
+
+    @property
+    def files(self) -> set[str]:
+        """The names of the files written, below the job's output."""
+        return {f"{FOLDER}/{name}" for name in self.parts}
 
     def _judged(self, part: str, table: pa.Table) -> pa.Table:
         """``table`` with the columns `FIELDS`."""

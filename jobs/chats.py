@@ -19,14 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.accept import Samples
+from jobs.own_files import OwnFiles
 from pipeline.execution.prepare import PreparedRun
 from pipeline.prompts.messages import SHAREGPT, row_messages, row_tools
 from pipeline.prompts.render import TableRow
 from pipeline.reasoning.think_format import THINK_TAGS, State
 from pipeline.storage import Storage
 
+FOLDER = "export"
 VARIANTS = ("thinking", "answers")
 JSONL = "-jsonl"
+# The folders, each with the kind of its files.
+FOLDERS = [
+    (f"{variant}{of}", kind)
+    for variant in VARIANTS
+    for of, kind in (("", "parquet"), (JSONL, "jsonl"))
+]
 BATCH_ROWS = 1024
 ANSWERED_STATES = (State.FINISHED, State.RESCUED, State.UNPARSED)
 _TOOL_CALL = pa.struct(
@@ -45,11 +53,12 @@ _API_KEYS = (
 
 @dataclass
 class Exported:
-    """Number of conversations, bytes by folder, and the first conversation."""
+    """Number of conversations, bytes by folder, the first conversation, and the files' names."""
 
     rows: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     example: dict[str, Any] | None = None
+    files: set[str] = field(default_factory=set)
 
 
 def model_turn(think: str | None, answer: str, with_thinking: bool) -> str:
@@ -109,12 +118,13 @@ class _ChatFiles:
         return self._parquet.getvalue(), self._lines.getvalue()
 
 
-def export(samples: Samples, run: PreparedRun, store: Storage, everything: bool) -> Exported:
-    """Write the accepted samples, or ``everything`` with a complete answer, to ``store``.
+def export(samples: Samples, run: PreparedRun, own: OwnFiles, everything: bool) -> Exported:
+    """Write the accepted samples, or ``everything`` with a complete answer, to `FOLDER`.
 
-    Each part of the samples becomes a file of each kind. Files of an earlier export are deleted.
+    Each part of the samples becomes a file of each kind. ``own``: the files of the job.
     """
-    exported, written, number = Exported(), set[str](), 0
+    exported, number, store = Exported(), 0, Storage(own.output)
+    own.claim(_file(*of, i) for of in FOLDERS for i in range(len(samples.parts)))
     for part in samples.parts:
         files = {variant: _ChatFiles(export_schema(run)) for variant in VARIANTS}
         rows = 0
@@ -132,16 +142,17 @@ def export(samples: Samples, run: PreparedRun, store: Storage, everything: bool)
             for folder, kind, data in (
                 (variant, "parquet", parquet), (f"{variant}{JSONL}", "jsonl", lines),
             ):  # fmt: skip
-                path = f"{folder}/train-{number:05}.{kind}"
+                path = _file(folder, kind, number)
                 store.put(path, data)
-                written.add(path)
+                exported.files.add(path)
                 exported.sizes[folder] = exported.sizes.get(folder, 0) + len(data)
         exported.rows += rows
         number += 1
-    folders = tuple(f"{variant}{kind}/" for variant in VARIANTS for kind in ("", JSONL))
-    outdated = {info.name for info in store.files()} - written
-    store.delete(sorted(name for name in outdated if name.startswith(folders)))
     return exported
+
+
+def _file(folder: str, kind: str, number: int) -> str:
+    return f"{FOLDER}/{folder}/train-{number:05}.{kind}"
 
 
 def _chosen_rows(samples: Samples, part: str, everything: bool) -> Iterator[list[TableRow]]:

@@ -286,7 +286,7 @@ def _review(
 
 def files_of(job: LabelJob) -> OwnFiles:
     """What the job writes beside its traces."""
-    before = rf"{LABELS}.*\.parquet|{REVIEW}|{REPORT}"
+    before = rf"{LABELS}.*\.\d+\.parquet|{REVIEW}|{REPORT}"
     return OwnFiles(job.output.path, job.traces, (LABELS, REVIEW, REPORT), before)
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ import yaml
 
 from jobs.job import Job, generate
 from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
+from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.output.ledger import Ledger
@@ -139,7 +140,15 @@ def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str,
     return batch
 
 
-def write_shards(store: Storage, sources: Mapping[str, Mapping[str, Any]], shards: Storage) -> None:
+def files_of(job: Job) -> OwnFiles:
+    """What the job writes beside its traces."""
+    before = rf"{REQUESTS}/({SOURCES}|.*\.\d+\.parquet)|{RESULTS}|{ERRORS}"
+    return OwnFiles(job.output.path, job.traces, (f"{REQUESTS}/", RESULTS, ERRORS), before)
+
+
+def write_shards(
+    store: Storage, sources: Mapping[str, Mapping[str, Any]], shards: Storage, own: OwnFiles
+) -> None:
     """Write the missing prompt shards; raises `OutputError` if input files have changed.
 
     A shard is never written twice, because a run knows its shards by name and time. Input files may
@@ -154,20 +163,24 @@ def write_shards(store: Storage, sources: Mapping[str, Mapping[str, Any]], shard
             f"{', '.join(changed)} has changed since the job at {shards.url} began; put it back, "
             "add new requests in a file of their own beside it, or choose another output.path"
         )
+    names = {name: _shard_names(name, source["requests"]) for name, source in sources.items()}
+    own.claim(f"{REQUESTS}/{name}" for name in [SOURCES, *chain(*names.values())])
     if known != sources:
         shards.put(SOURCES, yaml.safe_dump(dict(sources), sort_keys=False).encode())
     written = {info.name for info in shards.files()}
-    for name, source in sources.items():
-        count = -(-source["requests"] // ROWS_A_SHARD)
-        names = [f"{name}.{i:05}.parquet" for i in range(count)]
-        if written.issuperset(names):
+    for name, shard_names in names.items():
+        if written.issuperset(shard_names):
             continue
         remaining = lines(store, name)
-        for shard in names:
+        for shard in shard_names:
             rows = [parse_request(line).row for _, line in islice(remaining, ROWS_A_SHARD)]
             sink = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(rows, ROWS), sink, compression="zstd")
             shards.create(shard, sink.getvalue())
+
+
+def _shard_names(source: str, requests: int) -> list[str]:
+    return [f"{source}.{i:05}.parquet" for i in range(-(-requests // ROWS_A_SHARD))]
 
 
 def default_settings(job: Job) -> dict[str, Any]:
@@ -191,6 +204,8 @@ def make_ready(job: Job) -> RunConfig:
     for url in (job.input.path, job.output.path):
         check_reachable(url)
     refuse_output_in_input(job, Storage(job.output.path))
+    own = files_of(job)
+    own.refuse_others()
     store, files = find_files(job.input.path, ".jsonl")
     if not files:
         raise InputError(f"input.path {job.input.path}: no .jsonl files there")
@@ -202,7 +217,7 @@ def make_ready(job: Job) -> RunConfig:
         run = job.as_run(input=columns, **{name: keys for name, keys in settings.items() if keys})
     except ConfigError as error:
         raise ConfigError(f"{error}{_hint(str(error), batch)}") from None
-    write_shards(store, batch.sources, shards)
+    write_shards(store, batch.sources, shards, own)
     return run
 
 
@@ -238,8 +253,10 @@ class Results:
         answers = ResultLines(manifest["fingerprint"], run.model.path, created)
         return cls(run.output.path, answers)
 
-    def write(self, store: Storage) -> None:
-        """Write the results; and the errors, if there are any."""
+    def write(self, own: OwnFiles) -> None:
+        """Write the results; and the errors, if there are any. ``own``: the files of the job."""
+        store = Storage(own.output)
+        own.claim([RESULTS, ERRORS])
         with store.writing(RESULTS) as file:
             for result in self._all():
                 self.statuses[_status(result)] += 1
@@ -301,7 +318,7 @@ def openai_batch(job: Job, retry: Sequence[str] = ()) -> int:
     console.warn_about(run)
     summary = generate(run, retry)
     results = Results.of(run)
-    results.write(Storage(job.output.path))
+    results.write(files_of(job))
     console.print_lines(results.report(job.output.path))
     console.refuse_all_failed(summary, run)
     return 0

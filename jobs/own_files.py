@@ -22,6 +22,7 @@ class OwnFiles:
     """
 
     def __init__(self, output: str, traces: str, places: Sequence[str], before: str) -> None:
+        self.output = output.rstrip("/")
         self._store, self._places = Storage(output), tuple(places)
         if self._store.exists(LIST):
             self._own = set(self._store.read(LIST).decode().splitlines())
@@ -32,7 +33,10 @@ class OwnFiles:
 
     def refuse_others(self) -> None:
         """Raise `OutputError` if somebody else's files are where the job writes."""
-        others = sorted(self._there() - self._own)
+        self._refuse(self._there() - self._own)
+
+    def _refuse(self, files: set[str]) -> None:
+        others = sorted(files)
         if others:
             more = len(others) - MOST_NAMED
             named = ", ".join(others[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
@@ -42,8 +46,13 @@ class OwnFiles:
             )
 
     def claim(self, names: Iterable[str]) -> None:
-        """Note ``names``, which the job is about to write."""
-        self._own.update(names)
+        """Note ``names``, which the job is about to write.
+
+        Raises `OutputError` if somebody else has put a file there since the job began.
+        """
+        if new := set(names) - self._own:
+            self._refuse(self._there() & new)
+        self._own.update(new)
         self._write()
 
     def remove_all_but(self, names: Iterable[str]) -> None:

@@ -153,7 +153,13 @@ class PromptShards:
 
     def _recorded_origin(self, part: Part) -> dict[str, Any]:
         with self._store.open(part.name) as file:
-            footer = pq.read_schema(file).metadata or {}
+            try:
+                footer = pq.read_schema(file).metadata or {}
+            except pa.ArrowInvalid:
+                raise OutputError(
+                    f"{self.folder}/{part.name} is not one of the prompts that the job has "
+                    "written; move it, or choose another output.path"
+                ) from None
         origin: dict[str, Any] = json.loads(footer.get(FOOTER_KEY, b"{}"))
         return origin
 

@@ -16,10 +16,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.accept import FOLDER as SAMPLES_FOLDER
 from jobs.accept import REASONS, AcceptanceRules, SampleCounts, Samples
 from jobs.card import Provenance, card, dataset_info, in_bytes
-from jobs.chats import Exported, export
+from jobs.chats import FOLDER as EXPORT
+from jobs.chats import FOLDERS, Exported, export
 from jobs.job import Job, generate
+from jobs.own_files import OwnFiles
 from jobs.seeds import PromptShards
 from pipeline import RunConfig, console
 from pipeline.answers.formats import parsed_formats
@@ -28,13 +31,14 @@ from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
 from pipeline.monitor.limits import Limits
 from pipeline.output import passes
-from pipeline.output.ledger import SAMPLES, Ledger
+from pipeline.output.ledger import SAMPLES
 from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.printing import print_text
 from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage, check_reachable
 
-PROMPTS, SAMPLES_FOLDER, EXPORT = "prompts", "samples", "export"
+PROMPTS = "prompts"
+CARD, DATASET_INFO = f"{EXPORT}/README.md", f"{EXPORT}/dataset_info.json"
 # A round generates this many times what the acceptance rate asks for, so that no round of a few
 # rows has to follow.
 MARGIN = 1.1
@@ -130,9 +134,11 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     ``retry``: redo only the traces that ended in these states. Raises `IncompleteRunError` if
     nothing, or less than the target, is accepted.
     """
-    run, shards = config.run, _prompt_shards(config, retry)
+    run, own = config.run, _own_files(config)
+    shards = _prompt_shards(config, retry)
     prepared = prepare(run, RETRY_MAY_CHANGE if retry else ())
-    samples = Samples(prepared, config.below(SAMPLES_FOLDER), config.synthesize.rules)
+    samples = Samples(prepared, own, config.synthesize.rules)
+    own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
     wanted, limits = _first_round(config, shards), Limits(run)
     console.warn_about(run)
     while True:
@@ -147,20 +153,30 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
             f"\n{samples.counts.accepted:,} of {config.synthesize.accepted:,} rows are accepted: "
             f"some {wanted:,} more prompts"
         )
-    exported = _export(config, prepared, samples)
+    exported = _export(config, prepared, samples, own)
     console.print_lines(report_lines(config, samples.counts, exported))
     _require_enough(config, samples.counts, bool(retry))
     return 0
 
 
-def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
-    """The shards of prompts made from the seeds, at least one written; None if there are none."""
-    section, seeds, n = config.synthesize, config.input.path, config.sampling.n
-    for url in (seeds, config.output.path):
+def _own_files(config: Synthesis) -> OwnFiles:
+    """What the job writes beside its traces and prompts; raises `OutputError` for other files."""
+    for url in (config.input.path, config.output.path):
         check_reachable(url)
     config.check_output()
     refuse_output_in_input(config, Storage(config.output.path))
-    _refuse_foreign_files(config)
+    folders = [f"{EXPORT}/{folder}/" for folder, _ in FOLDERS]
+    places = (f"{SAMPLES_FOLDER}/", *folders, CARD, DATASET_INFO)
+    exported = rf"({'|'.join(folders)})train-\d+\.(parquet|jsonl)"
+    before = rf"{SAMPLES_FOLDER}/.*\.\d+\.parquet|{exported}|{CARD}|{DATASET_INFO}"
+    own = OwnFiles(config.output.path, config.traces, places, before)
+    own.refuse_others()
+    return own
+
+
+def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
+    """The shards of prompts made from the seeds, at least one written; None if there are none."""
+    section, seeds, n = config.synthesize, config.input.path, config.sampling.n
     if not config.makes_prompts:
         return None
     shards = PromptShards(seeds, config.below(PROMPTS), section.expand, config.output.rows_per_part)
@@ -174,17 +190,6 @@ def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | No
     if not shards.rows_written:
         shards.write(1)
     return shards
-
-
-def _refuse_foreign_files(config: Synthesis) -> None:
-    """Raise `OutputError` if the folders that the job rewrites hold files of something else."""
-    if Ledger(Storage(config.traces)).manifest() is None:
-        for folder in (SAMPLES_FOLDER, EXPORT):
-            if files := Storage(config.below(folder)).files():
-                raise OutputError(
-                    f"output.path {config.output.path} is not the output of this job (it has "
-                    f"{folder}/{files[0].name}); choose another folder or empty this one"
-                )
 
 
 def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
@@ -210,12 +215,14 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCou
     return min(left, math.ceil(MARGIN * (target - tally.accepted) / rate))
 
 
-def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Exported:
-    """Write the export, its card last; without conversations, remove the card."""
-    section, store = config.synthesize, Storage(config.below(EXPORT))
-    exported = export(samples, prepared, store, section.export == "all")
+def _export(config: Synthesis, prepared: PreparedRun, samples: Samples, own: OwnFiles) -> Exported:
+    """Write the export, its card last; without conversations there is none. Remove the outdated."""
+    section, store = config.synthesize, Storage(config.output.path)
+    exported = export(samples, prepared, own, section.export == "all")
+    about = {CARD, DATASET_INFO} if exported.rows else set[str]()
+    own.claim(about)
+    own.remove_all_but(samples.files | exported.files | about)
     if not exported.rows:
-        store.delete(["README.md", "dataset_info.json"])
         return exported
     manifest = prepared.ledger.manifest()
     assert manifest is not None
@@ -224,8 +231,8 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples) -> Expor
     retries = [run_pass for run_pass in known if run_pass.is_retry]
     made_by = Provenance(settings, manifest["versions"], retries)
     text = card(samples.counts, exported, made_by, section.model_dump())
-    store.put("dataset_info.json", dataset_info().encode())
-    store.put("README.md", text.encode())
+    store.put(DATASET_INFO, dataset_info().encode())
+    store.put(CARD, text.encode())
     return exported
 
 

@@ -10,14 +10,12 @@ Commands import what they need when they run: ``--help``, ``init`` and completio
 import math
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 import pipeline
 from pipeline import console
-from pipeline.errors import OutputError
 from pipeline.printing import json_text, print_error, print_text
 from pipeline.starters import STARTERS, write_starter
 
@@ -230,18 +228,9 @@ def status(output: str, as_json: bool) -> None:
 )
 def report(output: str, target: str) -> None:
     """Write what came out as one HTML page."""
-    from pipeline.insight.html_report import page
-    from pipeline.storage import Storage
+    from pipeline.insight.html_report import write_page
 
-    data = page(output).encode()
-    if "://" in target:
-        folder, _, name = target.rpartition("/")
-        Storage(folder).put(name, data)
-    else:
-        try:
-            Path(target).write_bytes(data)
-        except OSError as error:
-            raise OutputError(f"can't write {target}: {error.strerror}") from None
+    write_page(output, target)
     print_text(target)
 
 

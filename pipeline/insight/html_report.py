@@ -8,6 +8,7 @@ of defence, the page's Content Security Policy allows no script but its own.
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pipeline.errors import OutputError
 from pipeline.insight.charts import histogram
 from pipeline.insight.markup import rendered
 from pipeline.insight.status import Status, status
@@ -43,6 +45,38 @@ MEANINGS = {
 }
 MAX_TEXT_CHARACTERS, MAX_SETTING_CHARACTERS, MAX_PREVIEW_CHARACTERS = 24_000, 500, 120
 MAX_ERRORS = 20
+# How all reports begin, those of earlier versions too.
+HEAD_BYTES = 4096
+IS_REPORT = re.compile(
+    rb"<!doctype html>.*default-src 'none'.*script-src 'sha256-[^']*'.*<title>Report: ", re.DOTALL
+)
+
+
+def write_page(url: str, target: str) -> None:
+    """Write the report of the output at ``url`` to ``target``, a path or URL.
+
+    An earlier report is replaced. Raises `OutputError` for any other file there, if it can't be
+    written, and as `page`.
+    """
+    folder, _, name = target.rpartition("/")
+    store, path = Storage(folder) if "://" in target else None, Path(target)
+    try:
+        if store is not None:
+            before = store.read(name) if store.exists(name) else b""
+        else:
+            before = path.read_bytes() if path.is_file() else b""
+        if before and not IS_REPORT.match(before[:HEAD_BYTES]):
+            raise OutputError(
+                f"{target} exists and is not a report of qwq-batch; move it, or choose another "
+                "file with --to"
+            )
+        data = page(url).encode()
+        if store is not None:
+            store.put(name, data)
+        else:
+            path.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"can't write {target}: {error.strerror}") from None
 
 
 def page(url: str) -> str:

@@ -70,6 +70,30 @@ def test_a_batch_file_comes_back_as_the_api_gives_it(
     (tmp_path / "in.jsonl").write_text(line("0", n=2))
     assert run(tmp_path) == 2
     assert "in.jsonl has changed since" in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    for name in ("requests/mine.parquet", "requests/notes.txt"):
+        (tmp_path / "out" / name).write_text("mine")
+        assert run(tmp_path) == 2
+        assert (
+            f"has not written, where it would replace or remove them: {name};"
+            in capsys.readouterr().err
+        )
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out/__qwq/files.txt").unlink()  # as earlier versions left it
+    assert run(tmp_path) == 0
+
+
+def test_results_of_others_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(line("0"))
+    (tmp_path / "out").mkdir()
+    for name in ("results.jsonl", "errors.jsonl"):
+        (tmp_path / "out" / name).write_text("mine")
+    assert run(tmp_path) == 2
+    assert "them: errors.jsonl, results.jsonl; move them, or" in capsys.readouterr().err
+    assert (tmp_path / "out/results.jsonl").read_text() == "mine"
+    assert not (tmp_path / "out/requests").exists()
 
 
 def test_requests_for_json_are_answered_in_it_and_retried(

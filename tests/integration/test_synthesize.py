@@ -177,6 +177,29 @@ def test_without_expansion_or_target_the_input_is_read_as_it_is(tmp_path: Path, 
     assert [row["near_duplicate_of"] for row in found[:3]] == [None, *["a.00000:0:0"] * 2]
     [chat] = pq.read_table(tmp_path / "out/export/answers").to_pylist()
     assert [m["content"][:2] for m in chat["messages"]] == ["q", "a", "q2", "\\b"]
+    _only_own_files_are_replaced(given, tmp_path / "out")
+
+
+def _only_own_files_are_replaced(given: Synthesis, out: Path) -> None:
+    for name in (
+        "samples/notes.txt", "samples/x.00000.parquet", "export/answers/train-00007.parquet",
+    ):  # fmt: skip
+        (out / name).write_text("mine")
+        with pytest.raises(OutputError, match=f"has not written, .*: {name}; move them, or choose"):
+            synthesize(given)
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    (out / "export/LICENSE").write_text("mine")
+    (out / "__qwq/files.txt").unlink()  # as earlier versions left it
+    (out / "export/answers-jsonl/train-00007.jsonl").write_text("outdated")
+    assert synthesize(given) == 0
+    assert not (out / "export/answers-jsonl/train-00007.jsonl").exists()
+    assert (out / "export/LICENSE").read_text() == "mine"
+    (out / "export/README.md").unlink()
+    (out / "__qwq/files.txt").write_text("")
+    (out / "export/README.md").write_text("mine")
+    with pytest.raises(OutputError, match="export/README"):
+        synthesize(given)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +209,11 @@ def test_without_expansion_or_target_the_input_is_read_as_it_is(tmp_path: Path, 
         ({"answer": {"reference_column": "gold"}}, InputError, "reference_column is gold"),
         ({"input": {"path": "nowhere"}}, InputError, "no Parquet files"),
         ({"output": {"path": "{tmp}/in/out"}}, OutputError, "lies in input.path"),
-        ({"output": {"path": "{tmp}/mine"}}, OutputError, r"\(it has samples/my.txt\)"),
+        (
+            {"output": {"path": "{tmp}/mine"}},
+            OutputError,
+            r"has not written, .*: samples/my.txt; move",
+        ),
     ],
 )
 def test_what_can_not_run_is_one_message(

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import OutputError
 from pipeline.insight import trace_statistics
-from pipeline.insight.html_report import page
+from pipeline.insight.html_report import page, write_page
 from pipeline.insight.markup import ELEMENTS, rendered
 from pipeline.insight.trace_statistics import examples
 from pipeline.monitor.figures import EnginePool
@@ -55,6 +55,23 @@ class PageElements(HTMLParser):
             for name, value in attrs
             if name.startswith("on") or name in ("src", "href", "srcdoc", "action", "data")
         ]
+
+
+def test_a_page_replaces_earlier_ones_and_no_other_file(tmp_path: Path) -> None:
+    output, target = write_output(tmp_path, [{}]), tmp_path / "index.html"
+    for to in (str(target), f"file://{target}"):
+        target.unlink(missing_ok=True)
+        write_page(output, to)
+        write_page(output, to)
+        assert "<title>Report: " in target.read_text()
+        target.write_text("<!doctype html><title>Mine</title>")
+        with pytest.raises(
+            OutputError, match=r"index.html exists and is not a report of qwq-batch"
+        ):
+            write_page(output, to)
+        assert "Mine" in target.read_text()
+    with pytest.raises(OutputError, match=r"can't write .*: Is a directory"):
+        write_page(output, str(tmp_path))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

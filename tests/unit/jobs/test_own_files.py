@@ -49,3 +49,13 @@ def test_output_of_a_version_without_a_list_goes_on(tmp_path: Path) -> None:
     put(tmp_path, "labels/notes.txt")
     with pytest.raises(OutputError, match=r"them: labels/notes.txt; move"):
         own(tmp_path).refuse_others()
+
+
+def test_a_file_that_somebody_puts_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    files = own(tmp_path)
+    files.refuse_others()
+    files.claim(())
+    put(tmp_path, "labels/a")
+    with pytest.raises(OutputError, match="labels/a; move"):
+        files.claim(["labels/a", "labels/b"])
+    files.claim(["labels/b"])
