@@ -262,12 +262,12 @@ class Results:
                 self.statuses[_status(result)] += 1
                 if _status(result) == 200:
                     self.example = self.example or result
-                    file.write(_line(result))
+                    file.write(result_line(result))
         if self.statuses.keys() <= {200}:
             store.delete([ERRORS])
             return
         with store.writing(ERRORS) as file:
-            file.writelines(_line(result) for result in self._all() if _status(result) != 200)
+            file.writelines(result_line(result) for result in self._all() if _status(result) != 200)
 
     def _all(self) -> Iterator[dict[str, Any]]:
         for custom_id, traces in groupby(self._traces(), key=lambda trace: trace["custom_id"]):
@@ -308,7 +308,8 @@ def _status(result: Mapping[str, Any]) -> int:
     return status
 
 
-def _line(result: Mapping[str, Any]) -> bytes:
+def result_line(result: Mapping[str, Any]) -> bytes:
+    """``result`` as a line of a results file."""
     return json.dumps(result, ensure_ascii=False).encode() + b"\n"
 
 

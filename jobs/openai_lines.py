@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError
 
-from pipeline.prompts.messages import joined_parts
+from jobs.openai_body import Body, Strict
 from pipeline.reasoning.think_format import State
 
 # Fields of a body that are settings of the whole run, in its section `sampling`.
@@ -22,18 +22,6 @@ SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "n",
     "max_tokens", "seed",
 )  # fmt: skip
-# Fields that change no result; and fields that change none at this value, or at null.
-IGNORED = frozenset({
-    "model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
-    "prompt_cache_key", "prompt_cache_retention", "prediction",
-})  # fmt: skip
-DEFAULTS = {
-    "stop": [], "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0,
-    "stream": False, "parallel_tool_calls": True, "modalities": ["text"],
-    "reasoning_effort": "medium", "verbosity": "medium",
-}  # fmt: skip
-# Fields of an earlier answer that are no part of the prompt: templates drop the thinking.
-NOT_IN_PROMPT = frozenset({"reasoning", "reasoning_content", "annotations"})
 # Errors that are the request's fault: our name, and the API's code.
 BAD_REQUEST = {
     "invalid_prompt": "invalid_prompt",
@@ -62,148 +50,7 @@ ROWS = pa.schema(
 )
 
 
-class _Strict(BaseModel):
-    """A part of a request: exact types, no unknown fields."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Function(_Strict):
-    """A function call in an earlier turn; ``arguments`` is JSON text."""
-
-    name: str
-    arguments: str
-
-    @field_validator("arguments", mode="before")
-    @classmethod
-    def _json_text(cls, arguments: Any) -> Any:
-        if isinstance(arguments, dict):
-            return json.dumps(arguments, ensure_ascii=False)
-        try:
-            json.loads(arguments or "{}")
-        except (TypeError, ValueError):
-            raise ValueError("must be JSON text") from None
-        return arguments or "{}"
-
-
-class Call(_Strict):
-    """A tool call in an earlier turn."""
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: Function
-
-
-class Message(_Strict):
-    """One turn; content in several parts is joined to one text."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | None = None
-    name: str | None = None
-    tool_calls: list[Call] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty_fields(cls, message: Any) -> Any:
-        if not isinstance(message, dict):
-            return message
-        return {k: v for k, v in message.items() if v is not None and k not in NOT_IN_PROMPT}
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def _developer_is_system(cls, role: Any) -> Any:
-        return "system" if role == "developer" else role
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _joined(cls, content: Any) -> Any:
-        return joined_parts(content) if isinstance(content, list) else content
-
-    @model_validator(mode="after")
-    def _has_content(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content is missing")
-        return self
-
-
-class Schema(BaseModel):
-    """``response_format.json_schema``, without its name and strictness."""
-
-    model_config = ConfigDict(strict=True)
-
-    json_schema: dict[str, Any] = Field(alias="schema")
-
-
-class ResponseFormat(_Strict):
-    """The form of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: Schema | None = None
-
-    @model_validator(mode="after")
-    def _has_a_schema(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("type json_schema and json_schema go together")
-        return self
-
-    @property
-    def answer_schema(self) -> dict[str, Any] | None:
-        """The JSON Schema of the answer; None for text."""
-        if self.type == "json_object":
-            return {"type": "object"}
-        return None if self.json_schema is None else self.json_schema.json_schema
-
-
-class Body(_Strict):
-    """The body of a chat completion request."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    response_format: ResponseFormat | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    seed: int | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_ignored_fields(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        fields = {
-            name: value
-            for name, value in body.items()
-            if value is not None and name not in IGNORED and DEFAULTS.get(name) != value
-        }
-        if unsupported := [name for name in fields if name not in cls.model_fields]:
-            raise ValueError(f"unsupported: {', '.join(unsupported)}; remove it")
-        return fields
-
-    @field_validator("tools")
-    @classmethod
-    def _functions(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        for tool in tools or ():
-            if tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
-                raise ValueError("only tools of type function are supported")
-        return tools
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        limits = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(limits) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ; set one of them")
-        return self
-
-
-class Request(_Strict):
+class Request(Strict):
     """One line of a batch file."""
 
     custom_id: Annotated[str, Field(min_length=1)]
@@ -351,15 +198,19 @@ def tool_calls(answer: str, key: str) -> tuple[str | None, list[dict[str, Any]]]
         try:
             call = json.loads(match[1])
             name, arguments = call["name"], call["arguments"]
-        except (ValueError, KeyError, TypeError):
+            name.encode()  # a name that is no text, or half of a surrogate pair
+            function = {"name": name, "arguments": _json_of(arguments)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return answer, []
-        if not isinstance(name, str):
-            return answer, []
-        text = json.dumps(arguments, ensure_ascii=False)
-        function = {"name": name, "arguments": text}
         calls.append({"id": f"call_{key}_{i}", "type": "function", "function": function})
     content = answer.partition("<tool_call>")[0].strip("\n") if calls else answer
     return content or None, calls
+
+
+def _json_of(arguments: Any) -> str:
+    """``arguments`` as strict JSON; halves of surrogate pairs stay escapes."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _error(error: str) -> tuple[int, dict[str, Any]]:

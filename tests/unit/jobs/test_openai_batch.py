@@ -11,7 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from jobs.job import Job
-from jobs.openai_batch import SOURCES, make_ready
+from jobs.openai_batch import SOURCES, make_ready, result_line
 from jobs.openai_lines import ROWS, ResultLines, parse_request
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, OutputError
@@ -100,6 +100,12 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
         (line(logprobs=True, top_logprobs=3), "unsupported: logprobs, top_logprobs;"),
         (line(frequency_penalty=0.1, stream=True), "unsupported: frequency_penalty, stream;"),
         (line(temprature=1), "unsupported: temprature;"),
+        (line(min_tokens=5, skip_special_tokens=False), "unsupported: min_tokens, skip_special_tokens;"),
+        (line(chat_template_kwargs={"enable_thinking": False}), "unsupported: chat_template_kwargs;"),
+        (line(continue_final_message=True), "unsupported: continue_final_message;"),
+        (line(max_tokens=100.5), "body.max_tokens: "),
+        (line(messages=[*ASK, {"role": "assistant", "tool_calls": [
+            {"function": {"name": "f", "arguments": "[" * 3000}}]}]), "arguments: must be JSON text"),
         (line(tool_choice="required"), "body.tool_choice: Input should be 'auto' or 'none'"),
         (line(tools=[{"type": "custom"}]), "only tools of type function"),
         (line(response_format={"type": "json_schema"}), "go together"),
@@ -117,9 +123,18 @@ def test_fields_that_change_nothing_are_accepted() -> None:
             stop=[], logit_bias={}, logprobs=False, top_logprobs=0, frequency_penalty=0.0,
             stream=False, tool_choice=None, temperature=None, metadata={"a": "b"}, store=True,
             service_tier="auto", stream_options={"include_usage": True}, user="me",
-            response_format={"type": "text"},
+            response_format={"type": "text"}, add_generation_prompt=True, min_tokens=0,
+            skip_special_tokens=True, chat_template_kwargs={"enable_thinking": True}, echo=False,
         ).encode()
     )  # fmt: skip
+    call = {"id": "c", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [*ASK, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "r"}]
+    body = parse_request(
+        line(messages=turns, max_tokens=100.0, n=2.0, seed=5.0, top_k=20.0).encode()
+    ).body
+    assert (body.max_tokens, body.n, body.seed, body.top_k) == (100, 2, 5, 20)
+    assert isinstance(body.max_tokens, int)
+    assert body.messages[1].tool_calls is not None
 
 
 def test_all_bad_lines_are_told_together_and_nothing_is_written(tmp_path: Path) -> None:
@@ -327,3 +342,31 @@ def test_byte_order_marks_are_no_error() -> None:
     buffer = io.BytesIO()
     buffer.write(line().encode("utf-8-sig"))
     assert parse_request(buffer.getvalue()).custom_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ('{"name": "f", "arguments": {"x": "\\ud83d"}}', '{"x": "\\ud83d"}'),
+        ('{"name": "f", "arguments": {"x": "\\ud83d\\ude00"}}', '{"x": "😀"}'),
+        ('{"name": "\\ud83d", "arguments": {}}', None),
+        ('{"name": "f", "arguments": ' + "[" * 3000 + "]" * 3000 + "}", None),
+        ("[" * 100_000, None),
+        ('{"name": "f", "arguments": {"x": ' + "1" * 5000 + "}}", None),
+        ('{"name": "f", "arguments": {"x": NaN}}', None),
+        ('{"name": "f", "arguments": {"x": 1e999}}', None),
+        ('{"name": 5, "arguments": {}}', None),
+        ("[1]", None),
+        ("null", None),
+    ],
+)
+def test_a_line_with_any_tool_call_is_written_and_is_json(call: str, arguments: str | None) -> None:
+    answer = f"<tool_call>{call}</tool_call>"
+    trace = {**TRACE, "tools": json.dumps([TOOL]), "answer": answer}
+    written = result_line(ANSWERS.line("a", [trace])).decode()
+    message = json.loads(written)["response"]["body"]["choices"][0]["message"]
+    if arguments is None:
+        assert (message["content"], "tool_calls" in message) == (answer, False)
+    else:
+        assert message["tool_calls"][0]["function"]["arguments"] == arguments
+        assert json.loads(arguments)
