@@ -10,6 +10,7 @@ there are any.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -147,8 +148,9 @@ class LabelSection(Section):
         return label
 
     def gold_of(self, value: Any) -> str | None:
-        """A person's label, in the form in which `label_of` gives the model's."""
-        if value is None:
+        """A person's label, in the form in which `label_of` gives the model's; None without one."""
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if value is None or is_nan or (isinstance(value, str) and not value.strip()):
             return None
         if self.labels is not None:  # nulls turn a column of whole numbers into floats
             whole = isinstance(value, float) and value.is_integer()

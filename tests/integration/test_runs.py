@@ -109,18 +109,27 @@ def test_messages_with_tools_and_earlier_turns(tmp_path: Path, make_config: Make
         {"messages": [{"role": "user", "content": "q"},
                       {"role": "assistant", "content": None, "tool_calls": calls},
                       {"role": "tool", "content": "r"}], "tools": None},
+        {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": None, "tool_calls": None},
+                      {"role": "user", "content": "r"}], "tools": None},
         {"messages": [], "tools": None},
     ]  # fmt: skip
     (tmp_path / "in").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "a.parquet")
     config = make_config(engine={"simulated": FAST}, output={"rename": {"answer": "reply"}})
     shown = list(preview.prompts(prepare(config), 9))
-    assert ["# Tools" in (prompt["prompt"] or "") for prompt in shown] == [True, True, False, False]
+    assert ["# Tools" in (prompt["prompt"] or "") for prompt in shown] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     summary = flow.run(config)
-    assert summary.states == {"finished": 2, "failed": 2}
+    assert summary.states == {"finished": 3, "failed": 2}
     errors = [row["error"] for row in traces(tmp_path / "out")]
-    assert errors[2].startswith("template_error: UndefinedError: 'None' has no attribute 'split'")
-    assert errors[3].startswith("invalid_prompt: messages must be a list")
+    assert errors[3].startswith("invalid_prompt: messages[1].content is null, and the turn has no")
+    assert errors[4].startswith("invalid_prompt: messages must be a list")
     assert "reply" in traces(tmp_path / "out")[0]
 
 

@@ -219,6 +219,11 @@ def test_share_that_is_just_enough_needs_no_review() -> None:
     assert (row["confidence"], row["review"]) == (0.7, None)
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), "", " "])
+def test_no_label_of_a_person_is_none(value: object) -> None:
+    assert _job().label.gold_of(value) is None
+
+
 EVIL = "a|b\n<img src=x>`*_[l](u)_\x1b[2J &lt;"
 
 
