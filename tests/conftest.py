@@ -27,7 +27,7 @@ MakeConfig = Callable[..., RunConfig]
 # What runs at once in `make test`: two groups at a time, the longest first. Tests of a group share
 # what they start. Those of the real engine are one group, because two of them on two cores would
 # slow each other down more than they save.
-GROUPS = ("faults", "vllm", "integration", "e2e", "unit")
+GROUPS = ("faults", "vllm", "integration", "model", "e2e", "unit")
 REAL_ENGINE = ("test_answers", "test_jobs", "test_vllm")
 
 
