@@ -172,10 +172,12 @@ class Scenario:
             is_later = new[2] > old[2] or (self.uses_dedupe and new[2] == old[2] > 0)
             is_retried = retries and old[1] == RETRIED and is_later
             assert new == old or is_retried, f"{command} changed {key}: {old} to {new}"
-        if self.output.is_dir():  # samples that are under way now
+        if self.output.is_dir():  # what another process has begun is what continues
             ledger = Ledger(Storage(str(self.output)))
-            top_ups = [p for p in ledger.passes(ledger.listing()) if not p.is_retry]
-            self.samples = max([self.samples, *(p.stop for p in top_ups)])
+            manifest = ledger.manifest()
+            begun = [manifest["settings"]["sampling.n"]] if manifest else []
+            begun += [p.stop for p in ledger.passes(ledger.listing()) if not p.is_retry]
+            self.samples = max(begun, default=self.samples)
 
     @staticmethod
     def _is_expected(error: BaseException | None, may_fail: bool) -> bool:
