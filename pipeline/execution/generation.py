@@ -77,6 +77,8 @@ class Sample:
         """Whether the engine has work left; raises `RowError` if the sample can't run."""
         if self.error is not None:
             raise self.error
+        if self.suspicion == Suspicion.UNTOUCHABLE:
+            raise poisoned()
         if self.progress.finish_reason is not None:
             return False
         if self.suspicion == Suspicion.POISON:
@@ -122,7 +124,8 @@ class SampleBuilder:
         prompt: Sequence[int] = ()
         problem: RowError | None = None
         try:
-            if suspicion == Suspicion.POISON and not any(p.has_begun for p in progress):
+            has_begun = any(p.has_begun for p in progress)
+            if suspicion > Suspicion.POISON or (suspicion == Suspicion.POISON and not has_begun):
                 raise poisoned()
             rendered = render_row(self._renderer, row, self._columns, self._system, self._suffix)
             prompt = rendered.token_ids
@@ -229,16 +232,16 @@ class Generator:
         progress = sample.progress
         room = self._policy.max_output_tokens(len(sample.prompt))
         try:
-            if sample.needs_engine():
-                async with self._gate.turn(sample.suspicion), self._announced(sample):
-                    while progress.finish_reason is None:
-                        request, detector = self._next_request(sample, room)
-                        on_tokens = partial(self._on_tokens, progress, detector)
-                        with self.in_flight.running(request, sample.row_key):
-                            reason = await self._engine.generate(request, on_tokens)
-                        self._policy.end_step(progress, reason, room)
-                    self._reporter.done.generated += 1
-            trace = self._trace(sample)
+            needs_engine = sample.needs_engine()
+            async with self._gate.turn(sample.suspicion), self._announced(sample):
+                while progress.finish_reason is None:
+                    request, detector = self._next_request(sample, room)
+                    on_tokens = partial(self._on_tokens, progress, detector)
+                    with self.in_flight.running(request, sample.row_key):
+                        reason = await self._engine.generate(request, on_tokens)
+                    self._policy.end_step(progress, reason, room)
+                self._reporter.done.generated += needs_engine
+                trace = self._trace(sample)  # which may kill the process, too
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))

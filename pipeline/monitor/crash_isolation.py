@@ -17,16 +17,21 @@ from enum import IntEnum
 
 SUSPECTS_AT_ONCE = 16
 # How many rows of each suspicion may run at once.
-MAX_RUNNING = (math.inf, SUSPECTS_AT_ONCE, 1, 1)
+MAX_RUNNING = (math.inf, SUSPECTS_AT_ONCE, 1, 1, 1)
 
 
 class Suspicion(IntEnum):
-    """How far a row is suspected of killing engines; a higher value is a stronger suspicion."""
+    """How far a row is suspected of killing engines; a higher value is a stronger suspicion.
+
+    ``POISON`` does not run, but what was generated of it before is kept. ``UNTOUCHABLE``: reading
+    that kills the process as well.
+    """
 
     NONE = 0
     ONE_OF_MANY = 1
     ONE_OF_FEW = 2
     POISON = 3
+    UNTOUCHABLE = 4
 
 
 class Suspects:
@@ -55,23 +60,24 @@ class Suspects:
 
         Returns whether one of them was found to be poison.
         """
-        rows = [row for row in rows if self._suspicions.get(row) != Suspicion.POISON]
+        rows = [row for row in rows if self._suspicions.get(row) != Suspicion.UNTOUCHABLE]
         again = [row for row in rows if row in self._suspicions]
         if again:  # one of these is to blame, which clears the others of the earlier death
             worst = max(self._suspicions[row] for row in again)
             again = [row for row in again if self._suspicions[row] == worst]
             level = Suspicion(worst + 1)
-            cleared = [row for row, other in self._suspicions.items() if other <= worst]
-            for row in cleared:
-                del self._suspicions[row]
-            if len(again) > 1:
-                level = Suspicion.ONE_OF_FEW
+            if level <= Suspicion.POISON:
+                cleared = [row for row, other in self._suspicions.items() if other <= worst]
+                for row in cleared:
+                    del self._suspicions[row]
+                if len(again) > 1:
+                    level = Suspicion.ONE_OF_FEW
             self._suspicions.update(dict.fromkeys(again, level))
         else:
             alone = len(rows) == 1
             level = Suspicion.ONE_OF_FEW if alone else Suspicion.ONE_OF_MANY
             self._suspicions.update(dict.fromkeys(rows, level))
-        return level == Suspicion.POISON
+        return level >= Suspicion.POISON
 
 
 def rendered_together(suspicions: Sequence[Suspicion]) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -92,6 +93,19 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return asyncio.run(asyncio.wait_for(work(), 60))
 
 
+def announcing(running: list[object]) -> Callable[..., Future[None]]:
+    """Stands in for `EngineReporter.suspects_run`: keeps ``running`` as it was last told."""
+
+    def announce(_: object, rows: Sequence[object]) -> Future[None]:
+        running[:] = rows
+        answer = Future[None]()
+        answer.set_result(None)
+        answer.future = lambda: answer  # type: ignore[attr-defined]
+        return answer
+
+    return announce
+
+
 def test_block_comes_out_in_order_and_is_counted() -> None:
     async def work() -> tuple[list[list[Trace]], EngineReporter]:
         generator, _, reporter = generator_of(lambda r: f"t</think>{r.id}", Pass(0, 0, 2))
@@ -136,7 +150,11 @@ def test_row_that_can_not_run_fails_alone() -> None:
     assert [request.id for request in engine.requests] == ["shard:2:0"]
 
 
-def test_finished_trace_is_not_generated_again_even_of_a_row_that_kills() -> None:
+def test_finished_trace_is_not_generated_again_even_of_a_row_that_kills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(EngineReporter, "suspects_run", announcing([]))
+
     async def work() -> tuple[list[list[Trace]], ScriptedEngine]:
         generator, engine, _ = generator_of(lambda _: EngineDeadError("no"), Pass(0, 0, 1))
         progress = TraceProgress(finish_reason="stop")
@@ -147,6 +165,31 @@ def test_finished_trace_is_not_generated_again_even_of_a_row_that_kills() -> Non
     traces, engine = run(work)
     assert [trace.answer for [trace] in traces] == ["a"]
     assert engine.requests == []
+
+
+def test_finished_trace_that_kills_the_process_is_announced_and_at_last_not_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer is read in the actor's process; so that a row is not blamed for its neighbour."""
+    announced, running = list[object](), list[object]()
+    monkeypatch.setattr(EngineReporter, "suspects_run", announcing(running))
+    monkeypatch.setattr(
+        TraceMaker,
+        "trace",
+        lambda *_, **__: announced.append(list(running)) or Trace("finished", 0),
+    )
+
+    async def work(suspicion: Suspicion) -> list[list[Trace]]:
+        generator, _, _ = generator_of(lambda _: "t</think>a", Pass(0, 0, 1))
+        ended = sample(0, progress=TraceProgress(finish_reason="stop"), suspicion=suspicion)
+        return await generator.run([[ended]])
+
+    for suspicion in (Suspicion.ONE_OF_FEW, Suspicion.POISON):
+        run(partial(work, suspicion))
+    assert announced == [[(PART.name, 0)]] * 2
+    [[trace]] = run(partial(work, Suspicion.UNTOUCHABLE))
+    assert trace.error == "engine_killed: the engine died each time this row ran"
+    assert len(announced) == 2
 
 
 def test_engine_that_dies_names_the_rows_it_ran_and_takes_no_more() -> None:
@@ -171,14 +214,11 @@ def test_suspect_is_announced_before_it_runs_and_struck_off_after(
     """The process may end without a word; the coordinator has to know on which row."""
     events = list[object]()
 
-    def announce(_: object, rows: Sequence[object]) -> Future[None]:
-        events.append(list(rows))
-        answer = Future[None]()
-        answer.set_result(None)
-        answer.future = lambda: answer  # type: ignore[attr-defined]
-        return answer
+    class Events(list[object]):
+        def __setitem__(self, _: object, rows: Any) -> None:
+            events.append(list(rows))
 
-    monkeypatch.setattr(EngineReporter, "suspects_run", announce)
+    monkeypatch.setattr(EngineReporter, "suspects_run", announcing(Events()))
 
     def script(request: Request) -> str:
         events.append(request.id)
@@ -211,9 +251,11 @@ def test_poison_of_which_nothing_was_generated_is_not_rendered_again() -> None:
             made.needs_engine()
     begun = TraceProgress()
     begun.report([7])
-    for progress, suspicion in ([begun, begun], Suspicion.POISON), ([begun], Suspicion.ONE_OF_FEW):
+    for suspicion in (Suspicion.ONE_OF_FEW, Suspicion.POISON):
         with pytest.raises(SystemExit):
-            builder.samples(row, origin, progress, suspicion)
+            builder.samples(row, origin, [begun, begun], suspicion)
+    [made, _] = builder.samples(row, origin, [begun, begun], Suspicion.UNTOUCHABLE)
+    assert isinstance(made.error, EngineKilledError)
 
 
 def test_cancelling_ends_what_runs_and_refuses_what_comes() -> None:

@@ -47,12 +47,15 @@ def test_deaths_without_a_row_in_common_blame_nobody() -> None:
     assert set(suspects.of(range(20))) == {Suspicion.ONE_OF_MANY}
 
 
-def test_row_that_was_found_stays_found() -> None:
+def test_row_that_was_found_stays_found_and_is_not_touched_if_its_past_kills_too() -> None:
     suspects = Suspects()
     for row in (1, 1, 2, 2):
         suspects.blame([row])
-    assert not suspects.blame([1])
     assert suspects.of([1, 2]) == [Suspicion.POISON] * 2
+    assert suspects.blame([1])
+    assert suspects.of([1, 2]) == [Suspicion.UNTOUCHABLE, Suspicion.POISON]
+    assert not suspects.blame([1])
+    assert suspects.of([1, 2]) == [Suspicion.UNTOUCHABLE, Suspicion.POISON]
 
 
 def test_prompts_of_suspects_are_made_one_by_one_after_all_others() -> None:
