@@ -173,11 +173,12 @@ def test_finished_trace_that_kills_the_process_is_announced_and_at_last_not_read
     """The answer is read in the actor's process; so that a row is not blamed for its neighbour."""
     announced, running = list[object](), list[object]()
     monkeypatch.setattr(EngineReporter, "suspects_run", announcing(running))
-    monkeypatch.setattr(
-        TraceMaker,
-        "trace",
-        lambda *_, **__: announced.append(list(running)) or Trace("finished", 0),
-    )
+
+    def read(*_: object, **__: object) -> Trace:
+        announced.append(list(running))
+        return Trace("finished", 0)
+
+    monkeypatch.setattr(TraceMaker, "trace", read)
 
     async def work(suspicion: Suspicion) -> list[list[Trace]]:
         generator, _, _ = generator_of(lambda _: "t</think>a", Pass(0, 0, 1))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline import time_limits
 from pipeline.execution import hung_engines
 from pipeline.execution.hung_engines import hung_engines_killed, start_of
 from pipeline.monitor.coordinator import CoordinatorClient
@@ -42,7 +43,7 @@ def test_engines_that_hang_are_killed_while_the_run_lasts_though_a_look_fails(
     hung = ProcessAddress("e", "a", "n", "h", 7, "1")
     ended = list[ProcessAddress]()
     monkeypatch.setattr(hung_engines, "_end", lambda address, _: ended.append(address))
-    monkeypatch.setattr(hung_engines.time_limits, "HUNG_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(time_limits, "HUNG_LOOK_SECONDS", 0.01)
 
     class Coordinator(CoordinatorClient):
         looks = 0
