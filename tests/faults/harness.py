@@ -224,7 +224,8 @@ class Case:
                 **self.sections.get("output", {}),
             },
             "model": {"path": "qwq-nano"},
-            "sampling": {"n": self.samples},
+            "sampling": {"n": self.samples, **self.sections.get("sampling", {})},
+            "thinking": dict(self.sections.get("thinking", {})),
             "engine": {
                 "kind": "simulated", "device": "cpu", "replicas": 2, "block_rows": 4,
                 "vllm": {"max_num_seqs": 16}, **engine, "simulated": simulated,
@@ -236,10 +237,20 @@ class Case:
         """How many traces there are to be."""
         return self.rows * self.samples
 
-    def start(self, command: Iterable[str] = PIPELINE, settings: Iterable[str] = ()) -> Driver:
-        """Start a driver on this run, with other ``settings`` (key=value) if there are any."""
+    def start(
+        self,
+        command: Iterable[str] = PIPELINE,
+        settings: Iterable[str] = (),
+        retry: str | None = None,
+    ) -> Driver:
+        """Start a driver on this run, with other ``settings`` (key=value) if there are any.
+
+        ``retry``: states to retry instead.
+        """
         log = self.folder / f"driver-{len(self.drivers)}.log"
         run = ["run", str(self.config), *(word for s in settings for word in ("--set", s))]
+        if retry is not None:
+            run = ["retry", *run[1:], "--state", retry]
         driver = Driver([*command, *run], self.environment, log)
         self.drivers.append(driver)
         return driver
@@ -253,6 +264,12 @@ class Case:
         """Look at what is durable now, which must stay as it is; how many traces that are."""
         self._seen.append(self.output.durable())
         return len(self._seen[-1])
+
+    def forget(self) -> None:
+        """Nothing that was seen has changed so far; from now on it may, as a retry follows."""
+        outcome = self._outcome(self.output.traces())
+        assert (outcome.lost, outcome.doubled, outcome.changed) == (0, 0, 0), outcome
+        self._seen.clear()
 
     def progress(self) -> Callable[[], bool]:
         """A condition: since now more traces have become durable, or many tokens were generated.

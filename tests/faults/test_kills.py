@@ -11,12 +11,13 @@ from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.output import engine_starts
 from pipeline.storage import Storage
 from tests.faults.conftest import NewCase
-from tests.faults.harness import ONE_ENGINE, Case
+from tests.faults.harness import ONE_ENGINE, Case, wait_until
 from tests.faults.ray_cluster import WORKER_GPUS, RayCluster
 
 # Traces of the same length, of which none ends before another, all running at once, none saved.
@@ -36,6 +37,28 @@ HASTY_LEASE = (
     f"lease.RENEW_SECONDS, lease.EXPIRE_SECONDS = 1, {EXPIRE_SECONDS}; "
     "from pipeline.cli import main; main()",
 )
+
+STOPPED_BEFORE_A_PART = """
+import contextlib, os, signal
+from pipeline.storage import Storage
+writing = Storage.writing
+@contextlib.contextmanager
+def write_after_a_sleep(self, name, *rest, **more):
+    sleeps = False
+    try:
+        with writing(self, name, *rest, **more) as file:
+            yield file
+            if name.endswith(".parquet"):
+                with contextlib.suppress(FileExistsError), open({committer!r}, "x") as told:
+                    told.write(f"{{os.getpid()}} {{name}}")
+                    sleeps = True
+            if sleeps:
+                os.kill(os.getpid(), signal.SIGSTOP)
+    finally:
+        if sleeps:
+            open({woken!r}, "x").close()
+Storage.writing = write_after_a_sleep
+"""
 
 
 @pytest.mark.parametrize("place", ["disk", "S3"])
@@ -130,22 +153,40 @@ def test_of_two_drivers_started_at_once_one_is_told_who_holds_the_run(new_case: 
     case.check()
 
 
-def test_driver_that_wakes_up_after_its_lease_was_taken_over_gives_way(new_case: NewCase) -> None:
+def test_driver_and_committer_that_wake_up_after_a_takeover_and_a_retry_change_nothing(
+    new_case: NewCase, tmp_path: Path
+) -> None:
+    """The committer is stopped when it is about to write a part; then others write it twice."""
+    committer, woken = tmp_path / "committer", tmp_path / "woken"
     case = new_case(
-        "driver stopped, its lease taken over, driver wakes up", sizes=[50, 50], engine=ONE_ENGINE
+        "driver and committer stopped, run taken over, some retried, both wake up",
+        sizes=[50, 50],
+        engine=ONE_ENGINE,
+        output={"rows_per_part": 8},
+        sampling={"max_tokens": 250},
+        thinking={"rescue": False, "detect_loops": False},
+        in_workers=STOPPED_BEFORE_A_PART.format(committer=str(committer), woken=str(woken)),
     )
     sleeper = case.start(HASTY_LEASE)
-    sleeper.must_reach(case.progress(), "a block")
+    sleeper.must_reach(lambda: committer.exists() and committer.read_text(), "a part to write")
     sleeper.signal(SIGSTOP)
     case.remember()
     lease = case.output.leases()
     heir = case.start(HASTY_LEASE)  # it watches the lease until that has expired
     heir.must_reach(lambda: case.output.leases() != lease, "the lease")
     case.remember()
+    assert heir.wait() == 0, heir.told()
+    case.forget()
+    process, part = committer.read_text().split()
+    states = pq.read_table(Path(case.output.url, part))["state"].to_pylist()
+    assert "truncated" in states, "nothing to retry in this part, so this shows nothing"
+    case.finish(case.start(HASTY_LEASE, ["sampling.max_tokens=4000"], retry="truncated"))
+    case.remember()
+    os.kill(int(process), SIGCONT)
+    wait_until(woken.exists, "the end of the committer's write", sleeper.told)
     sleeper.signal(SIGCONT)
     assert sleeper.wait() in (1, 2), sleeper.told()
     assert "taken this run over" in sleeper.printed, sleeper.told()
-    case.finish(heir)
     case.check()
 
 

@@ -13,14 +13,14 @@ KILLED_AT_A_PART = """
 import os, signal
 from pathlib import Path
 from pipeline.storage import Storage
-put = Storage.put
-def put_or_die(self, name, data):
+writing = Storage.writing
+def write_or_die(self, name, *rest, **more):
     if name.endswith(".parquet") and Path({flag!r}).exists():
         with open({deaths!r}, "a") as file:
             file.write(name + chr(10))
         os.kill(os.getpid(), signal.SIGKILL)
-    return put(self, name, data)
-Storage.put = put_or_die
+    return writing(self, name, *rest, **more)
+Storage.writing = write_or_die
 """
 KILLED_BY_A_PROMPT = """
 import os, signal
