@@ -92,12 +92,19 @@ def rejection(
     if rules.min_agreement is not None and trace["correct"] is None:
         # The column holds 32-bit floats: 0.6 is not 0.6 there.
         enough_agree = trace["agreement"] >= np.float32(rules.min_agreement)
-        if not enough_agree or not answer_format.is_correct(trace["parsed"], trace["vote"]):
+        if not enough_agree or not _is_vote(trace["parsed"], trace["vote"], answer_format):
             return "disagrees"
     tokens = sum(trace[name] or 0 for name in TOKEN_COLUMNS)
     if rules.max_tokens is not None and tokens > rules.max_tokens:
         return "too_long"
     return None
+
+
+def _is_vote(parsed: str | None, vote: str | None, answer_format: AnswerFormat) -> bool:
+    """Whether a sample has the value that most samples of its row have."""
+    if parsed is None or vote is None:
+        return False
+    return parsed == vote or len(answer_format.group([vote, parsed])[0]) == 1
 
 
 class NearDuplicates:

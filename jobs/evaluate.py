@@ -5,9 +5,12 @@
     python -m jobs.evaluate out/aime --reference answer      # the same as the first
 
 The score of a problem is the mean over its samples; the result is the mean over problems, with a
-95 % bootstrap interval. A trace can be right only if it finished or was rescued, with its answer in
-a box. ``--as-qwen`` scores by the rules of Qwen's own evaluation instead: it looks in the whole
-text if the thinking has not closed, and guesses if there is no box. It needs ``output.raw_text``.
+95 % bootstrap interval. A trace can be right only if it finished or was rescued, with an answer in
+the format of the run (``choice``: a letter; a run without a format: a box). Problems without a
+reference that can be read, and comparisons that were given up, are left out and counted.
+``--as-qwen`` scores by the rules of Qwen's own evaluation of mathematics instead: it looks in the
+whole text if the thinking has not closed, and guesses if there is no box. It needs
+``output.raw_text``.
 """
 
 import random
@@ -18,36 +21,65 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline import console
+from pipeline.answers.base import AnswerFormat
 from pipeline.answers.boxed import Boxed, last_box
+from pipeline.answers.references import Reading, cells
 from pipeline.errors import OutputError
+from pipeline.output.answers import format_of, not_compared_lines, why_not_compared
 from pipeline.output.ledger import AGREE
 from pipeline.output.reader import FinishedPart, finished_parts, open_output
 
 DRAWS = 10_000
 ANSWERED = ("finished", "rescued", "unparsed")
 BOXED = Boxed()
-# Where Qwen's evaluation looks for an answer that is in no box.
-_SAID = re.compile(r"answer is:?\s*\$?([^\n$]+)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# The references from which is decided how they are read, of each part.
+SAMPLE_ROWS = 1000
+# Where Qwen's evaluation looks for an answer that is in no box: behind the last of the first.
+_SAID = ("he answer is", "final answer is")
+_NUMBER = re.compile(r"-?\d*\.?\d+")
 
 
 @dataclass
 class Scores:
-    """For each problem, whether each of its samples is right; and counts over all samples."""
+    """For each problem, whether each of its samples is right; and counts over all samples.
 
-    problems: list[list[bool]] = field(default_factory=list)
+    ``problems``: null for a sample that was not compared; ``not_compared`` counts the reasons of
+    `not_compared_lines`. ``reading``: how the references were read.
+    """
+
+    problems: list[list[bool | None]] = field(default_factory=list)
     states: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    not_compared: Counter[str] = field(default_factory=Counter)
+    reading: Reading = field(default_factory=lambda: Reading("", ""))
 
     @property
     def means(self) -> list[float]:
-        """The score of each problem, 0 to 1."""
-        return [sum(samples) / len(samples) for samples in self.problems]
+        """The score of each problem with a sample that was compared, 0 to 1."""
+        compared = ([one for one in each if one is not None] for each in self.problems)
+        return [sum(samples) / len(samples) for samples in compared if samples]
 
     @property
     def samples(self) -> int:
         """All samples of all problems."""
         return sum(map(len, self.problems))
+
+
+@dataclass(frozen=True)
+class Grader:
+    """Compares answers with references. ``as_qwen``: by the rules of Qwen's own evaluation."""
+
+    answers: AnswerFormat
+    reading: Reading
+    as_qwen: bool
+
+    def is_right(self, text: str | None, reference: object, state: str) -> bool | None:
+        """Whether ``text`` of a trace that ended in ``state`` is right; None: it can't be told."""
+        if self.as_qwen:
+            parsed: str | None = qwen_answer(text or "")
+        else:
+            parsed = self.answers.parse(text or "") if state in ANSWERED else None
+        return self.answers.is_correct(parsed, reference, self.reading.kind)
 
 
 def score(output: str, reference: str, as_qwen: bool) -> Scores:
@@ -62,51 +94,82 @@ def score(output: str, reference: str, as_qwen: bool) -> Scores:
             f"the samples of {output} were drawn until some agreed ({AGREE}), so their mean is "
             "biased; evaluate a run without it"
         )
-    scores = Scores()
-    for part in finished_parts(output):
-        _add(scores, part, reference, as_qwen)
-    if not scores.problems:
+    parts = list(finished_parts(output))
+    if not parts:
         raise OutputError(f"no part of {output} is finished yet")
+    try:
+        answers: AnswerFormat = format_of(manifest["settings"])
+    except ValueError as error:
+        raise OutputError(f"the answer format of {output} can't be loaded here: {error}") from None
+    if as_qwen or not answers.is_parsed:
+        answers = BOXED
+    grader = Grader(answers, _reading(parts, reference, answers), as_qwen)
+    scores = Scores(reading=grader.reading)
+    for part in parts:
+        _add(scores, part, reference, grader)
+    if not scores.means:
+        raise OutputError(
+            f"no row of {output} has a reference in column {reference} that can be read; name the "
+            "column with the right answers"
+        )
     return scores
 
 
-def _add(scores: Scores, part: FinishedPart, reference: str, as_qwen: bool) -> None:
-    names = part.names
-    text = names["raw"] if as_qwen else names["answer"]
-    wanted = [reference, text, names["state"], names["sample"], names["think_tokens"],
-              names["answer_tokens"]]  # fmt: skip
+def _reading(parts: Sequence[FinishedPart], reference: str, answers: AnswerFormat) -> Reading:
+    """How the column ``reference`` is read, decided from all parts."""
+    sample: list[object] = []
+    for part in parts:
+        _check_columns(part, [reference])
+        found = cells(part.read([reference])[reference])
+        sample += found[:: len(found) // SAMPLE_ROWS + 1]
+    try:
+        return answers.reading(sample)
+    except ValueError as error:
+        raise OutputError(f"--reference is {reference}, but {error}") from None
+
+
+def _check_columns(part: FinishedPart, wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in part.columns]
     if missing:
-        hint = " (set output.raw_text=true)" if missing == [names["raw"]] else ""
+        hint = " (set output.raw_text=true)" if missing == [part.names["raw"]] else ""
         raise OutputError(f"{part.store.url} has no column {missing[0]}{hint}")
-    table = part.read(wanted)
-    for row in zip(*(table[name].to_pylist() for name in wanted), strict=True):
-        right, answer, state, sample, *tokens = row
+
+
+def _add(scores: Scores, part: FinishedPart, reference: str, grader: Grader) -> None:
+    names = part.names
+    text = names["raw"] if grader.as_qwen else names["answer"]
+    wanted = [text, names["state"], names["sample"], names["think_tokens"], names["answer_tokens"]]
+    _check_columns(part, wanted)
+    table = part.read([reference, *wanted])
+    references = cells(table[reference])
+    columns = (table[name].to_pylist() for name in wanted)
+    for right, answer, state, sample, *tokens in zip(references, *columns, strict=True):
         if sample == 0:
             scores.problems.append([])
-        scores.problems[-1].append(_is_right(answer, right, state, as_qwen))
+        verdict = grader.is_right(answer, right, state)
+        if verdict is None:
+            reason = why_not_compared(grader.answers, right, grader.reading.kind)
+            scores.not_compared[reason] += 1
+        scores.problems[-1].append(verdict)
         scores.states[state] += 1
         scores.tokens += sum(tokens)
-
-
-def _is_right(text: str | None, right: object, state: str, as_qwen: bool) -> bool:
-    if as_qwen:
-        return bool(BOXED.is_correct(qwen_answer(text or ""), right))
-    return state in ANSWERED and bool(BOXED.is_correct(BOXED.parse(text or ""), right))
 
 
 def qwen_answer(raw: str) -> str:
     r"""What Qwen's own math evaluation takes for the answer of an output, guesses included.
 
     It looks behind ``\n</think>\n\n``, in the whole text where that is missing: at the last box,
-    then behind "answer is", then at the last number.
+    then behind "the answer is" or "final answer is", then at the last number.
     """
     _, marker, answer = raw.partition("\n</think>\n\n")
     text = answer if marker else raw
     if (box := last_box(text)) is not None:
         return box
-    if said := _SAID.findall(text):
-        return str(said[-1]).strip().rstrip(".")
+    for said in _SAID:
+        _, found, rest = text.rpartition(said)
+        if found:
+            joined = re.sub(r"\n\s*", "", rest.strip()).removeprefix(":").strip()
+            return joined.removesuffix(".").removesuffix("/")
     numbers = _NUMBER.findall(text.replace(",", ""))
     return str(numbers[-1]) if numbers else ""
 
@@ -119,14 +182,17 @@ def interval(means: Sequence[float]) -> tuple[float, float]:
 
 
 def lines(scores: Scores) -> Iterator[str]:
-    """The result as a Markdown table."""
+    """How the references were read, what was not scored, and the result as a Markdown table."""
     mean, (low, high) = sum(scores.means) / len(scores.means), interval(scores.means)
     states = ", ".join(f"{count:,} {state}" for state, count in scores.states.most_common())
-    solved = sum(any(samples) for samples in scores.problems)
+    solved, scored = sum(any(samples) for samples in scores.problems), len(scores.means)
+    yield f"references are read as {scores.reading.description}"
+    yield from (f"not scored: {line.strip()}" for line in not_compared_lines(scores.not_compared))
+    yield ""
     yield "| problems | samples | score | 95 % interval | solved at least once | tokens a sample |"
     yield "|---|---|---|---|---|---|"
     yield (
-        f"| {len(scores.problems):,} | {scores.samples:,} | {mean:.1%} | {low:.1%} to {high:.1%} "
+        f"| {scored:,} | {scores.samples:,} | {mean:.1%} | {low:.1%} to {high:.1%} "
         f"| {solved:,} | {scores.tokens / scores.samples:,.0f} |"
     )
     yield f"\nstates: {states}"

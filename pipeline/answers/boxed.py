@@ -1,28 +1,28 @@
-r"""Formulas and numbers in ``\boxed{…}``, compared by value."""
+r"""Formulas and numbers in ``\boxed{…}`` or plainly marked as the answer, compared by value."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from decimal import Decimal
 
+from pipeline.answers import equality
 from pipeline.answers.base import AnswerFormat
-from pipeline.answers.formulas import FORMULAS
+from pipeline.answers.marked import last_marked, last_sentence
+from pipeline.answers.numbers import number
+from pipeline.answers.plain_text import tidy
+from pipeline.answers.references import Reading
+from pipeline.answers.values import LONGEST_FORMULA
 
-# Longer text is not worth a comparison by computer algebra.
-LONGEST_FORMULA = 400
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\(?:f?boxed|fbox)(?:\s*\{|\s+(-?\d[\d,.]*(?<=\d)|[A-Za-z](?![A-Za-z])))")
 # A brace, or an escaped character.
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
-_POWER = re.compile(
-    r"(?:([+-]?\d+(?:\.\d+)?)\s*\\(?:times|cdot)\s*)?10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))"
-)
-# Exponents and factorials that no answer means, and that take hours to compute.
-_HUGE = re.compile(r"(?:\^|\*\*|[eE])\s*\{?\s*[+-]?\d{5,}|\d{5,}\s*!")
+_WORKED = re.compile(r"^\s*#{4}[ \t]+(?=\S)", re.MULTILINE)
 
 
 class Boxed(AnswerFormat):
-    r"""The content of the last ``\boxed{…}``. 1/2 equals 0.5.
+    r"""The content of the last ``\boxed{…}``, else what is plainly marked. 1/2 equals 0.5.
 
-    Plain numbers are compared exactly, and `math_verify` compares formulas.
+    `pipeline.answers.equality` says which answers are equal.
     """
 
     suffix_name = "math"
@@ -30,22 +30,63 @@ class Boxed(AnswerFormat):
     suffix = r"Please reason step by step, and put your final answer within \boxed{}."
 
     def parse(self, answer: str) -> str | None:
-        """The content of the last whole box."""
-        return last_box(answer)
+        """The content of the last whole box; else a number or formula marked as the answer."""
+        return last_box(answer) or last_marked(answer)
 
-    def matches(self, parsed: str, reference: object) -> bool:
-        """Whether the two are the same text or equal in value; a reference may be boxed."""
-        expected = str(reference).strip()
-        same_text = super().matches(parsed, reference)
-        return same_text or _same_value(last_box(expected) or expected, parsed)
+    def read_reference(self, reference: object, kind: str = "") -> str | None:
+        """A number, a formula or a few words; of a worked solution, its last line or box."""
+        if isinstance(reference, Sequence) and not isinstance(reference, (str, bytes)):
+            items = [self.read_reference(item) for item in reference]
+            return ", ".join(filter(None, items)) or None if all(items) else None
+        if self.is_missing(reference):
+            return None
+        if isinstance(reference, Decimal):
+            return format(reference, "f")
+        if isinstance(reference, (int, float)):
+            return str(reference)
+        return self._read_text(reference) if isinstance(reference, str) else None
+
+    def _read_text(self, reference: str) -> str | None:
+        found = self.parse(reference) or last_sentence(reference)
+        if found is None and (worked := _WORKED.split(reference))[1:]:
+            found = worked[-1].strip()
+        text = reference.strip() if found is None else found
+        return text if tidy(text[: LONGEST_FORMULA + 1]) and len(text) <= LONGEST_FORMULA else None
+
+    def _reading(self, references: Sequence[object]) -> Reading:
+        kinds = Counter(map(_kind, references))
+        return Reading("", " and ".join(kind for kind, _ in kinds.most_common()) or "formulas")
+
+    def matches(self, parsed: str, reference: object) -> bool | None:
+        """Whether the two are equal in value; None if that takes too long to tell."""
+        return equality.equal(parsed, str(reference))
+
+    def group(self, values: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Divide ``values`` into groups that are equal in value."""
+        return equality.group(values)
+
+
+def _kind(reference: object) -> str:
+    """The kind of a reference, for people."""
+    if not isinstance(reference, str):
+        return "numbers"
+    if _WORKED.search(reference):
+        return "worked solutions ending in #### N"
+    if last_box(reference) is not None:
+        return r"solutions with a \boxed{} answer"
+    if number(tidy(reference[: LONGEST_FORMULA + 1])) is not None:
+        return "numbers"
+    return "formulas or short texts"
 
 
 def last_box(text: str) -> str | None:
     r"""The content of the last ``\boxed{…}``, its braces balanced; None if no box is whole."""
-    boxes = {opening.end(): None for opening in _BOX.finditer(text)}
+    boxes = {opening.end(): opening[1] for opening in _BOX.finditer(text)}
     if not boxes:
         return None
-    found, open_braces = None, list[int]()
+    bare = [(end, content) for end, content in boxes.items() if content is not None]
+    found = max(((end - len(content), end) for end, content in bare), default=None)
+    open_braces = list[int]()
     for brace in _BRACE.finditer(text, next(iter(boxes)) - 1):  # each brace once, however nested
         if brace.group() == "{":
             open_braces.append(brace.end())
@@ -54,30 +95,3 @@ def last_box(text: str) -> str | None:
             if begin in boxes and (found is None or begin > found[0]):
                 found = begin, brace.start()
     return None if found is None else text[found[0] : found[1]].strip() or None
-
-
-def _same_value(expected: str, parsed: str) -> bool:
-    if max(len(expected), len(parsed)) > LONGEST_FORMULA:
-        return False
-    numbers = _number(expected), _number(parsed)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if _HUGE.search(expected) or _HUGE.search(parsed):
-        return False
-    return FORMULAS.are_equal(_plain(expected), _plain(parsed))
-
-
-def _plain(text: str) -> str:
-    """``text``; a number with an exponent as its digits, because LaTeX takes e for Euler's."""
-    number = _number(text)
-    digits = "" if number is None else format(number, "f")
-    return digits if 0 < len(digits) <= LONGEST_FORMULA else text
-
-
-def _number(text: str) -> Decimal | None:
-    """The value of a plain number, exactly, also of a power of ten; None for anything else."""
-    if power := _POWER.fullmatch(text.strip()):
-        mantissa, braced, bare = power.groups()
-        return Decimal(f"{mantissa or 1}E{braced or bare}")
-    found = _NUMBER.fullmatch(text.strip())
-    return None if found is None else Decimal(found.group().replace(",", ""))

@@ -1,7 +1,7 @@
-"""Compares formulas in a process of its own, which is killed when it takes too long.
+"""Reads and compares formulas in a process of its own, which is killed when it takes too long.
 
 A computer algebra system can be busy for hours with a formula of ten characters, in one call of C
-code that no signal interrupts. The process is started at the first comparison and kept.
+code that no signal interrupts. The process is started at the first formula and kept.
 """
 
 import atexit
@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 from pipeline.errors import EngineError
 
 logger = logging.getLogger(__name__)
-# `math_verify` gives up by itself after five seconds, where a signal can interrupt it.
+# For one request. The process itself gives up earlier, where a signal can interrupt it.
 LIMIT_SECONDS = 12.0
 # It imports SymPy first.
 START_SECONDS = 120.0
@@ -25,26 +27,41 @@ READY = "ready"
 
 
 class FormulaProcess:
-    """A process that says whether two formulas are equal in value."""
+    """A process that reads formulas, and says whether two are equal in value."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def are_equal(self, expected: str, parsed: str) -> bool:
-        """Whether they are; False too if that can't be told within `LIMIT_SECONDS`.
+    def values(self, formulas: Sequence[str]) -> list[Any]:
+        """The value of each formula, as `formula_values.value` gives it; False: given up.
 
         Raises `EngineError` if the process does not start: no answer would be right then.
         """
+        return self._all("values", formulas, False)
+
+    def are_equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Whether the two of each pair are equal in value; None: given up.
+
+        Raises `EngineError` as `values` does.
+        """
+        return self._all("are_equal", pairs, None)
+
+    def _all(self, command: str, arguments: Sequence[Any], unknown: bool | None) -> list[Any]:
+        """The process's answer for each of ``arguments``; ``unknown`` for all if it takes long."""
+        if not arguments:
+            return []
         with self._lock:
             try:
-                answer = self._ask(json.dumps([expected, parsed]))
+                answer = self._ask(json.dumps([command, arguments]))
             except OSError:  # it has died, of too much memory for example
                 answer = None
             if answer is None:
-                logger.warning("gave up comparing %r with %r", parsed[:100], expected[:100])
+                logger.warning("gave up comparing %s", ", ".join(map(repr, arguments))[:200])
                 self._end()
-            return answer == "true"
+                return [unknown] * len(arguments)
+            results: list[Any] = json.loads(answer)
+            return results
 
     def _ask(self, question: str) -> str | None:
         process = self._process or self._start()
@@ -90,25 +107,19 @@ FORMULAS = FormulaProcess()
 atexit.register(FORMULAS.close)
 
 
-def _same_value(expected: str, parsed: str) -> bool:
-    import math_verify
-
-    try:
-        parts = (math_verify.parse(f"${text}$") for text in (expected, parsed))
-        return bool(math_verify.verify(*parts))
-    except Exception:  # what models write can raise anything in a computer algebra system
-        return False
-
-
 def main() -> None:
     """Answer questions from standard input until it ends."""
+    from pipeline.answers import formula_values
+
     logging.disable(logging.CRITICAL)
-    _same_value("1", "1")
+    formula_values.are_equal([("1", "1")])
     print(READY, flush=True)
+    commands = {"values": formula_values.values, "are_equal": formula_values.are_equal}
     for line in sys.stdin:
         # After so much CPU time the system ends this process: whoever asked may be gone.
         signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
-        answer = _same_value(*json.loads(line))
+        command, arguments = json.loads(line)
+        answer = commands[command](arguments)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         print(json.dumps(answer), flush=True)
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.json_schema import canonical, without_nulls
+from pipeline.answers.references import Reading, is_nothing
 
 
 class Json(AnswerFormat):
@@ -32,13 +33,27 @@ class Json(AnswerFormat):
         assert self.form is not None
         return self.form.parse(answer)
 
+    def is_missing(self, reference: object) -> bool:
+        """Whether a cell is null or NaN; blank text may be a value."""
+        return is_nothing(reference)
+
+    def read_reference(self, reference: object, kind: str = "") -> object | None:
+        """``reference`` itself; None: missing, or no value that fits the schema."""
+        if self.is_missing(reference):
+            return None
+        fits = self.form is None or any(map(self.form.parse, _spellings(reference)))
+        return reference if fits else None
+
+    def _reading(self, references: Sequence[object]) -> Reading:
+        return Reading("", "JSON that fits the schema")
+
     def matches(self, parsed: str, reference: object) -> bool:
         """Whether both are the same value; a reference is a value, or JSON text of one."""
         return parsed in _spellings(reference)
 
-    def agrees(self, parsed: str, other: str) -> bool:
-        """Never: equal values have the same canonical text."""
-        return False
+    def group(self, values: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Each value apart: equal values have the same canonical text."""
+        return [[i] for i in range(len(values))], 0
 
 
 def _spellings(reference: object) -> Iterator[str]:

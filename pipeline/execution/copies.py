@@ -221,7 +221,7 @@ def _copied(
         columns = dict(zip(prompts.column_names, prompts.columns, strict=True))
         columns |= zip(copied.column_names, copied.columns, strict=True)
         columns[names["duplicate_of"]] = pa.chunked_array([pa.array(duplicate_of, pa.string())])
-        yield compared(pa.table(columns), context.config.answer, names)
+        yield compared(pa.table(columns), context.config.answer, names, context.reference_kind)
 
 
 @ray.remote

@@ -6,11 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.answers.references import REFERENCES, ReferenceSample
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_type
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
+from pipeline.input.references import sample_references
 from pipeline.input.shards import find_shards
 from pipeline.output import passes
 from pipeline.output.ledger import SAMPLES, Ledger
@@ -26,7 +28,8 @@ from pipeline.storage import Storage, check_reachable
 class PreparedRun:
     """A run that has passed every check, with all that its passes need.
 
-    ``prompts``: the schema of the input; ``traces``: of the output.
+    ``prompts``: the schema of the input; ``traces``: of the output. ``references``: how the right
+    answers in the input are read; None if it has none.
     """
 
     config: RunConfig
@@ -38,6 +41,7 @@ class PreparedRun:
     shards: tuple[Shard, ...]
     parts: tuple[Part, ...]
     tiers: tuple[ContextTier, ...]
+    references: ReferenceSample | None = None
 
     @property
     def plan(self) -> Plan:
@@ -95,6 +99,11 @@ class PassContext:
     metadata: Mapping[str, Any]
     output: str
 
+    @property
+    def reference_kind(self) -> str:
+        """The kind of the references' `Reading`."""
+        return str(self.metadata["settings"].get(REFERENCES, ""))
+
 
 def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     """Check all that a run needs; reads names, footers and the tokenizer, and writes nothing.
@@ -113,13 +122,20 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
     settings |= engine.result_settings(config.engine)
+    references = None
+    if column := config.answer.reference_column:
+        references = sample_references(
+            config.input.path, shards, column, config.answer.load_format()
+        )
+        if references.reading.kind:
+            settings[REFERENCES] = references.reading.kind
     refuse_output_in_input(config, ledger.store)
     ledger.check_run(settings, may_change)
     ledger.check_shards(shards)
     parts = tuple(split_parts(shards, config.output.rows_per_part))
     tiers = context_tiers(config)
     return PreparedRun(
-        config, columns, prompts, traces, settings, ledger, tuple(shards), parts, tiers
+        config, columns, prompts, traces, settings, ledger, tuple(shards), parts, tiers, references
     )
 
 

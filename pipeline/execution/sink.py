@@ -7,6 +7,7 @@ import pyarrow as pa
 from ray.data import Datasink
 from ray.data.block import Block
 
+from pipeline.answers.references import cells
 from pipeline.config.sections import AnswerConfig
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.task_deaths import refuse_endless_deaths
@@ -45,11 +46,12 @@ class TraceSink(Datasink[None]):
         """Write the blocks of one task."""
         context, rows = self._context, dict[str, list[int]]()
         refuse_endless_deaths("writes", lambda: _places(blocks))
+        names, kind = context.metadata["columns"], context.reference_kind
         ledger = Ledger(Storage(context.output))
         for block in blocks:
             assert isinstance(block, pa.Table)
             if block.num_rows:
-                block = compared(block, context.config.answer, context.metadata["columns"])
+                block = compared(block, context.config.answer, names, kind)
                 ledger.write_block(block, context.run_pass.number)
                 for part, row in zip(*(block[n].to_pylist() for n in BY_ROW), strict=True):
                     rows.setdefault(part, []).append(row)
@@ -66,16 +68,19 @@ def _places(blocks: Iterable[Block]) -> Iterator[tuple[str, int]]:
             yield PartRef.parse(part).name, row
 
 
-def compared(block: pa.Table, answer: AnswerConfig, names: Mapping[str, str]) -> pa.Table:
+def compared(
+    block: pa.Table, answer: AnswerConfig, names: Mapping[str, str], kind: str = ""
+) -> pa.Table:
     """``block`` with its column of right and wrong answers filled in, if there is a reference.
 
-    Not in the engine's process: a formula that takes seconds would hold it up.
+    ``kind``: of the references' `Reading`. Not in the engine's process: a formula that takes
+    seconds would hold it up.
     """
     column = answer.reference_column
     if column is None:
         return block
-    pairs = zip(block[names["parsed"]].to_pylist(), block[column].to_pylist(), strict=True)
+    pairs = zip(block[names["parsed"]].to_pylist(), cells(block[column]), strict=True)
     is_correct = answer.load_format().is_correct
-    correct = [is_correct(parsed, reference) for parsed, reference in pairs]
+    correct = [is_correct(parsed, reference, kind) for parsed, reference in pairs]
     at = block.column_names.index(names["correct"])
     return block.set_column(at, block.schema.field(at), pa.array(correct, pa.bool_()))

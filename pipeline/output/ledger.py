@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.answers.references import REFERENCES
 from pipeline.config.load import fingerprint_of
 from pipeline.errors import FileChangedError, OutputError
 from pipeline.output.layout import (
@@ -77,7 +78,7 @@ class Ledger:
             self._check_empty()
             return
         prefixes = tuple(may_change)
-        existing = manifest["settings"]
+        existing = {REFERENCES: settings.get(REFERENCES), **manifest["settings"]}
         changes = [
             f"  {key}: there {existing.get(key)!r}, now {now!r}"
             for key, now in differences(existing, settings)

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.answers.formats import answer_format
 from pipeline.errors import OutputError, StorageError, first_line
+from pipeline.output.answers import AnswerCounts
 from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
 
@@ -56,12 +56,15 @@ def write_part(
     ``tables``: whole rows in order, with their row numbers. ``metadata``: for the footer, which
     also gets the counts under ``summary``. One row group is in memory at a time.
     """
-    summary = PartSummary(metadata["columns"])
+    summary, answers = PartSummary(metadata["columns"]), AnswerCounts(metadata)
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for group in _groups(tables):
-            table = conform(_with_votes(group, metadata), schema)
+            table = conform(answers.with_votes(group), schema)
             writer.write_table(table)
             summary.add(table)
+            answers.add(table)
+        if counts := dict(+answers.counts):
+            summary.counts["answers"] = counts
         writer.add_key_value_metadata(
             {METADATA_KEY.decode(): json.dumps({**metadata, "summary": summary.counts})}
         )
@@ -134,25 +137,6 @@ class PartSummary:
         self.counts["duplicates"] += table.num_rows - pc.sum(generated).as_py()
         for key in TOKEN_COLUMNS:
             self.counts[key] += pc.sum(table[self._names[key]].filter(generated)).as_py() or 0
-
-
-def _with_votes(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
-    """``table``, which holds whole rows, with the vote and agreement of each row's samples."""
-    names, kind = metadata["columns"], metadata["settings"].get("answer.format", "text")
-    answers = answer_format(kind)
-    if not answers.is_parsed or not table.num_rows:
-        return table
-    rows, parsed = table[ROW_COLUMN].to_pylist(), table[names["parsed"]].to_pylist()
-    answers_of: dict[int, list[str | None]] = {}
-    for row, answer in zip(rows, parsed, strict=True):
-        answers_of.setdefault(row, []).append(answer)
-    votes = {row: answers.vote(values) for row, values in answers_of.items()}
-    columns = zip(*(votes[row] for row in rows), strict=True)
-    for name, values in zip(("vote", "agreement"), columns, strict=True):
-        index = table.column_names.index(names[name])
-        field = table.schema.field(index)
-        table = table.set_column(index, field, pa.array(values, field.type))
-    return table
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipeline.output.answers import not_compared_lines
 from pipeline.output.parts import read_footers
 from pipeline.planning import Part
 from pipeline.reasoning.think_format import State
@@ -17,7 +18,8 @@ class Summary:
     ``expected``, ``expected_rows``: traces and rows of a complete output; ``traces`` and ``rows``
     are in finished parts. ``states``: traces by state. ``duplicates``: traces copied from a row
     with the same prompt, which the token counts omit. ``missing_parts``: names of unfinished parts.
-    ``agree``: the setting ``sampling.agree``.
+    ``agree``: the setting ``sampling.agree``. ``answers``: as `AnswerCounts` counts them; older
+    versions did not.
     """
 
     expected: int
@@ -32,6 +34,7 @@ class Summary:
     missing_parts: tuple[str, ...]
     duplicates: int = 0
     agree: int | None = None
+    answers: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_complete(self) -> bool:
@@ -63,6 +66,11 @@ class Summary:
                 f"{'duplicates':<10} {self.duplicates:>9,} traces, each copied from a row with the "
                 "same prompt"
             )
+        if judged := self.answers["right"] + self.answers["wrong"]:
+            right = self.answers["right"]
+            yield f"{'correct':<10} {right:>9,} of {judged:,} compared  {right / judged:>6.1%}"
+        for line in not_compared_lines(self.answers):
+            yield f"{'not judged':<10} {line}"
         yield (
             f"{'tokens':<10} {self.prompt_tokens:>9,} prompt, {self.think_tokens:,} think, "
             f"{self.answer_tokens:,} answer"
@@ -83,8 +91,10 @@ def summarize(
     finished = [part.name for part in parts if part.name in files]
     summaries = [footer["summary"] for footer in read_footers(store, finished)]
     states: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
     for summary in summaries:
         states.update(summary["states"])
+        answers.update(summary.get("answers", {}))
     return Summary(
         expected=sum(part.rows for part in parts) * samples,
         expected_rows=sum(part.rows for part in parts),
@@ -98,4 +108,5 @@ def summarize(
         missing_parts=tuple(part.name for part in parts if part.name not in files),
         duplicates=sum(summary.get("duplicates", 0) for summary in summaries),
         agree=agree,
+        answers=answers,
     )

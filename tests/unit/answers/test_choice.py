@@ -26,6 +26,32 @@ from pipeline.answers.choice import Choice
         ("answer: C because it is so", "C"),
         ("answer: A, because it is so", "A"),
         ("I can't tell.", None),
+        ("The answer is C.", "C"),
+        ("The correct answer is (C).", "C"),
+        ("The correct answer is **G**.\n\nThe others are not.", "G"),
+        ("the best answer is: (B).", "B"),
+        ("**Answer**: F", "F"),
+        ("**Final Answer:** **(D)**", "D"),
+        ("Answer:\n\nC", "C"),
+        ("The correct answer is option D.", "D"),
+        (r"The answer is $\textbf{(E)}$", "E"),
+        ("**C) the heart**", "C"),
+        ("(C) the heart", "C"),
+        ("Option C", "C"),
+        ("答案：C", "C"),
+        ("正确答案是（C）。", "C"),
+        ("故选C", "C"),
+        (r"\boxed{\mathbf{C}}", "C"),
+        (r"\boxed{\text{(C) Plane}}", "C"),
+        ("The answer is A or B.", None),
+        ("Answer: A, B", None),
+        ("答案：A和B", None),
+        ("A) x\nB) y\nC) z", None),
+        ("If the answer is A, this holds.\nIt does not.", None),
+        ("The answer is not C.", None),
+        ("My answer is correct.", None),
+        ("The answer is I don't know", None),
+        ("The answer is A.\nThen again, the answer is B.", None),
         (r"\boxed{12}", None),
         ("", None),
     ],
@@ -49,7 +75,19 @@ def test_vote_of_choices_is_a_most_frequent_one(answers: list[str | None]) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["answer:" + " " * 10**6, "answer: is " + "( " * 10**5, 'answer "' * 10**5]
+    "text",
+    [
+        "answer:" + " " * 10**6,
+        "answer: is " + "( " * 10**5,
+        'answer "' * 10**5,
+        "the answer is " * 10**5,
+        "答案" * 10**5,
+        "A) x\n" * 10**5 + "B) y",
+        "if " * 10**5 + "answer is",
+        "**" * 10**6,
+        "option " * 10**5,
+    ],
+    ids=range(9),
 )
 def test_a_megabyte_without_a_letter_takes_no_hours(text: str) -> None:
     """As a model that loops may write it; this runs on the engine's event loop."""

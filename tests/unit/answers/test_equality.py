@@ -1,0 +1,113 @@
+"""Which answers are equal: as people read them, in either order, and in a bounded time."""
+
+from itertools import permutations
+
+import pytest
+
+from pipeline.answers import equality
+from pipeline.answers.boxed import Boxed
+from pipeline.answers.equality import equal, group
+from pipeline.answers.formulas import FormulaProcess
+
+EQUAL = [
+    # numbers
+    ("0.5", r"\frac{1}{2}"), ("1 1/2", "3/2"), (r"1\frac{1}{2}", "1.5"), (r"\tfrac97", "9/7"),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}"), ("1,234", r"1\,234"), ("1\u2009234", "1234"),
+    (r"1{,}234", "1 234"), ("５", "5"), (r"\[5\]", "5"), ("$18$", "18"), (r"\$18", "18"),
+    ("½", "0.5"), ("−3", "-3"), ("10^{16}", "1e+16"), ("1,000,000", "10^6"), ("2^{10}", "1024"),
+    ("3:2", "3/2"), ("5.", "5"), (".5", "0.5"), ("016", "16"), ("3!", "6"),
+    # a decimal with six digits may be a value that has no end
+    ("1/3", "0.333333"), (r"\sqrt{2}", "1.41421356"), ("e", "2.718281828"),
+    # percent
+    (r"50\%", "50"), (r"50\%", "0.5"), ("50 %", r"50\%"), (r"33\frac13\%", "1/3"),
+    # formulas, with units and degrees
+    (r"2\sqrt{3}", r"\sqrt{12}"), ("(x-1)(x+1)", "x²-1"), ("120°", "120"), ("y=2x+1", "2x+1"),
+    (r"18\text{ cm}^2", "18"), (r"\frac{3}{4}\text{ cups}", "0.75"), ("x=5", "5"),
+    # lists, sets, intervals and inequalities
+    ("-2,-2", "a=-2, b=-2"), ("a=1,b=2", "b=2,a=1"), ("1, 2", "2,1"), (r"\{1,2\}", "2, 1"),
+    (r"1 \text{ and } 2", "1,2"), (r"x=1\text{ or }x=2", "2,1"), (r"\pm 2", "2,-2"),
+    ("[1, 2, 3]", "1,2,3"), (r"\left( \frac{1}{2}, 3 \right)", "(0.5,3)"), ("x<3", r"(-\infty,3)"),
+    (r"0 \le x \le 1", "[0,1]"), (r"x \in [0,1]", "[0,1]"), ("(1,2)", "1<x<2"),
+    (r"(-\infty,0)\cup(1,\infty)", r"(1,\infty)\cup(-\infty,0)"), ("3>x", "x<3"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
+    # words and options
+    (r"\text{Yes}", "yes"), ("no solution", r"\text{No solution}"), (r"\mathbf{C}", "C"),
+    ("(C)", r"\text{(C) Plane}"), (r"\textbf{(B)}\ 5", "B"), (r"\textbf{(B)}\ 5", "5"),
+    (r"3^{10^{9}}", r"3^{10^9}"),
+]  # fmt: skip
+DIFFERENT = [
+    ("50", "0.5"), (r"50\%", r"0.5\%"), ("1/3", "0.3333"), ("3.14", r"\pi"), ("1.9999999", "2"),
+    ("0.333333", "0.3333333"), ("6.63e-34", "1.05e-34"), ("0", "10^{-10}"), ("12:00", "1:00"),
+    (r"\pi\times10^{-34}", r"2\pi\times10^{-34}"), ("(1e-34,2)", "(2e-34,2)"), ("e-5", "1e-05"),
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"), (r"67\sim75", "67"), ("67~75", "67"), ("67–75", "-8"),
+    ("x=5", "y=5"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[0,1)", "[0,1]"), ("a=1,b=2", "2,1"),
+    ("(B)", r"\text{(C) Plane}"), ("Monday", "Tuesday"), ("x<3", "x<4"), (r"\pm 2", "2"),
+    ("x+1", "x+2"), (r"\frac{", "3"), ("100, 200", "100200"), ("1e", "1"), ("no solution", "0"),
+    # numbers that no computer writes out
+    ("5E10000000", "5"), ("5E10000000", "5E10000001"), (r"2003^{2002^{2001}}", "7"),
+    (r"3^{10^{9}}", "3"), ("2^{99999999}", "5"), ("100000!", "5"), ("7**123456", "5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), EQUAL)
+def test_what_people_read_as_equal_is_equal_in_either_order(one: str, other: str) -> None:
+    assert equal(one, other) is True
+    assert equal(other, one) is True
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_what_differs_is_different_in_either_order(one: str, other: str) -> None:
+    assert equal(one, other) is False
+    assert equal(other, one) is False
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("2^{99999999}", "2^{88888888}"), ("2^{99999}/2^{99998}", "2"), ("x+" * 600 + "x", "601x")],
+)
+def test_what_takes_too_long_is_neither_equal_nor_different(one: str, other: str) -> None:
+    assert equal(one, other) is None
+    assert equal(other, one) is None
+    assert Boxed().is_correct(one, other) is None
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["x<3", r"(-\infty,3)"], [r"50\%", "50", "0.5"], ["x=5", "5", "y=5"], ["1/3", "0.333333"],
+        ["y=2x+1", "2x+1"], [r"0 \le x \le 1", "[0,1]"], ["B", r"\textbf{(B)}\ 5", "5.0"],
+    ],
+)  # fmt: skip
+def test_vote_does_not_depend_on_the_order(answers: list[str]) -> None:
+    """Each pair of neighbors is equal, and so all are together, whoever comes first."""
+    votes = {Boxed().vote(order) for order in permutations(answers)}
+    assert len(votes) == 1
+    assert votes.pop()[1] == 1.0
+
+
+def test_tiny_numbers_are_different_votes() -> None:
+    answers = [r"6.63\times10^{-34}", r"1.05\times10^{-34}", r"9.11\times10^{-31}", "0"]
+    assert Boxed().vote(answers)[1] == 0.25
+
+
+@pytest.mark.parametrize(
+    "spelling", ["{}", "0.{}", r"\frac{{{}}}{{71}}", "{}.5e-30", "{}, 7"], ids=range(5)
+)
+def test_sixty_four_different_numbers_take_no_computer_algebra(
+    spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equality, "FORMULAS", _NoFormulas())
+    answers = [spelling.format(101 + i) for i in range(64)]
+    assert group(answers) == ([[i] for i in range(64)], 0)
+
+
+class _NoFormulas(FormulaProcess):
+    def _ask(self, question: str) -> str | None:
+        raise AssertionError(f"asked {question}")
+
+
+def test_what_is_given_up_in_a_vote_counts_by_itself_and_is_counted() -> None:
+    absurd = "2^{99999}/2^{99998}"
+    vote = Boxed().tally(["2", "2", absurd, None])
+    assert (vote.winner, vote.share, vote.given_up) == ("2", 0.5, 1)
+    assert Boxed().tally([absurd, absurd]).given_up == 0, "the same text is the same value"
