@@ -55,7 +55,7 @@ class Boxed(AnswerFormat):
 
     def _reading(self, references: Sequence[object]) -> Reading:
         kinds = Counter(map(_kind, references))
-        return Reading("", " and ".join(kind for kind, _ in kinds.most_common()) or "formulas")
+        return Reading("", ", ".join(kind for kind, _ in kinds.most_common()) or "formulas")
 
     def matches(self, parsed: str, reference: object) -> bool | None:
         """Whether the two are equal in value; None if that takes too long to tell."""

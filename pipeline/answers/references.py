@@ -33,7 +33,7 @@ class ReferenceSample:
     """What a sample of a reference column says about all of it.
 
     ``rows``: in the sample. ``missing``: of these, rows without a reference; ``unreadable``: rows
-    with one that can't be read. ``examples``: some references, each with what it is read as.
+    with one that can't be read. ``examples``: some cells, each with what it is read as.
     """
 
     column: str
@@ -55,7 +55,7 @@ class ReferenceSample:
         """The examples, a line each: a cell, and what it is read as."""
         for cell, read in self.examples:
             meaning = "no reference, or none that can be read" if read is None else shown([read])
-            yield f"{shown([cell])} -> {meaning}"
+            yield f"{shown([cell])}: {meaning}"
 
 
 def is_nothing(reference: object) -> bool:
@@ -84,6 +84,14 @@ def cells(column: pa.ChunkedArray) -> list[Any]:
 
 
 def shown(values: Sequence[object], most: int = 3) -> str:
-    """Some values, for a message."""
-    texts = (str(value) for value in values[:most])
-    return ", ".join(repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…") for text in texts)
+    """Some values, for a message; of long ones, begin and end."""
+    return ", ".join(map(_shown, values[:most]))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    text = repr(value)
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"

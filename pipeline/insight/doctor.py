@@ -285,6 +285,8 @@ def _run(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             "warning", str(sampled), "these rows become failed: correct or leave them out"
         )
+    if (references := prepared.references) is not None:
+        yield Finding("warning" if references.unreadable else "ok", references.summary)
     for prompt in preview.prompts(prepared, 1):
         if prompt["prompt"] is not None:
             yield Finding("ok", f"the first prompt has {prompt['prompt_tokens']:,} tokens")

@@ -98,8 +98,8 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     if sampled.errors:
         yield f"warning   {sampled}"
     if prepared.references is not None:
-        yield f"answers   {printable(prepared.references.summary)}"
-        yield from (f"          {printable(line)}" for line in prepared.references.lines())
+        yield f"answers   {prepared.references.summary}"
+        yield from (f"          {line}" for line in prepared.references.lines())
     for prompt in prompts(prepared, 1):
         yield f"prompt 1  {prompt['prompt_tokens']} tokens"
         yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]

@@ -73,11 +73,10 @@ def why_not_compared(answers: AnswerFormat, reference: object, kind: str) -> str
 def not_compared_lines(counts: Mapping[str, int]) -> Iterator[str]:
     """What was not compared, a line for each reason; nothing if all was."""
     reasons = {
-        "without": "traces have no reference",
-        "unreadable": "traces have a reference that can't be read: `qwq-batch plan` shows how it "
-        "is read",
-        "given_up": "comparisons with a reference took too long and were given up",
-        "votes_given_up": "answers took too long to compare in a vote and count as different",
+        "without": "traces without a reference",
+        "unreadable": "traces with a reference that can't be read",
+        "given_up": "traces with a comparison that took too long and was given up",
+        "votes_given_up": "answers that took too long to compare in a vote: each counts alone",
     }
     for reason, text in reasons.items():
         if counts.get(reason):

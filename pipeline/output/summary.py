@@ -70,7 +70,7 @@ class Summary:
             right = self.answers["right"]
             yield f"{'correct':<10} {right:>9,} of {judged:,} compared  {right / judged:>6.1%}"
         for line in not_compared_lines(self.answers):
-            yield f"{'not judged':<10} {line}"
+            yield f"{'no verdict':<10} {line}"
         yield (
             f"{'tokens':<10} {self.prompt_tokens:>9,} prompt, {self.think_tokens:,} think, "
             f"{self.answer_tokens:,} answer"

@@ -77,7 +77,7 @@ def test_worked_solutions_of_any_length_are_compared_by_their_answer() -> None:
     [
         (["x\n#### 42", "y\n#### 7"], "worked solutions ending in #### N"),
         ([42, "0.5", 7.5], "numbers"),
-        (["1", "2", r"\sqrt{2}"], "numbers and formulas or short texts"),
+        (["1", "2", r"\sqrt{2}"], "numbers, formulas or short texts"),
         ([r"so \boxed{3}"], r"solutions with a \boxed{} answer"),
     ],
 )

@@ -70,3 +70,4 @@ def test_a_finished_part_has_what_it_parsed_compared_and_voted() -> None:
     assert part["vote"].to_pylist() == ["042"] * 4 + ["8"] * 3
     assert part["agreement"].to_pylist() == pytest.approx([1 / 2] * 4 + [1 / 3] * 3)
     assert summary["states"] == {"finished": 6, "unparsed": 1}
+    assert summary["answers"] == {"right": 2, "wrong": 5}

@@ -25,25 +25,83 @@ ANSWERS = [  # two problems of three samples: reference, state, text behind the 
 ]  # fmt: skip
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> str:
-    ledger, ref = Ledger(Storage(str(tmp_path / "out"))), PartRef("a.00000.parquet", 0, 2)
-    ledger.open_run({"sampling.n": 3}, {})
+Row = tuple[str | None, str, str | None]
+
+
+def write_run(folder: Path, answers: list[Row], samples: int, **settings: str) -> str:
+    """An output of ``answers``, so many samples to a row; its location."""
+    rows_in_all = len(answers) // samples
+    ledger, ref = Ledger(Storage(str(folder))), PartRef("a.00000.parquet", 0, rows_in_all)
+    run = {name.replace("__", "."): value for name, value in settings.items()}
+    ledger.open_run({"sampling.n": samples, **run}, {})
     rows: list[dict[str, Any]] = [
-        {"right": right, "state": state, "answer": text, "sample": i % 3, "seed": 1, "attempt": 0,
+        {"right": right, "state": state, "answer": text, "sample": i % samples, "seed": 1,
          "raw": f"hm\n</think>\n\n{text}" if text else r"it may be \boxed{7} but",
          "prompt_tokens": 4, "think_tokens": 3, "answer_tokens": 2, "carried_tokens": 0,
-         "loop_retries": 0, "wasted_tokens": 0}
-        for i, (right, state, text) in enumerate(ANSWERS)
+         "loop_retries": 0, "wasted_tokens": 0, "attempt": 0}
+        for i, (right, state, text) in enumerate(answers)
     ]  # fmt: skip
-    block = pa.Table.from_pylist(rows, SCHEMA)
-    origins = [(str(ref), i // 3, [0, 1, 2], i // 3, i // 3 + 1) for i in range(6)]
+    block, numbers = pa.Table.from_pylist(rows, SCHEMA), list(range(samples))
+    origins = [
+        (str(ref), i // samples, numbers, i // samples, i // samples + 1)
+        for i in range(len(answers))
+    ]
     for column, values in zip(ORIGIN_FIELDS, zip(*origins, strict=True), strict=True):
         block = block.append_column(column, pa.array(values, column.type))
     ledger.write_block(block)
     metadata = {"columns": {n: n for n in TRACE_COLUMNS}, "settings": {}, "versions": {}}
-    ledger.commit(ref, Pass(0, 0, 3), SCHEMA, metadata)
-    return str(tmp_path / "out")
+    ledger.commit(ref, Pass(0, 0, samples), SCHEMA, metadata)
+    return str(folder)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return write_run(tmp_path / "out", list(ANSWERS), 3)
+
+
+def test_choices_are_scored_by_their_letter(tmp_path: Path) -> None:
+    answers: list[Row] = [
+        ("0", "finished", 'So "answer": "A"'),
+        ("1", "finished", "The answer is (B)."),
+        ("2", "finished", r"\boxed{D}"),
+        ("3", "unparsed", "One of them."),
+    ]
+    output = write_run(tmp_path / "out", answers, 1, answer__format="choice")
+    found = score(output, "right", as_qwen=False)
+    assert found.problems == [[True], [True], [False], [False]]
+    assert next(lines(found)) == "references are read as indices 0..3 (0 = A)"
+
+
+def test_what_can_not_be_compared_is_counted_and_not_wrong(tmp_path: Path) -> None:
+    prose = "So it is shown, as was to be. " * 50
+    answers: list[Row] = [
+        ("7", "finished", r"\boxed{7}"),
+        (None, "finished", r"\boxed{7}"),
+        ("proof", "finished", r"\boxed{7}"),
+        (prose, "finished", r"\boxed{7}"),
+        ("2", "finished", r"\boxed{2^{99999}/2^{99998}}"),
+        ("2", "finished", r"\boxed{3}"),
+    ]
+    found = score(write_run(tmp_path / "out", answers, 1), "right", as_qwen=False)
+    assert found.problems == [[True], [None], [None], [None], [None], [False]]
+    assert found.means == [1.0, 0.0]
+    text = "\n".join(lines(found))
+    assert "not scored: 2 traces without a reference\n" in text
+    assert "not scored: 1 traces with a reference that can't be read\n" in text
+    assert "not scored: 1 traces with a comparison that took too long" in text
+    assert "| 2 | 6 | 50.0% |" in text
+
+
+@pytest.mark.parametrize(
+    ("right", "message"),
+    [([None, "proof"], "no row of .* that can be read"), (["so " * 999] * 2, "most of it can't")],
+)
+def test_column_without_references_is_refused(
+    tmp_path: Path, right: list[str | None], message: str
+) -> None:
+    output = write_run(tmp_path / "out", [(each, "finished", "7") for each in right], 1)
+    with pytest.raises(OutputError, match=message):
+        score(output, "right", as_qwen=False)
 
 
 def test_only_boxed_answers_of_ended_traces_are_right(output: str) -> None:
@@ -62,6 +120,9 @@ def test_only_boxed_answers_of_ended_traces_are_right(output: str) -> None:
         ("x\n</think>\n\nThe answer is 12.", "12"),
         ("x\n</think>\n\nSo 3 and 1,024 it is", "1024"),
         ("x\n</think>\nso \\boxed{7}", "7"),
+        ("x\n</think>\n\nI checked that my answer is correct: 12", "12"),
+        ("x\n</think>\n\nThe answer is\n  $12$.", "$12$"),
+        ("x\n</think>\n\nFinal answer is: 5/", "5"),
         ("no idea", ""),
     ],
 )
