@@ -88,11 +88,11 @@ def _meanings(values: Iterable[Value]) -> dict[str, Meaning]:
     for value in values:
         for part in {value, value.without_letter}:
             for text in part.leaves():
-                meanings[text] = number(text)
+                meanings[text] = number(text) if len(text) <= LONGEST_FORMULA else None
                 if meanings[text] is None and not Value.read(text).is_words:
                     formulas.append(text)
     for text in formulas:
-        if is_absurd(text) or len(text) > LONGEST_FORMULA:
+        if len(text) > LONGEST_FORMULA or is_absurd(text):
             meanings[text] = UNKNOWN
     formulas = [text for text in dict.fromkeys(formulas) if meanings[text] is None]
     for text, found in zip(formulas, FORMULAS.values(formulas), strict=True):

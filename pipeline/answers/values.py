@@ -12,8 +12,8 @@ from functools import cached_property
 from pipeline.answers.numbers import number
 from pipeline.answers.plain_text import plain, tidy
 
-# Longer text is not worth a computer algebra system.
-LONGEST_FORMULA = 1000
+# Longer text is not worth a computer algebra system; much longer text is not even taken apart.
+LONGEST_FORMULA, LONGEST_TEXT = 1000, 4000
 _OPTION = re.compile(r"(?:\(([A-Z])\)|([A-Z])\))[.:]?\s?(.*)|([A-Z])[.:]\s(.*)|([A-Z])")
 _NAME = r"\\?[A-Za-z]\w*(?:_\{?\w+\}?)?'?(?:\s?\(\s?\w\s?\))?"
 _NAMED = re.compile(rf"({_NAME})\s?(?:=(?![=<>])|\\in(?![A-Za-z]))\s?(.+)")
@@ -45,6 +45,8 @@ class Value:
     @classmethod
     def read(cls, text: str) -> "Value":
         """The value that ``text`` is."""
+        if len(text) > LONGEST_TEXT:
+            return cls(text.strip(), None, text.strip())
         return cls._read(tidy(text), 4)
 
     @classmethod
@@ -70,27 +72,34 @@ class Value:
     @cached_property
     def words(self) -> str:
         """Text that is the same for the same words and symbols."""
+        if len(self.text) > LONGEST_TEXT:
+            return self.text
         bare = plain(self.text)
         return bare.casefold() if _WORDS.fullmatch(bare) else _BARE.sub("", bare)
 
     @cached_property
     def is_words(self) -> bool:
         """Whether it is text that no algebra is needed for."""
-        bare = plain(self.text)
+        bare = plain(self.text) if len(self.text) <= LONGEST_TEXT else ""
         return _WORDS.fullmatch(bare) is not None and not (len(bare) < 4 and bare.islower())
 
     @cached_property
     def letter(self) -> str | None:
         """The letter, if this is an option such as ``(B) 5``, or a letter alone."""
-        found = _OPTION.fullmatch(plain(self.text))
+        found = self._option
         return None if found is None else next(filter(None, (found[i] for i in (1, 2, 4, 6))))
 
     @cached_property
     def without_letter(self) -> "Value":
         """The text of an option; the value itself if it is none."""
-        found = _OPTION.fullmatch(plain(self.text))
+        found = self._option
         text = None if found is None else found[3] or found[5]
         return Value.read(text) if text else self
+
+    @cached_property
+    def _option(self) -> re.Match[str] | None:
+        is_short = len(self.text) <= LONGEST_FORMULA
+        return _OPTION.fullmatch(plain(self.text)) if is_short else None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -106,6 +106,18 @@ class _NoFormulas(FormulaProcess):
         raise AssertionError(f"asked {question}")
 
 
+@pytest.mark.parametrize(
+    "text", ["1", "x", "(", r"\text{", "a, ", "(C) ", r"\frac{1}{2}", "{", "10^", "2^{", "5!", "**"]
+)
+def test_a_megabyte_is_not_taken_apart(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that loops in its box; minutes of regular expressions otherwise."""
+    monkeypatch.setattr(equality, "FORMULAS", _NoFormulas())
+    long = text * (10**6 // len(text))
+    assert equal(long, "5") is None
+    assert equal(long, long) is True
+    assert Boxed().read_reference(long) is None
+
+
 def test_what_is_given_up_in_a_vote_counts_by_itself_and_is_counted() -> None:
     absurd = "2^{99999}/2^{99998}"
     vote = Boxed().tally(["2", "2", absurd, None])
