@@ -28,7 +28,9 @@ def part_of(rows: list[tuple[str | None, list[tuple[str | None, bool | None]]]])
     fields = pa.schema([*PROMPTS, *TRACE_FIELDS, pa.field(ROW_COLUMN, pa.int64())])
     metadata = {"columns": {name: name for name in TRACE_COLUMNS}, "settings": SETTINGS}
     table = pa.Table.from_pylist(traces, fields)
-    return write_part([table], output_schema(PROMPTS, {}, raw_text=False), metadata)
+    file = BytesIO()
+    counts = write_part(file, [table], output_schema(PROMPTS, {}, raw_text=False), metadata)
+    return file.getvalue(), counts
 
 
 def test_footer_says_why_there_is_no_verdict() -> None:
