@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 from sklearn.metrics import cohen_kappa_score
 
 from jobs.agreement import agreement_lines
-from jobs.label import Counts, LabelJob, labeled, report_lines
+from jobs.label import ROWS, Counts, LabelJob, labeled, report_lines, write
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, InvalidPromptError
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.messages import row_messages
 from tests.conftest import write_shards
+from tests.outputs import finish
 
 LABELS = {"guideline": "Good or bad?", "labels": {"good": "praise", "bad": None}}
 NAMES = {name: name for name in
@@ -240,3 +242,25 @@ def test_labels_of_anybody_stay_text_in_the_report() -> None:
     assert not re.search(r"<(img|em|strong|a|code|del)\b", html)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.replace("\\|", "").count("|") in (4, 5) for line in rows)
+
+
+@pytest.mark.parametrize("rows", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS + 3])
+def test_rows_of_a_part_are_labeled_once_at_the_borders_of_slices(
+    tmp_path: Path, rows: int
+) -> None:
+    write_shards(tmp_path / "in", [rows])
+    paths = {"input": {"path": str(tmp_path / "in")}, "output": {"path": str(tmp_path / "out")}}
+    labels: dict[str, Any] = {"text_column": "prompt", "labels": [str(row) for row in range(rows)]}
+    job = _job(labels, sampling={"n": 3}, **paths)
+
+    def trace(row: int, sample: int) -> dict[str, Any]:
+        said = json.dumps({"label": str(row)}) if sample else None
+        return {"parsed": said, "think": f"{row}: {sample}"}
+
+    finish(job.run, trace)
+    assert write(job).rows == rows
+    found = pq.read_table(tmp_path / "out/labels")
+    assert found["id"].to_pylist() == list(range(rows))
+    assert found["label"].to_pylist() == [str(row) for row in range(rows)]
+    assert found["think"].to_pylist() == [f"{row}: 1" for row in range(rows)]
+    assert found["samples"].to_pylist() == [3] * rows
