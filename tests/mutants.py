@@ -63,8 +63,13 @@ COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 CALLED = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
 DELETED = (ast.AugAssign, ast.Delete, ast.Raise, ast.Continue, ast.Break)
 
+# What only describes, or is run when the module is imported.
+NO_CODE: dict[type[ast.AST], tuple[str, ...]] = {
+    ast.FunctionDef: ("args", "decorator_list", "returns"), ast.AnnAssign: ("annotation",),
+    ast.Lambda: ("args",),
+}  # fmt: skip
 # Arguments that change how something looks or how fast it is.
-QUIET = frozenset(("daemon", "name", "compression", "sort_keys", "exc_info", "timespec"))
+QUIET = frozenset("daemon name compression sort_keys exc_info timespec strict".split())
 
 Change = tuple[ast.AST, str, int | None, ast.AST | list[ast.stmt]]  # node, field, index, new value
 
@@ -137,17 +142,20 @@ def changes(node: ast.AST) -> Iterator[Change]:
     if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[0], ast.Raise):
         yield node, "body", None, [ast.Raise()]
     for field, value in ast.iter_fields(node):
-        if field in ("decorator_list", "annotation", "returns", "args") and not isinstance(
-            node, ast.Call
-        ):
+        if field in NO_CODE.get(type(node), ()):
             continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(child, ast.AST) or _says_only(child):
+            if not isinstance(child, ast.AST) or _says_only(child) or _is_typed(node, child):
                 continue
             for other in variants(child):
                 yield node, field, index, other
             if not isinstance(child, ast.Raise):  # a message
                 yield from changes(child)
+
+
+def _is_typed(node: ast.AST, child: ast.AST) -> bool:
+    """Whether ``child`` is the constructor in ``list[str | None]()``."""
+    return isinstance(node, ast.Call) and isinstance(child, ast.Subscript)
 
 
 def _says_only(node: ast.AST) -> bool:
