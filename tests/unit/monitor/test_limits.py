@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,3 +130,92 @@ def test_no_coordinator_is_asked_once_its_engines_have_ended(
         threading.Event().wait(0.05)
     assert not coordinator.asked
     assert ready.totals.spent_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "not_yet", "end", "name"),
+    [
+        ({"minutes": 10}, None, 539.9, 540, "limits.minutes"),
+        ({}, 120, 59.9, 60, "the scheduler's time limit"),
+        ({}, 30, 14.9, 15, "the scheduler's time limit"),  # a short limit: half of it
+        ({"minutes": 11, "cost": 2.5 / 6}, 720, 539.9, 540.1, "limits.cost"),  # 10 minutes of a GPU
+    ],
+)
+def test_time_limit_ends_the_run_a_minute_before_and_not_earlier(
+    given: dict[str, Any],
+    seconds: float | None,
+    not_yet: float,
+    end: float,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 5000.0
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now))
+    ready = Limits(_config(**given), seconds)
+    assert (ready.seconds, ready._reached()) == (0, None)
+    now = 5000 + not_yet
+    assert ready._reached() is None
+    now = 5000 + end
+    assert ready._reached() == name
+    assert ready.seconds == pytest.approx(end)
+
+
+@contextmanager
+def _plain(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
+    yield
+
+
+class GrowingCoordinator(FakeCoordinator):
+    """Engines that have spent 100 tokens more each time; the first question fails."""
+
+    def snapshot(self) -> Snapshot:
+        self._tokens += 100
+        if self._tokens == 100:
+            raise RuntimeError("the node is gone")
+        return super().snapshot()
+
+
+def test_tokens_end_the_run_while_engines_work_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.001)
+    ready, coordinator = Limits(_config(output_tokens=1000)), GrowingCoordinator(0)
+    told, spent = threading.Event(), list[int]()
+
+    def end(reason: Exception) -> None:
+        spent.append(ready.totals.spent_tokens)
+        told.set()
+
+    with ready.enforced(end), ready.tracking(_plain)(coordinator, 1, ""):
+        assert told.wait(60)
+    assert spent == [1000]
+
+
+def test_tokens_below_the_limit_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = Limits(_config(output_tokens=1000))
+    for tokens, reached in ((999, None), (1, "limits.output_tokens")):
+        with ready.tracking(_plain)(FakeCoordinator(tokens), 1, ""):
+            pass
+        assert ready._reached() == reached
+
+
+def test_nothing_is_asked_or_told_without_engines_and_after_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "POLL_SECONDS", 0.001)
+    caplog.set_level("DEBUG")
+    asked = threading.Event()
+
+    class Slow(FakeCoordinator):
+        def snapshot(self) -> Snapshot:
+            asked.set()
+            threading.Event().wait(0.3)
+            return super().snapshot()
+
+    ready = Limits(_config())
+    with ready.enforced(lambda _: None):
+        threading.Event().wait(0.05)
+        with ready.tracking(_plain)(Slow(1), 1, ""):
+            assert asked.wait(60)
+    assert not [thread for thread in threading.enumerate() if thread.name == "limits"]
+    assert "no figures" not in caplog.text

@@ -14,10 +14,10 @@ import pytest
 from pipeline.output.checkpoints import Checkpoints
 from pipeline.output.layout import RUNNING, checkpoint_name
 from pipeline.output.ledger import Ledger
-from pipeline.planning import PartRef
+from pipeline.planning import PartRef, Pass
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.storage import Storage
-from tests.unit.output.test_ledger import PART, block
+from tests.unit.output.test_ledger import METADATA, PART, SCHEMA, block
 
 OTHER = PartRef("en/shard-0.00002.parquet", 100, 110)
 KEYS = [(PART, 100, 0), (PART, 100, 1), (PART, 101, 0)]
@@ -178,3 +178,76 @@ def test_part_that_can_not_be_saved_does_not_stop_the_others(
     with pytest.raises(OSError, match="no space"):
         checkpoints.save()
     assert saved(ledger) == [checkpoint_name(whole, "one", 0)]
+
+
+def test_own_progress_that_is_ahead_of_a_checkpoint_stays(ledger: Ledger) -> None:
+    other = Checkpoints(ledger, "dead", 0)
+    other.start(KEYS[:1], set())[0].report([1])
+    other.save()
+    checkpoints = Checkpoints(ledger, "one", 0)
+    [trace] = checkpoints.start(KEYS[:1], {"dead"})
+    trace.report([1, 2, 3])
+    [again] = checkpoints.start(KEYS[:1], set())
+    assert again is trace
+
+
+def test_trace_that_has_not_begun_is_not_saved(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    begun, *_ = checkpoints.start(KEYS, set())
+    checkpoints.save()
+    assert saved(ledger) == []
+    begun.report([1])
+    checkpoints.save()
+    [name] = saved(ledger)
+    assert pq.read_table(BytesIO(ledger.store.read(name))).num_rows == 1
+
+
+def test_durable_traces_leave_the_memory_while_others_run(ledger: Ledger) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    first, second, running = checkpoints.start(KEYS, set())
+    for trace in (first, second, running):
+        trace.report([1, 2])
+    first.finish_reason = second.finish_reason = "stop"
+    ledger.write_block(block([100], samples=(0, 1)))
+    checkpoints.save()
+    [name] = saved(ledger)
+    assert pq.read_table(BytesIO(ledger.store.read(name)))["row"].to_pylist() == [101]
+    again = checkpoints.start(KEYS, set())
+    assert [trace.token_ids.tolist() for trace in again] == [[], [], [1, 2]]
+    assert again[2] is running
+
+
+def test_nothing_is_kept_of_a_part_that_is_finished(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another engine may have done its rows too."""
+    checkpoints = Checkpoints(ledger, "one", 0)
+    for trace in checkpoints.start(KEYS, set()):
+        trace.report([1])
+        trace.finish_reason = "stop"
+    checkpoints.save()
+    ledger.write_block(block([*range(100, 110)]))
+    assert ledger.commit(PART, Pass(0, 0, 1), SCHEMA, METADATA)
+    checkpoints.start([(OTHER, 100, 0)], set())[0].report([1])
+    checkpoints.save()
+    assert saved(ledger) == [checkpoint_name(OTHER, "one", 0)]
+    assert set(checkpoints._progress) == {OTHER}
+    monkeypatch.setattr(ledger.store, "delete", lambda names: pytest.fail(f"{names} again"))
+    checkpoints.save()
+
+
+def test_checkpoint_that_is_removed_while_it_is_read_is_passed_over(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = Checkpoints(ledger, "dead", 0)
+    dead.start(KEYS[:1], set())[0].report([1])
+    dead.save()
+    read = ledger.store.read
+
+    def removed(name: str) -> bytes:
+        ledger.store.delete([name])
+        return read(name)
+
+    monkeypatch.setattr(ledger.store, "read", removed)
+    [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
+    assert (trace.token_ids.tolist(), caplog.text) == ([], "")

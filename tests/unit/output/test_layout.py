@@ -39,7 +39,9 @@ def test_journal_names_parse_back(name: str, start: int, rows: int, number: int)
         "journal/c.00000/0-4 (conflicted copy).rows", "journal/c.00000/0-x.rows",
         "journal/c.00000/0-4.1.2.rows", "journal/c.00000/.rows", "running/c.00000/._1f3c.running",
         "running/c.00000/1f3c (1).running", "passes/._00001.yaml", "passes/00001 (1).yaml",
-        "passes/00001 (1).closed", "passes/x/c.00000.done",
+        "passes/00001 (1).closed", "passes/x/c.00000.done", "passes/00001/c.00000.tmp",
+        "journal/c.00000/1f3c.running", "running/c.00000/0-4.rows", "passes/00001.done",
+        "record/part.parquet", "old/c.00000/0-4.rows", "old/c.00000/1f3c.running",
     ],
 )  # fmt: skip
 def test_what_other_programs_leave_is_ignored(name: str) -> None:
@@ -73,3 +75,9 @@ def test_contiguous_pieces_end_where_rows_are_missing(rows: list[tuple[int, int]
         assert starts == list(range(starts[0], starts[-1] + 1))
     for (_, end), (begin, _) in pairwise(pieces):
         assert spans[end - 1][1] < spans[begin][0]
+
+
+def test_only_parquet_files_beside_the_bookkeeping_are_parts() -> None:
+    names = ["a.00000.parquet", "README.md", "en/._b.00000.parquet.tmp", "__qwq/x.parquet"]
+    listing = parse_listing(FileInfo(name, 1, "t") for name in names)
+    assert listing.finished_parts() == {"a.00000.parquet"}
