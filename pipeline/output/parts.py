@@ -133,8 +133,9 @@ class PartSummary:
         self.counts["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
         for entry in table[self._names["state"]].value_counts().to_pylist():
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
-        generated = pc.is_null(table[self._names["duplicate_of"]])
-        self.counts["duplicates"] += table.num_rows - pc.sum(generated).as_py()
+        originals = table[self._names["duplicate_of"]]
+        generated = pc.is_null(originals)
+        self.counts["duplicates"] += table.num_rows - originals.null_count
         for key in TOKEN_COLUMNS:
             self.counts[key] += pc.sum(table[self._names[key]].filter(generated)).as_py() or 0
 

@@ -283,7 +283,9 @@ def test_retry_is_no_top_up_and_its_number_counts(ledger: Ledger) -> None:
     assert list(to_run(ledger, 2)) == [Pass(0, 0, 1), Pass(2, 1, 2)]
     assert to_retry(ledger, SETTINGS, ["failed"], None) == open_retry
     ledger.close_pass(Pass(2, 1, 2))
-    assert to_retry(ledger, SETTINGS, ["failed"], None) == open_retry  # of the samples it began with
+    assert (
+        to_retry(ledger, SETTINGS, ["failed"], None) == open_retry
+    )  # of the samples it began with
     ledger.close_pass(open_retry)
     assert samples_per_row(ledger) == 2
     assert to_retry(ledger, SETTINGS, ["failed"], None) == Pass(3, 0, 2, ("failed",))

@@ -1,0 +1,136 @@
+"""The files of parts: row groups, checksums, votes, counts, and what is no part."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import OutputError
+from pipeline.output import parts
+from pipeline.output.layout import JournalEntry
+from pipeline.output.parts import (
+    PartSummary,
+    fragment_tables,
+    known_columns,
+    part_metadata,
+    read_undamaged,
+    write_part,
+)
+from pipeline.schema import ORIGIN_COLUMNS, ROW_COLUMN, TRACE_COLUMNS
+from pipeline.storage import FileInfo, Storage
+from tests.unit.output.test_ledger import METADATA, SCHEMA, block
+
+BOXED = {**METADATA, "settings": {"answer.format": "boxed"}}
+ZSTD = bytes.fromhex("28b52ffd")
+
+
+def rows(*numbers: int, samples: tuple[int, ...] = (0,)) -> pa.Table:
+    """Traces with their row numbers, as fragments hold them."""
+    table = block(list(numbers), samples=samples)
+    return table.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN])
+
+
+def groups(data: bytes) -> list[int]:
+    file = pq.ParquetFile(BytesIO(data))
+    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+
+def test_small_tables_are_gathered_in_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [rows(number) for number in range(10)]
+    monkeypatch.setattr(parts, "GROUP_ROWS", 4)
+    data, counts = write_part(tables, SCHEMA, METADATA)
+    assert groups(data) == [4, 4, 2]
+    assert pq.read_table(BytesIO(data))["id"].to_pylist() == list(range(10))
+    assert (counts["rows"], counts["traces"]) == (10, 10)
+    assert groups(write_part([rows(*range(9)), rows(9)], SCHEMA, METADATA)[0]) == [9, 1]
+    monkeypatch.setattr(parts, "GROUP_ROWS", 100)
+    monkeypatch.setattr(parts, "GROUP_BYTES", 3 * rows(0).nbytes)
+    assert groups(write_part(tables, SCHEMA, METADATA)[0]) == [3, 3, 3, 1]
+
+
+def test_tables_of_different_types_make_one_group() -> None:
+    """A later shard widens a column."""
+    narrow = rows(0).set_column(0, "id", pa.array([0], pa.int32()))
+    data, _ = write_part([narrow, rows(1)], SCHEMA, METADATA)
+    assert pq.read_table(BytesIO(data))["id"].to_pylist() == [0, 1]
+
+
+def test_changed_byte_of_a_part_is_found_by_its_checksum() -> None:
+    data, _ = write_part([rows(*range(1000))], SCHEMA, METADATA)
+    at = data.index(ZSTD) + 12
+    assert read_undamaged(BytesIO(data), "x").num_rows == 1000
+    with pytest.raises(OutputError, match=r"x in the output is damaged"):
+        read_undamaged(BytesIO(data[:at] + b"~~" + data[at + 2 :]), "x")
+
+
+def test_fragment_whose_rows_others_have_is_not_read() -> None:
+    read = list[str]()
+
+    def read_all(names: Any) -> list[bytes]:
+        read.extend(names)
+        sinks = [BytesIO() for _ in read]
+        for sink, (start, stop) in zip(sinks, [(0, 4), (2, 6), (6, 9)], strict=True):
+            pq.write_table(rows(*range(start, stop)), sink)
+        return [sink.getvalue() for sink in sinks]
+
+    spans = [(6, 9), (0, 4), (1, 4), (3, 4), (2, 6)]
+    entries = [JournalEntry("p", 0, FileInfo(f"{s}", 1, ""), rows=s) for s in spans]
+    found = [table["id"].to_pylist() for table in fragment_tables(entries, 0, read_all)]
+    assert read == ["(0, 4)", "(2, 6)", "(6, 9)"]
+    assert found == [[0, 1, 2, 3], [4, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_file_of_somebody_else_is_no_part(tmp_path: Path, store_schema: bool) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet", store_schema=store_schema)
+    with pytest.raises(OutputError, match=r"x.parquet was not written by qwq-batch; move it out"):
+        part_metadata(Storage(str(tmp_path)), "x.parquet")
+
+
+def test_columns_of_an_older_version_are_null() -> None:
+    sink = BytesIO()
+    pq.write_table(pa.table({"ending": ["finished"], "sample": [0], "other": [1]}), sink)
+    names = {"state": "ending", "sample": "sample", "attempt": "attempt"}
+    found = known_columns(pq.ParquetFile(sink), names, ["sample", "attempt", "state"])
+    assert found.to_pylist() == [{"state": "finished", "sample": 0, "attempt": None}]
+
+
+def parsed(table: pa.Table, values: list[str | None]) -> pa.Table:
+    return table.set_column(table.column_names.index("parsed"), "parsed", pa.array(values))
+
+
+def test_samples_of_a_row_vote_if_their_answers_are_parsed() -> None:
+    table = parsed(rows(0, 1, samples=(0, 1, 2)), ["1", "1", "2", None, None, None])
+    found = pq.read_table(BytesIO(write_part([table], SCHEMA, BOXED)[0]))
+    assert found["vote"].to_pylist() == ["1"] * 3 + [None] * 3
+    assert found["agreement"].to_pylist()[:3] == pytest.approx([2 / 3] * 3)
+    found = pq.read_table(BytesIO(write_part([table], SCHEMA, METADATA)[0]))
+    assert found["vote"].to_pylist() == [None] * 6
+
+
+def test_part_without_rows_has_no_votes_and_counts_nothing() -> None:
+    data, counts = write_part([rows(0).slice(0, 0)], SCHEMA, BOXED)
+    assert pq.read_table(BytesIO(data)).num_rows == 0
+    assert {key: counts[key] for key in ("rows", "traces", "duplicates", "prompt_tokens")} == {
+        "rows": 0, "traces": 0, "duplicates": 0, "prompt_tokens": 0
+    }  # fmt: skip
+
+
+def test_copies_and_unknown_tokens_are_not_counted() -> None:
+    summary = PartSummary({name: name for name in TRACE_COLUMNS})
+    table = rows(0, 1, samples=(0, 1))
+    for name, values in (
+        ("duplicate_of", ["x", "x", None, None]), ("prompt_tokens", [7, 7, None, None])
+    ):  # fmt: skip
+        at = table.column_names.index(name)
+        field = table.schema.field(at)
+        table = table.set_column(at, field, pa.array(values, field.type))
+    summary.add(table)
+    summary.add(table.slice(0, 2))
+    assert summary.counts == {
+        "rows": 3, "traces": 6, "states": {"finished": 6}, "duplicates": 4,
+        "prompt_tokens": 0, "think_tokens": 4, "answer_tokens": 2, "carried_tokens": 0,
+    }  # fmt: skip
