@@ -104,3 +104,22 @@ def test_chosen_rows_are_bundled_once_and_their_spans_cover_the_part(
     }
     assert again == [pick for pick in chosen if pick not in covered]
     assert all(piece.picks and piece.picks[0][0] < piece.stop for piece in left.todo)
+
+
+def test_bundles_are_full_but_the_last() -> None:
+    plan = make_plan(split_parts(shards([7, 0, 4]), 3), frozenset(), {})
+    for rows, last, expected in (
+        (4, 0, [4, 4, 3]), (11, 0, [11]), (4, 3, [4, 4, 3]), (4, 10, [1, 10]), (4, 11, [11]),
+        (4, 99, [11]), (20, 5, [6, 5]),
+    ):  # fmt: skip
+        grouped = bundles(plan.todo, rows, last)
+        assert [sum(piece.rows for piece in group) for group in grouped] == expected
+
+
+def test_range_without_a_chosen_row_is_not_to_do() -> None:
+    [part] = split_parts(shards([10]), 10)
+    picks: dict[str, Picks] = {part.name: ((5, (0,)),)}
+    plan = make_plan([part], frozenset(), {part.name: [(4, 6)]}, picks)
+    assert (plan.todo, plan.parts_done, plan.rows) == ((), 0, 10)
+    plan = make_plan([part], frozenset([part.name]), {}, picks)
+    assert (plan.todo, plan.parts_done) == ((), 1)

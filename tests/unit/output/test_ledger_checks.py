@@ -19,7 +19,7 @@ from pipeline.output.layout import (
 )
 from pipeline.output.ledger import AGREE, Ledger, differences
 from pipeline.output.parts import part_metadata
-from pipeline.planning import PartRef, Pass, Shard
+from pipeline.planning import Pass, Shard
 from pipeline.storage import Storage
 from tests.unit.output.test_ledger import METADATA, PART, RUN, SCHEMA, block
 
