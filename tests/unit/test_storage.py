@@ -1,12 +1,23 @@
 """Storage on a local disk and on a real S3 server: the same methods, the same guarantees."""
 
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import FileChangedError, StorageError
-from pipeline.storage import REQUESTS_AT_ONCE, Storage, check_reachable, map_in_threads
+from pipeline.local_disk import DRAFT
+from pipeline.storage import (
+    REQUESTS_AT_ONCE,
+    FileInfo,
+    Storage,
+    _options,
+    check_reachable,
+    map_in_threads,
+)
 from tests.s3 import S3Server
 
 
@@ -173,3 +184,264 @@ def test_threads_work_ahead_of_the_reader_by_a_bounded_number_of_items() -> None
     assert next(results) == 0
     assert len(started) <= REQUESTS_AT_ONCE + 1
     assert list(results) == [item * item for item in range(1, 1000)]
+
+
+# What each method does at its borders
+
+
+def s3_error(code: str) -> OSError:
+    """As s3fs raises it: an error of the system, with what the server said behind it."""
+    cause = Exception("of the client")
+    cause.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    error = OSError(22, "refused")
+    error.__cause__ = cause
+    return error
+
+
+class FakeS3:
+    """A filesystem that is not local, and answers each put with what it was given."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers, self.puts, self.forgotten = list(answers), 0, list[str | None]()
+
+    def pipe_file(self, path: str, data: bytes, **more: Any) -> None:
+        assert more == {"mode": "create"}
+        self.puts += 1
+        if answer := self.answers.pop(0):
+            raise answer
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.forgotten.append(path)
+
+    def exists(self, path: str) -> bool:
+        return path in ("bucket", "bucket/out/a/b")
+
+    def find(self, path: str, detail: bool) -> dict[str, Any]:
+        if path != "bucket/out":
+            raise FileNotFoundError(path)
+        file = {"type": "file", "size": 3, "ETag": '"e"'}
+        return {
+            "bucket/out/b": {"type": "file", "size": None, "etag": "f"},
+            "bucket/out/a": file,
+            "bucket/out/folder": {"type": "directory", "size": 0},
+            "bucket/out/placeholder/": file,
+            "bucket/outside": file,
+        }
+
+    def glob(self, path: str, detail: bool) -> dict[str, Any]:
+        return {} if path.endswith("none") else self.find("bucket/out", detail)
+
+
+def on(fake: FakeS3, url: str = "s3://bucket/out") -> Storage:
+    store = Storage("memory://x")
+    store.url, store.fs, store.root = url, fake, url.removeprefix("s3://")
+    return store
+
+
+@pytest.mark.parametrize(
+    ("answers", "created"),
+    [
+        ([None], True), ([FileExistsError()], False), ([s3_error("PreconditionFailed")], False),
+        ([s3_error("ConditionalRequestConflict"), None], True),
+        ([s3_error("ConditionalRequestConflict"), s3_error("PreconditionFailed")], False),
+    ],
+)  # fmt: skip
+def test_s3_says_in_several_ways_that_a_file_exists(
+    answers: list[Exception | None], created: bool
+) -> None:
+    fake = FakeS3(*answers)
+    assert on(fake).create("lease", b"x") is created
+    assert fake.puts == len(answers)
+
+
+def test_failed_create_is_an_error() -> None:
+    for answers in ([s3_error("SlowDown")], [s3_error("ConditionalRequestConflict")] * 2):
+        fake = FakeS3(*answers)
+        with pytest.raises(StorageError, match=r"can't write s3://bucket/out: .*refused"):
+            on(fake).create("lease", b"x")
+        assert fake.puts == len(answers)
+
+
+def test_listing_of_a_store_has_files_alone_and_is_never_an_old_one() -> None:
+    fake = FakeS3()
+    store = on(fake)
+    expected = [FileInfo("a", 3, "e"), FileInfo("b", 0, "f")]
+    assert store.files() == expected
+    assert store.files("elsewhere") == []
+    assert store.glob("*") == expected
+    assert store.glob("none") == []
+    assert fake.forgotten == [None] * 4
+    assert store.exists("a/b")
+    assert not store.exists("a/c")
+    assert fake.forgotten[4:] == ["bucket/out/a"] * 2
+    assert (store.location, store.path(""), store.path("x")) == (
+        "s3://bucket/out", "bucket/out", "bucket/out/x",
+    )  # fmt: skip
+    for list_ in (lambda s: s.files("x"), lambda s: s.glob("none")):
+        with pytest.raises(StorageError, match=r"s3://gone does not exist: create the bucket"):
+            list_(on(FakeS3(), "s3://gone/out"))
+
+
+@pytest.mark.parametrize(
+    ("info", "tag"),
+    [
+        ({"ETag": '"a"', "etag": "b", "mtime": 1}, "a"), ({"etag": "b", "mtime": 1}, "b"),
+        ({"mtime": 1.5, "LastModified": 2}, "1.5"), ({"LastModified": 2}, "2"),
+    ],
+)  # fmt: skip
+def test_tag_is_the_best_that_a_store_has(info: dict[str, Any], tag: str) -> None:
+    [found] = on(FakeS3())._infos({"bucket/out/a": {"type": "file", "size": 1, **info}})
+    assert found.tag == tag
+
+
+def test_s3_is_asked_patiently() -> None:
+    for url in ("s3://b/x", "s3a://b/x"):
+        assert _options(url, 7) == {
+            "config_kwargs": {
+                "retries": {"mode": "legacy", "max_attempts": 7},
+                "connect_timeout": 20,
+                "read_timeout": 60,
+            },
+            "use_listings_cache": False,
+        }
+    assert _options("/local", 7) == _options("memory://x", 7) == {}
+
+
+def test_root_is_a_file_or_a_folder_or_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for name, is_file, is_folder in (
+        ("", False, True),
+        ("file", True, False),
+        ("no", False, False),
+    ):
+        store = Storage(f"{tmp_path}/{name}")
+        assert (store.is_file(), store.is_folder()) == (is_file, is_folder)
+    assert Storage(f"{tmp_path}/").location == str(tmp_path)
+    assert Storage(f"{tmp_path}/file").files() == []
+
+
+def test_only_files_are_listed_whatever_lies_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Storage(str(tmp_path))
+    for name in ("b/c", "b/a", "a", "b.txt", f".x.1{DRAFT}"):
+        store.put(name, b"1")
+    os.mkfifo(tmp_path / "b/pipe")
+    (tmp_path / "b/gone").symlink_to(tmp_path / "nothing")
+    assert names(store) == ["a", "b.txt", "b/a", "b/c"]
+    assert [info.name for info in store.glob("*")] == ["a", "b.txt"]
+    assert [info.name for info in store.glob("**/*")] == ["a", "b.txt", "b/a", "b/c"]
+    [info] = store.files("b")[:1]
+    assert info == FileInfo("b/a", 1, str((tmp_path / "b/a").stat().st_mtime_ns))
+    assert store.exists("b/a")
+    assert not store.exists("b/x")
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    store = Storage(str(tmp_path))
+    if not is_new:
+        store.put("a", b"old")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"can't write .*No space left"):
+        store.put("a", b"new")
+    with pytest.raises(StorageError, match=r"can't write .*No space left"):
+        store.create("b", b"new")
+    with pytest.raises(StorageError, match=r"can't write .*No space left"):
+        with store.writing("a") as file:
+            file.write(b"new")
+    assert {path.name for path in tmp_path.iterdir()} == (set() if is_new else {"a"})
+
+
+def test_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = list[int](), os.fsync
+
+    def record(handle: int) -> None:
+        assert not (tmp_path / "a").exists()
+        synced.append(os.fstat(handle).st_size)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    Storage(str(tmp_path)).put("a", b"data")
+    assert synced == [4]
+
+
+def test_written_file_appears_when_it_is_whole(store: Storage) -> None:
+    with store.writing("x/a") as file:
+        file.write(b"one")
+        file.write(b"two")
+        assert names(store) == []
+    assert store.read("x/a") == b"onetwo"
+    with pytest.raises(OSError, match="of the body") as caught:
+        with store.writing("x/a") as file:
+            file.write(b"half")
+            raise OSError("of the body")
+    assert not isinstance(caught.value, StorageError)
+    assert store.read("x/a") == b"onetwo"
+    assert names(store) == ["x/a"]
+
+
+def test_empty_folders_are_removed_and_others_stay(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path))
+    store.put("a/b/c/file", b"")
+    (tmp_path / "a/b/d/e").mkdir(parents=True)
+    store.prune("a")
+    assert not (tmp_path / "a/b/d").exists()
+    assert names(store) == ["a/b/c/file"]
+    store.delete(["a/b/c/file"])
+    store.prune("a/b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+    store.prune("none")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError("no\nmore"), r"can't delete /.*: access denied \(no\); check the credent"),
+        (ImportError("install s3fs"), r"can't delete /.*: install s3fs$"),
+        (ValueError("bad\nvalue"), r"can't delete /.*: bad$"),
+        (
+            type("ClientError", (Exception,), {"__module__": "aiohttp.client"})("down"),
+            r"/.*: down$",
+        ),
+    ],
+)
+def test_errors_of_clients_say_what_was_tried_and_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    store = Storage(str(tmp_path))
+    store.put("a", b"")
+    monkeypatch.setattr(type(store.fs), "rm_file", lambda *_: _raise(error))
+    with pytest.raises(StorageError, match=message):
+        store.delete(["a"])
+    monkeypatch.setattr(type(store.fs), "rm_file", lambda *_: _raise(KeyError("a fault of ours")))
+    with pytest.raises(KeyError):
+        store.delete(["a"])
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_items_are_drawn_as_far_ahead_as_threads_work() -> None:
+    drawn = list[int]()
+
+    def source() -> Iterator[int]:
+        for item in range(100):
+            drawn.append(item)
+            yield item
+
+    results = map_in_threads(str, source())
+    assert next(results) == "0"
+    assert len(drawn) == REQUESTS_AT_ONCE + 1
+    assert next(results) == "1"
+    assert len(drawn) == REQUESTS_AT_ONCE + 2
+    assert len(list(results)) == 98
