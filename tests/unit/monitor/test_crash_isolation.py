@@ -119,3 +119,30 @@ def test_cancelled_turn_does_not_block_the_others() -> None:
         await asyncio.wait_for(third, 60)
 
     asyncio.run(run())
+
+
+def test_suspects_go_before_rows_that_came_earlier_the_strongest_first() -> None:
+    async def run() -> list[str]:
+        turns, started = CrashIsolationGate(), list[str]()
+        goes_on = {name: asyncio.Event() for name in ("first", "many", "few", "late")}
+
+        async def row(name: str, suspicion: Suspicion) -> None:
+            async with turns.turn(suspicion):
+                started.append(name)
+                await goes_on[name].wait()
+
+        tasks = []
+        for name, suspicion in (
+            ("first", Suspicion.NONE), ("many", Suspicion.ONE_OF_MANY),
+            ("few", Suspicion.ONE_OF_FEW), ("late", Suspicion.NONE),
+        ):  # fmt: skip
+            tasks.append(asyncio.ensure_future(row(name, suspicion)))
+            await asyncio.sleep(0.01)
+        assert started == ["first"]
+        for name in ("first", "few", "many", "late"):
+            goes_on[name].set()
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+        return started
+
+    assert asyncio.run(run()) == ["first", "few", "many", "late"]

@@ -187,6 +187,22 @@ def test_rescued_answer_has_its_form_too() -> None:
     assert progress.token_ids.tolist()[100:] == [*CLOSING_IDS] + [WORD] * 5 + [END]
 
 
+def test_without_rescue_thinking_still_leaves_room_for_an_answer_of_a_form() -> None:
+    """A trace that closes its thinking itself has its answer; one that does not ends."""
+    progress, policy = TraceProgress(), rules(context=100, rescue=False, answer=APART)
+    limit = 90 - len(CLOSING_IDS) - 20
+    assert run(policy, progress, [(limit - 1, "close"), (5, "stop")]) == [(42, limit), (42, 90)]
+    assert progress.token_ids.tolist()[limit:] == [6, 6] + [WORD] * 5 + [END]
+    assert (progress.finish_reason, progress.closed_by) == ("stop", None)
+    for behaviour, reason in (((999, "length"), "length"), ((30, "repetition"), "repetition")):
+        progress = TraceProgress()
+        policy = rules(context=100, rescue=False, loop_retries=0, answer=APART)
+        assert run(policy, progress, [behaviour]) == [(42, limit)]
+        assert (progress.finish_reason, progress.closed_at) == (reason, None)
+    plain = rules(context=100, rescue=False).next_step(TraceProgress(), 42, 90)
+    assert plain.policy.max_tokens == 90
+
+
 BEHAVIOURS = st.lists(
     st.tuples(st.integers(0, 150), st.sampled_from(["stop", "close", "repetition", "length"])),
     max_size=6,
