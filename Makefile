@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test unit quick check docs faults setup lock nano clean
+.PHONY: help demo test unit quick check docs faults mutants setup lock nano clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ docs: setup ## write the configuration reference from the fields' descriptions
 
 faults: setup ## what each fault costs, as a table, with ten kills in a row (twenty minutes)
 	$(BIN)/pytest tests/faults --kills 10
+
+mutants: setup ## which changes of the code that keeps data do the unit tests not notice (half an hour)
+	nice $(BIN)/python -m tests.mutants
 
 setup: .venv/.ready ## install the pinned packages into .venv (4 GB)
 

@@ -17,13 +17,10 @@ from tests.s3 import S3Server, serve
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The machine may be busy with anything: how long an example takes says nothing. In CI the examples are
 # the same every time: a change that passes does so again.
-settings.register_profile(
-    "patient",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    derandomize="CI" in os.environ,
-    database=None if "CI" in os.environ else settings.default.database,
-)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if "CI" in os.environ:
+    PATIENT = settings(PATIENT, derandomize=True, database=None)
+settings.register_profile("patient", PATIENT)
 settings.load_profile("patient")
 # Programs that a machine may lack; tests that need one are skipped, unless it is named here.
 REQUIRED_PROGRAMS = os.environ.get("QWQ_REQUIRED_PROGRAMS", "").split()

@@ -355,7 +355,7 @@ class Runner:
             self._run(item)
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
         self._seconds[item] = time.perf_counter() - started
         for line in lines:
             self._reached[line].add(item)

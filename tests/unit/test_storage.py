@@ -277,9 +277,10 @@ def test_listing_of_a_store_has_files_alone_and_is_never_an_old_one() -> None:
     assert (store.location, store.path(""), store.path("x")) == (
         "s3://bucket/out", "bucket/out", "bucket/out/x",
     )  # fmt: skip
-    for list_ in (lambda s: s.files("x"), lambda s: s.glob("none")):
+    gone = on(FakeS3(), "s3://gone/out")
+    for list_ in (lambda: gone.files("x"), lambda: gone.glob("none")):
         with pytest.raises(StorageError, match=r"s3://gone does not exist: create the bucket"):
-            list_(on(FakeS3(), "s3://gone/out"))
+            list_()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.outputs import finish
 
 PARTS = ["shard-00000.00000", "shard-00000.00001", "shard-00001.00000", "shard-00002.00000"]
 # By row of the third shard and sample: how its trace differs from a plain one.
-STATES = {
+STATES: dict[tuple[int, int], dict[str, Any]] = {
     (0, 0): {"state": "truncated", "answer": None}, (0, 1): {"correct": False},
     (1, 0): {"think_tokens": 300}, (1, 1): {"answer": "Quite another answer", "think": None},
     (2, 0): {"wasted_tokens": 7}, (2, 1): {"duplicate_of": "shard-00000.00000:0"},
@@ -33,7 +33,8 @@ def run_config(tmp_path: Path, make_config: MakeConfig) -> RunConfig:
     write_shards(tmp_path / "in", [5, 0, 3])
     output = {"path": str(tmp_path / "out"), "rows_per_part": 4, "rename": {"state": "ending"}}
     config = make_config(output=output, sampling={"n": 2})
-    calls = iter([*[{}] * 10, *STATES.values()])  # in the order of shards, rows and samples
+    plain: list[dict[str, Any]] = [{}] * 10
+    calls = iter([*plain, *STATES.values()])  # in the order of shards, rows and samples
     finish(config, lambda row, sample: {**trace(row, sample), **next(calls)})
     return config
 

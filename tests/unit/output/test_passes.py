@@ -137,13 +137,24 @@ def test_interrupted_top_up_does_only_what_is_missing(ledger: Ledger) -> None:
     assert work(ledger, 3) == [(0, 0)]
 
 
-def test_retried_trace_that_ends_so_again_is_left_by_the_same_retry(ledger: Ledger) -> None:
+def test_retried_trace_that_ends_so_again_is_left_by_the_same_retry(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut: Traces = {(A0.name, 1, 0): {"state": "truncated"}, (A1.name, 6, 0): {"state": "truncated"}}
     carry_out(ledger, PARTS, Pass(0, 0, 1), cut)
     first = to_retry(ledger, SETTINGS, ["truncated"], None)
     assert carry_out(ledger, [A0], first, cut, closes=False) == 1
     assert to_retry(ledger, SETTINGS, ["truncated"], None) == first
-    assert picked(passes.plan_pass(ledger, PARTS, first).todo) == [(A1.name, ((6, (0,)),))]
+    opened, open_ = list[str](), ledger.store.open
+
+    def record(name: str) -> Any:
+        opened.append(name)
+        return open_(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.store, "open", record)
+        assert picked(passes.plan_pass(ledger, PARTS, first).todo) == [(A1.name, ((6, (0,)),))]
+    assert A0.name not in opened  # what has finished the retry is not read again
     assert carry_out(ledger, PARTS, first, cut) == 1
     assert retry(ledger, ["truncated"]) == (2, 2)
     assert retry(ledger, ["truncated"]) == (3, 0)
@@ -249,6 +260,7 @@ def test_durable_traces_of_a_retry_are_those_that_it_made(ledger: Ledger) -> Non
     first = to_retry(ledger, SETTINGS, ["truncated"], None)
     carry_out(ledger, [A0], first, cut, closes=False)  # truncated again
     write(ledger, first, Range(A1, 4, 6, ((4, (0,)),)), {})
+    ledger.store.put(done_name(PartRef.of(B0), 1), b"")  # it had nothing to retry
     found = passes.durable_ranges(ledger, PARTS, first)
     assert picked(found) == [(A0.name, ((1, (0,)),)), (A1.name, ((4, (0,)),))]
 
@@ -289,7 +301,9 @@ def test_retry_is_no_top_up_and_its_number_counts(ledger: Ledger) -> None:
     ledger.close_pass(open_retry)
     assert samples_per_row(ledger) == 2
     assert to_retry(ledger, SETTINGS, ["failed"], None) == Pass(3, 0, 2, ("failed",))
+    ledger.close_pass(Pass(3, 0, 2, ("failed",)))
     assert list(to_run(ledger, 4)) == [Pass(0, 0, 2), Pass(4, 2, 4)]
+    assert to_retry(ledger, SETTINGS, ["failed"], None) == Pass(5, 0, 2, ("failed",))
 
 
 def test_another_retry_is_refused_while_one_is_open(ledger: Ledger) -> None:
