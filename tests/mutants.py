@@ -39,8 +39,10 @@ ROOT = Path(__file__).parents[1]
 MODULES = {
     "pipeline/planning.py": ("test_planning.py", "input", "execution/test_many_rows.py"),
     "pipeline/storage.py": ("test_storage.py",),
+    "pipeline/local_disk.py": ("test_storage.py", "output"),
     "pipeline/output/layout.py": ("output",),
     "pipeline/output/parts.py": ("output", "execution/test_duplicates.py"),
+    "pipeline/output/merge.py": ("output", "execution/test_duplicates.py"),
     "pipeline/output/ledger.py": ("output", "execution/test_duplicates.py"),
     "pipeline/output/passes.py": ("output",),
     "pipeline/output/lease.py": ("output/test_lease.py",),

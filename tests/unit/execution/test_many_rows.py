@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.execution import ray_private
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.source import PromptSource
 from pipeline.input import shards
@@ -29,6 +30,12 @@ RUN = Pass(0, 0, 1)
 # A shard of two parts, whose second has one row; no row; one batch; less than one; a whole part.
 SIZES = (4097, 0, 1024, 903, 4096)
 ROW_GROUP_ROWS = 1500  # no multiple of a batch
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read tasks are called here, not by Ray."""
+    monkeypatch.setattr(ray_private, "task_attempt", lambda: 0)
 
 
 def write_numbered_shards(folder: Path) -> list[int]:

@@ -7,10 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.accept import FIELDS, AcceptanceRules, NearDuplicates, SampleCounts, Samples, rejection
+from jobs.accept import (
+    FIELDS,
+    FOLDER,
+    AcceptanceRules,
+    NearDuplicates,
+    SampleCounts,
+    Samples,
+    rejection,
+)
+from jobs.own_files import OwnFiles
 from pipeline.answers.text import Text
 from pipeline.config.run_config import RunConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OutputError
 from pipeline.execution.prepare import prepare
 from tests.conftest import MakeConfig, write_shards
 from tests.outputs import finish
@@ -22,6 +31,10 @@ STATES: dict[tuple[int, int], dict[str, Any]] = {
     (1, 0): {"think_tokens": 300}, (1, 1): {"answer": "Quite another answer", "think": None},
     (2, 0): {"wasted_tokens": 7}, (2, 1): {"duplicate_of": "shard-00000.00000:0"},
 }  # fmt: skip
+
+
+def own(folder: Path) -> OwnFiles:
+    return OwnFiles(str(folder / "job"), str(folder / "out"), (f"{FOLDER}/",), "")
 
 
 def trace(row: int, sample: int) -> dict[str, Any]:
@@ -50,10 +63,11 @@ def test_every_sample_is_written_with_its_name_and_what_was_decided(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     run = prepare(run_config(tmp_path, make_config))
-    samples = Samples(run, str(tmp_path / "samples"), AcceptanceRules(max_tokens=200))
+    samples = Samples(run, own(tmp_path), AcceptanceRules(max_tokens=200))
     samples.add_new()
     assert samples.parts == [f"{part}.parquet" for part in PARTS]
     assert [info.name for info in samples.store.files()] == samples.parts
+    assert samples.files == {f"samples/{part}.parquet" for part in PARTS}
     found = rows(samples)
     traces = pa.concat_tables(
         pq.read_table(run.ledger.store.path(part)) for part in samples.parts
@@ -88,9 +102,7 @@ def test_parts_that_come_later_are_added_and_compared_with_the_earlier_ones(
     write_shards(tmp_path / "in", [2], prompt="Always the same")
     config = make_config(sampling={"n": 1})
     finish(config, trace)
-    samples = Samples(
-        prepare(config), str(tmp_path / "samples"), AcceptanceRules(near_duplicate=0.9)
-    )
+    samples = Samples(prepare(config), own(tmp_path), AcceptanceRules(near_duplicate=0.9))
     samples.add_new()
     assert [row["near_duplicate_of"] for row in rows(samples)] == [None, None]
     before = [(info.name, info.tag) for info in samples.store.files()]
@@ -118,7 +130,7 @@ def test_samples_of_another_prompt_or_without_such_a_rule_are_no_duplicates(
     run = prepare(config)
     for threshold, repeated in ((None, False), (0.5, True)):
         samples = Samples(
-            run, str(tmp_path / f"{threshold}"), AcceptanceRules(near_duplicate=threshold)
+            run, own(tmp_path / f"{threshold}"), AcceptanceRules(near_duplicate=threshold)
         )
         samples.add_new()
         assert [row["near_duplicate_of"] is not None for row in rows(samples)] == [
@@ -131,24 +143,23 @@ def test_thinking_counts_in_the_comparison(tmp_path: Path, make_config: MakeConf
     config = make_config(sampling={"n": 4})
     thoughts = ("one way of ten words to come to this very end", "quite another", None, None)
     finish(config, lambda _, sample: {"think": thoughts[sample], "answer": "a b c d e f"})
-    samples = Samples(prepare(config), str(tmp_path / "s"), AcceptanceRules(near_duplicate=0.9))
+    samples = Samples(prepare(config), own(tmp_path), AcceptanceRules(near_duplicate=0.9))
     samples.add_new()
     assert [row["near_duplicate_of"] for row in rows(samples)] == [
         None, None, None, "shard-00000.00000:0:2"
     ]  # fmt: skip
 
 
-def test_file_of_a_part_that_is_gone_is_removed(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = run_config(tmp_path, make_config)
-    first = Samples(prepare(config), str(tmp_path / "samples"), AcceptanceRules())
-    first.add_new()
-    run = prepare(config)
-    run.ledger.store.delete([f"{PARTS[1]}.parquet"])
-    again = Samples(run, str(tmp_path / "samples"), AcceptanceRules())
-    again.add_new()
-    assert [info.name for info in again.store.files()] == [
-        f"{part}.parquet" for part in PARTS if part != PARTS[1]
-    ]
+def test_file_of_somebody_else_is_refused_and_stays(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    run = prepare(run_config(tmp_path, make_config))
+    samples = Samples(run, own(tmp_path), AcceptanceRules())
+    samples.store.put(f"{PARTS[1]}.parquet", b"of a person")
+    with pytest.raises(OutputError, match=rf"that this job has not written.*samples/{PARTS[1]}"):
+        samples.add_new()
+    assert [info.name for info in samples.store.files()] == [f"{PARTS[1]}.parquet"]
+    assert samples.store.read(f"{PARTS[1]}.parquet") == b"of a person"
 
 
 @pytest.mark.parametrize("column", ["accepted", "sample_id"])
@@ -159,7 +170,7 @@ def test_input_with_a_column_of_such_a_name_is_refused(
     table = pq.read_table(tmp_path / "in/shard-00000.parquet")
     pq.write_table(table.append_column(column, [["x"]]), tmp_path / "in/shard-00000.parquet")
     with pytest.raises(InputError, match=rf"has a column {column}, a name that this job uses"):
-        Samples(prepare(make_config()), str(tmp_path / "samples"), AcceptanceRules())
+        Samples(prepare(make_config()), own(tmp_path), AcceptanceRules())
 
 
 def test_unknown_token_counts_are_none() -> None:

@@ -12,6 +12,8 @@ import pytest
 from jobs import chats
 from jobs.accept import AcceptanceRules, Samples
 from jobs.chats import VARIANTS, Exported, conversation, export, export_schema
+from jobs.own_files import OwnFiles
+from pipeline.errors import OutputError
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.prompts.columns import PromptColumns
 from pipeline.storage import Storage
@@ -38,9 +40,14 @@ def run(tmp_path: Path, make_config: MakeConfig) -> PreparedRun:
 
 
 def samples_of(run: PreparedRun, tmp_path: Path) -> Samples:
-    samples = Samples(run, str(tmp_path / "samples"), AcceptanceRules())
+    samples = Samples(run, own(tmp_path), AcceptanceRules())
     samples.add_new()
     return samples
+
+
+def own(tmp_path: Path) -> OwnFiles:
+    places = ("samples/", "export/")
+    return OwnFiles(str(tmp_path / "job"), str(tmp_path / "out"), places, "")
 
 
 def chats_of(store: Storage, variant: str) -> list[dict[str, Any]]:
@@ -72,8 +79,8 @@ def test_chosen_samples_are_exported_once_in_order(
     files: int,
 ) -> None:
     monkeypatch.setattr(chats, "BATCH_ROWS", batch)
-    store = Storage(str(tmp_path / "chats"))
-    exported = export(samples_of(run, tmp_path), run, store, everything)
+    store = Storage(str(tmp_path / "job/export"))
+    exported = export(samples_of(run, tmp_path), run, own(tmp_path), everything)
     names = [f"train-{number:05}" for number in range(files)]
     assert [info.name for info in store.files()] == sorted(
         f"{variant}{kind}/{name}.{ending}"
@@ -81,6 +88,7 @@ def test_chosen_samples_are_exported_once_in_order(
         for kind, ending in (("", "parquet"), ("-jsonl", "jsonl"))
         for name in names
     )
+    assert exported.files == {f"export/{info.name}" for info in store.files()}
     assert exported.rows == len(answers)
     assert exported.sizes == {
         folder: sum(info.size for info in store.files(folder))
@@ -100,34 +108,32 @@ def test_chosen_samples_are_exported_once_in_order(
     assert "ü".encode() in store.read("answers-jsonl/train-00000.jsonl")
 
 
-def test_files_of_an_earlier_larger_export_are_removed_and_no_others(
-    run: PreparedRun, tmp_path: Path
-) -> None:
-    store = Storage(str(tmp_path / "chats"))
-    for name in ("thinking/train-00002.parquet", "answers-jsonl/train-00007.jsonl"):
-        store.put(name, b"of an earlier export")
-    for name in ("README.md", "thinking-about-it.txt", "notes/answers.txt"):
-        store.put(name, b"")
-    export(samples_of(run, tmp_path), run, store, everything=False)
-    names = [info.name for info in store.files()]
-    assert sum(name.startswith(("thinking/", "answers-jsonl/")) for name in names) == 4
-    assert {"README.md", "thinking-about-it.txt", "notes/answers.txt"} < set(names)
+def test_files_of_somebody_else_are_refused_and_stay(run: PreparedRun, tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "job/export"))
+    store.put("answers-jsonl/train-00002.jsonl", b"of a person")
+    with pytest.raises(OutputError, match=r"not written.*export/answers-jsonl/train-00002.jsonl"):
+        export(samples_of(run, tmp_path), run, own(tmp_path), everything=False)
+    assert [info.name for info in store.files()] == ["answers-jsonl/train-00002.jsonl"]
 
 
 def test_nothing_accepted_makes_no_file(tmp_path: Path, make_config: MakeConfig) -> None:
     write_shards(tmp_path / "in", [2])
     config = make_config()
     finish(config, lambda *_: {"state": "truncated"})
-    run, store = prepare(config), Storage(str(tmp_path / "chats"))
-    assert export(samples_of(run, tmp_path), run, store, everything=True) == Exported()
-    assert store.files() == []
+    run = prepare(config)
+    assert export(samples_of(run, tmp_path), run, own(tmp_path), everything=True) == Exported()
+    assert Storage(str(tmp_path / "job/export")).files() == []
 
 
 def test_calls_and_tools_are_written_as_openai_does(tmp_path: Path) -> None:
     """Also where the name and arguments of a call stand without ``function`` around them."""
     calls = [{"id": "1", "name": "f", "arguments": {"größe": 1}}]
     row = {
-        "messages": [{"role": "assistant", "content": None, "tool_calls": calls}],
+        "messages": [
+            {"role": "user", "content": "q", "tool_calls": None},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "content": "r", "tool_calls": None},
+        ],
         "tools": [{"type": "function", "function": {"name": "größe"}}],
         "think": "t", "answer": "a", "sample_id": "s",
     }  # fmt: skip
@@ -142,11 +148,11 @@ def test_calls_and_tools_are_written_as_openai_does(tmp_path: Path) -> None:
     )
     names = {"think": "think", "answer": "answer"}
     chat = conversation(row, names, run, with_thinking=False)
-    assert chat["messages"][0]["tool_calls"] == [
+    assert chat["messages"][1]["tool_calls"] == [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"größe": 1}'}}
     ]
     assert chat["tools"] == '[{"type": "function", "function": {"name": "größe"}}]'
     [back] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
-    assert back["messages"][0] == chat["messages"][0]
+    assert back["messages"][1] == chat["messages"][1]
     assert set(export_schema(run).names) == {"messages", "id", "tools"}
     assert conversation({**row, "tools": None}, names, run, with_thinking=False)["tools"] is None

@@ -11,14 +11,9 @@ import pytest
 from pipeline.errors import OutputError
 from pipeline.output import parts
 from pipeline.output.layout import JournalEntry
-from pipeline.output.parts import (
-    PartSummary,
-    fragment_tables,
-    known_columns,
-    part_metadata,
-    read_undamaged,
-    write_part,
-)
+from pipeline.output.merge import fragment_tables, part_groups
+from pipeline.output.parts import PartSummary, known_columns, part_metadata, write_part
+from pipeline.planning import PartRef
 from pipeline.schema import ORIGIN_COLUMNS, ROW_COLUMN, TRACE_COLUMNS
 from pipeline.storage import FileInfo, Storage
 from tests.unit.output.test_ledger import METADATA, SCHEMA, block
@@ -33,6 +28,13 @@ def rows(*numbers: int, samples: tuple[int, ...] = (0,)) -> pa.Table:
     return table.drop_columns([name for name in ORIGIN_COLUMNS if name != ROW_COLUMN])
 
 
+def written(tables: list[pa.Table], metadata: Any = METADATA) -> tuple[bytes, dict[str, Any]]:
+    """The file of a part, and the counts of its traces."""
+    sink = BytesIO()
+    counts = write_part(sink, tables, SCHEMA, metadata)
+    return sink.getvalue(), counts
+
+
 def groups(data: bytes) -> list[int]:
     file = pq.ParquetFile(BytesIO(data))
     return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -41,29 +43,34 @@ def groups(data: bytes) -> list[int]:
 def test_small_tables_are_gathered_in_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = [rows(number) for number in range(10)]
     monkeypatch.setattr(parts, "GROUP_ROWS", 4)
-    data, counts = write_part(tables, SCHEMA, METADATA)
+    data, counts = written(tables)
     assert groups(data) == [4, 4, 2]
     assert pq.read_table(BytesIO(data))["id"].to_pylist() == list(range(10))
     assert (counts["rows"], counts["traces"]) == (10, 10)
-    assert groups(write_part([rows(*range(9)), rows(9)], SCHEMA, METADATA)[0]) == [9, 1]
+    assert groups(written([rows(*range(9)), rows(9)])[0]) == [9, 1]
     monkeypatch.setattr(parts, "GROUP_ROWS", 100)
     monkeypatch.setattr(parts, "GROUP_BYTES", 3 * rows(0).nbytes)
-    assert groups(write_part(tables, SCHEMA, METADATA)[0]) == [3, 3, 3, 1]
+    assert groups(written(tables)[0]) == [3, 3, 3, 1]
 
 
 def test_tables_of_different_types_make_one_group() -> None:
     """A later shard widens a column."""
     narrow = rows(0).set_column(0, "id", pa.array([0], pa.int32()))
-    data, _ = write_part([narrow, rows(1)], SCHEMA, METADATA)
+    data, _ = written([narrow, rows(1)])
     assert pq.read_table(BytesIO(data))["id"].to_pylist() == [0, 1]
 
 
 def test_changed_byte_of_a_part_is_found_by_its_checksum() -> None:
-    data, _ = write_part([rows(*range(1000))], SCHEMA, METADATA)
-    at = data.index(ZSTD) + 12
-    assert read_undamaged(BytesIO(data), "x").num_rows == 1000
-    with pytest.raises(OutputError, match=r"x in the output is damaged"):
-        read_undamaged(BytesIO(data[:at] + b"~~" + data[at + 2 :]), "x")
+    data, _ = written([rows(*range(1000))])
+    at, part = data.index(ZSTD) + 12, PartRef("x", 0, 1000)
+    for damage in (b"", b"~~"):
+        file = BytesIO(data[:at] + damage + data[at + len(damage) :])
+        if damage:
+            with pytest.raises(OutputError, match=r"x in the output is damaged"):
+                list(part_groups(file, part, SCHEMA, "sample"))
+        else:
+            [table] = part_groups(file, part, SCHEMA, "sample")
+            assert table[ROW_COLUMN].to_pylist() == list(range(1000))
 
 
 def test_fragment_whose_rows_others_have_is_not_read() -> None:
@@ -104,15 +111,15 @@ def parsed(table: pa.Table, values: list[str | None]) -> pa.Table:
 
 def test_samples_of_a_row_vote_if_their_answers_are_parsed() -> None:
     table = parsed(rows(0, 1, samples=(0, 1, 2)), ["1", "1", "2", None, None, None])
-    found = pq.read_table(BytesIO(write_part([table], SCHEMA, BOXED)[0]))
+    found = pq.read_table(BytesIO(written([table], BOXED)[0]))
     assert found["vote"].to_pylist() == ["1"] * 3 + [None] * 3
     assert found["agreement"].to_pylist()[:3] == pytest.approx([2 / 3] * 3)
-    found = pq.read_table(BytesIO(write_part([table], SCHEMA, METADATA)[0]))
+    found = pq.read_table(BytesIO(written([table])[0]))
     assert found["vote"].to_pylist() == [None] * 6
 
 
 def test_part_without_rows_has_no_votes_and_counts_nothing() -> None:
-    data, counts = write_part([rows(0).slice(0, 0)], SCHEMA, BOXED)
+    data, counts = written([rows(0).slice(0, 0)], BOXED)
     assert pq.read_table(BytesIO(data)).num_rows == 0
     assert {key: counts[key] for key in ("rows", "traces", "duplicates", "prompt_tokens")} == {
         "rows": 0, "traces": 0, "duplicates": 0, "prompt_tokens": 0
