@@ -74,12 +74,17 @@ class Grader:
     as_qwen: bool
 
     def is_right(self, text: str | None, reference: object, state: str) -> bool | None:
-        """Whether ``text`` of a trace that ended in ``state`` is right; None: it can't be told."""
+        """Whether ``text`` of a trace that ended in ``state`` is right; None: it can't be told.
+
+        Qwen's own evaluation counts what takes too long to compare as wrong.
+        """
+        kind = self.reading.kind
         if self.as_qwen:
-            parsed: str | None = qwen_answer(text or "")
-        else:
-            parsed = self.answers.parse(text or "") if state in ANSWERED else None
-        return self.answers.is_correct(parsed, reference, self.reading.kind)
+            is_right = self.answers.is_correct(qwen_answer(text or ""), reference, kind)
+            has_reference = self.answers.read_reference(reference, kind) is not None
+            return bool(is_right) if has_reference else None
+        parsed = self.answers.parse(text or "") if state in ANSWERED else None
+        return self.answers.is_correct(parsed, reference, kind)
 
 
 def score(output: str, reference: str, as_qwen: bool) -> Scores:

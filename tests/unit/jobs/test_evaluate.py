@@ -92,6 +92,17 @@ def test_what_can_not_be_compared_is_counted_and_not_wrong(tmp_path: Path) -> No
     assert "| 2 | 6 | 50.0% |" in text
 
 
+def test_as_qwen_what_takes_too_long_to_compare_is_wrong(tmp_path: Path) -> None:
+    """The text behind "the answer is" is read to its end, however long."""
+    answers: list[Row] = [
+        ("7", "finished", "The answer is " + "one of those that I have named. " * 100),
+        ("7", "finished", "The answer is 7"),
+        (None, "finished", "The answer is 7"),
+    ]
+    found = score(write_run(tmp_path / "out", answers, 1), "right", as_qwen=True)
+    assert found.problems == [[False], [True], [None]]
+
+
 @pytest.mark.parametrize(
     ("right", "message"),
     [([None, "proof"], "no row of .* that can be read"), (["so " * 999] * 2, "most of it can't")],
