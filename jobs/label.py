@@ -30,10 +30,11 @@ from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_n
 from pipeline.config.sections import Section
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import find_shards
+from pipeline.output.ledger import Ledger
 from pipeline.output.reader import finished_parts
 from pipeline.printing import print_text
 from pipeline.registry import did_you_mean
-from pipeline.schema import conform
+from pipeline.schema import conform, plain_value
 from pipeline.storage import Storage
 
 TAG = "text"
@@ -212,10 +213,10 @@ class LabelJob(Job):
                 )
         names = [column.name for column in self.added]
         for name in names:
-            if name in schema.names:
+            if name.lower() in (taken := {column.lower(): column for column in schema.names}):
                 raise InputError(
-                    f"the input has a column {name}, which the job adds; give ours another name "
-                    f"with --set label.rename.{name}=NAME"
+                    f"the input has a column {taken[name.lower()]}, and the job adds {name}; give "
+                    f"ours another name with --set label.rename.{name}=NAME"
                 )
             if names.count(name) > 1:
                 raise ConfigError(f"two columns would be named {name}; see label.rename")
@@ -223,7 +224,8 @@ class LabelJob(Job):
     @property
     def prompts(self) -> pa.Schema:
         """The input's columns."""
-        return find_shards(self.input.path)[1]
+        known = Ledger(Storage(self.traces)).known_shards()
+        return find_shards(self.input.path, known).schema
 
     @property
     def schema(self) -> pa.Schema:
@@ -258,7 +260,8 @@ def labeled(job: LabelJob, traces: pa.Table, names: Mapping[str, str]) -> pa.Tab
         speakers.append(speaker)
         label = job.label.label_of(answer)
         confidence = round(agreement[first] or 0.0, 6)  # the column has 32 bits
-        gold = traces[job.label.gold_column][first].as_py() if job.label.gold_column else None
+        column = job.label.gold_column
+        gold = plain_value(traces[column][first]) if column else None
         why = _review(job.label, label, confidence, ours["state"][speaker], job.label.gold_of(gold))
         rows.append((label, confidence, end - first, why))
     think = traces[names["think"]]

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.markdown import literal, table_lines
+from pipeline.schema import plain_rows, plain_values
 
 if TYPE_CHECKING:
     from jobs.label import LabelJob
@@ -37,7 +38,7 @@ class Counts:
         self.labels.update(name or NONE for name in labels)
         self.reviews.update(why for why in table[job.called("review")].to_pylist() if why)
         if section.gold_column is not None:
-            gold = map(section.gold_of, table[section.gold_column].to_pylist())
+            gold = map(section.gold_of, plain_values(table[section.gold_column]))
             sure = (confidence == 1 for confidence in table[job.called("confidence")].to_pylist())
             self.pairs.update(
                 (right, predicted or NONE, all_agree)
@@ -45,7 +46,7 @@ class Counts:
                 if right is not None
             )
         if self.example is None and table.num_rows:
-            self.example = table.slice(0, 1).to_pylist()[0]
+            self.example = plain_rows(table.slice(0, 1))[0]
 
 
 def report_lines(counts: Counts, job: "LabelJob") -> Iterator[str]:

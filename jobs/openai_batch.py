@@ -11,6 +11,7 @@ input. ``errors.jsonl`` has those that failed, if any. Nothing starts while a li
 import hashlib
 import io
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,12 @@ from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_reques
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.local_disk import FileInfo
 from pipeline.output.ledger import Ledger
 from pipeline.output.reader import finished_parts
-from pipeline.storage import FileInfo, Storage, check_reachable
+from pipeline.storage import Storage, check_reachable
 
+REQUEST_FILES = re.compile(r"\.jsonl$")
 REQUESTS, RESULTS, ERRORS = "requests", "results.jsonl", "errors.jsonl"
 # The files that the shards were made from. Parquet readers skip names that begin with "_".
 SOURCES = "_sources.yaml"
@@ -206,9 +209,12 @@ def make_ready(job: Job) -> RunConfig:
     refuse_output_in_input(job, Storage(job.output.path))
     own = files_of(job)
     own.refuse_others()
-    store, files = find_files(job.input.path, ".jsonl")
+    left_out = list[str]()
+    store, files = find_files(job.input.path, REQUEST_FILES, left_out)
     if not files:
         raise InputError(f"input.path {job.input.path}: no .jsonl files there")
+    if left_out:
+        console.warn(f"not read, because they are no .jsonl files: {', '.join(left_out)}")
     batch = read_batch(store, files, default_settings(job))
     shards = Storage(job.below(REQUESTS))
     columns = {"path": shards.url, "messages_column": "messages", "tools_column": "tools"}

@@ -14,9 +14,12 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import console
 from pipeline.errors import InputError, OutputError
-from pipeline.input.shards import find_shards, read_rows
+from pipeline.input.rows import read_rows
+from pipeline.input.shards import find_shards
 from pipeline.planning import Part, Range, split_parts
+from pipeline.schema import UNREADABLE_COLUMN
 from pipeline.storage import Storage, map_in_threads
 
 # Key of the footer, and in its JSON the key of the seeds' identity.
@@ -50,8 +53,11 @@ class PromptShards:
     """
 
     def __init__(self, seeds: str, folder: str, values: Values, rows: int) -> None:
-        shards, self._schema = find_shards(seeds)
-        if taken := [name for name in values if name in self._schema.names]:
+        found = find_shards(seeds)
+        for note in found.notes:
+            console.warn(note)
+        self._schema, columns = found.schema, [name.lower() for name in found.schema.names]
+        if taken := [name for name in values if name.lower() in columns]:
             raise InputError(
                 f"synthesize.expand has {', '.join(taken)}, and the input has a column of that "
                 "name; rename the one in expand"
@@ -59,7 +65,7 @@ class PromptShards:
         self._seeds, self._values, self._rows = seeds, values, rows
         self._prompts_per_seed = len(combinations(values))
         self._store = Storage(folder)
-        parts = split_parts(shards, max(1, rows // self._prompts_per_seed))
+        parts = split_parts(found.shards, max(1, rows // self._prompts_per_seed))
         self._parts = sorted((part for part in parts if part.rows), key=lambda part: part.name)
         if not self._parts:
             raise InputError(f"input.path {seeds}: the Parquet files have no rows")
@@ -107,7 +113,9 @@ class PromptShards:
             todo = list(shard_parts)
             row, read_ahead = todo[0].start, self._schema.empty_table()
             for table in read_rows(self._seeds, Range(todo[0], row, todo[-1].stop), self._schema):
-                read_ahead = pa.concat_tables([read_ahead, table])
+                if errors := table[UNREADABLE_COLUMN].drop_null():
+                    raise InputError(f"{errors[0]}; put a sound copy of the file in its place")
+                read_ahead = pa.concat_tables([read_ahead, table.drop_columns(UNREADABLE_COLUMN)])
                 while todo and row + read_ahead.num_rows >= todo[0].stop:
                     part = todo.pop(0)
                     yield part, read_ahead.slice(part.start - row, part.rows)

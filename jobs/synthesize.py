@@ -144,7 +144,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     while True:
         if shards is not None and wanted > 0 and not retry:
             shards.write(wanted)
-        generate(run, retry, limits)
+        summary = generate(run, retry, limits)
         samples.add_new()
         wanted = _next_round(config, shards, samples.counts)
         if retry or wanted == 0:
@@ -156,6 +156,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     exported = _export(config, prepared, samples, own)
     console.print_lines(report_lines(config, samples.counts, exported))
     _require_enough(config, samples.counts, bool(retry))
+    console.refuse_all_failed(summary, run)
     return 0
 
 

@@ -107,9 +107,11 @@ def retry_and_summarize(
 
 
 def refuse_all_failed(summary: "Summary", config: "RunConfig") -> None:
-    """Raise `IncompleteRunError` if every trace of ``summary`` has failed."""
+    """Raise `IncompleteRunError` if every trace has failed, or some because the input is damaged."""
     from pipeline.output.reader import finished_parts
 
+    if summary.damage:
+        raise IncompleteRunError(summary.damage)
     if not summary.traces or summary.states["failed"] < summary.traces:
         return
     parts = finished_parts(config.output.path)

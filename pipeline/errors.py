@@ -106,6 +106,12 @@ class RequestRejectedError(RowError):
     kind = "request_rejected"
 
 
+class UnreadableRowError(RowError):
+    """The input file can't be read at this row."""
+
+    kind = "unreadable"
+
+
 class EngineKilledError(RowError):
     """The engine died every time this row ran."""
 

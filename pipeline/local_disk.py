@@ -1,10 +1,14 @@
-"""Files of a local disk: written beside their place, then renamed into it."""
+"""Files of a local disk: listed with links, written beside their place, then renamed into it."""
 
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import ELOOP
+from operator import attrgetter
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO
 
 from pipeline.errors import FileChangedError
@@ -26,7 +30,7 @@ def local_version(path: Path) -> str | None:
 def drafted(path: Path, over: str | None) -> Iterator[IO[bytes]]:
     """A file beside ``path`` that takes its place at the end, if that has the version ``over``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{DRAFT}")
+    draft = path.with_name(f".{uuid.uuid4().hex}{DRAFT}")  # shorter than any name of ours
     try:
         with draft.open("wb") as file:
             yield file
@@ -49,3 +53,96 @@ def _publish(draft: Path, path: Path, over: str | None) -> None:
     if over != ANY_VERSION and local_version(path) != over:
         raise FileChangedError(path.name)
     os.replace(draft, path)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One listed file.
+
+    ``name``: relative to the root of the listing. ``size``: in bytes. ``tag``: changes with the
+    content; the ETag where the store has one, otherwise the modification time.
+    """
+
+    name: str
+    size: int
+    tag: str
+
+
+def walk(root: str, folder: str, left_out: list[str]) -> list[FileInfo]:
+    """All files below ``folder`` of ``root``, sorted by name; none if it does not exist.
+
+    Links to folders are followed, unless files would be listed twice. ``left_out`` gets the names
+    of links that are not followed, each with the reason.
+    """
+    seen = {os.path.realpath(f"{root}/{folder}")}
+    return sorted(_walk(root, folder, seen, left_out), key=attrgetter("name"))
+
+
+def glob(root: str, pattern: str, left_out: list[str]) -> list[FileInfo]:
+    """The files that match ``pattern``, sorted by name; ``left_out``: as in `walk`."""
+    paths = {path.relative_to(root).as_posix(): path for path in Path(root).glob(pattern)}
+    left_out += [name + _BROKEN for name, path in paths.items() if _is_broken(path)]
+    infos = (_info(path, name) for name, path in sorted(paths.items()))
+    return [info for info in infos if info]
+
+
+def name_limits(root: str) -> tuple[int, int]:
+    """The most bytes that a file's name and a whole path may have where ``root`` is or will be."""
+    folder = Path(root)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return os.pathconf(folder, "PC_NAME_MAX"), os.pathconf(folder, "PC_PATH_MAX") - 1
+
+
+def _walk(root: str, folder: str, seen: set[str], left_out: list[str]) -> Iterator[FileInfo]:
+    """All files below ``folder``. There can be thousands: one stat each, no more.
+
+    ``seen``: the real paths of the folders that are listed with all that is below them.
+    """
+    try:
+        entries = list(os.scandir(f"{root}/{folder}" if folder else root))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    prefix = f"{folder}/" if folder else ""
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, name, seen, left_out)
+        elif info := _info(entry, name):
+            yield info
+        elif entry.is_symlink() and os.path.isdir(entry.path):
+            target = os.path.realpath(entry.path)
+            if any(_overlap(target, path) for path in seen):
+                left_out.append(f"{name} (a link to a folder that overlaps one that is listed)")
+            else:
+                seen.add(target)
+                yield from _walk(root, name, seen, left_out)
+        elif _is_broken(entry.path):
+            left_out.append(name + _BROKEN)
+
+
+def _info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
+    """The info of a file or a link to one; None for anything else, drafts and vanished files."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == ELOOP:
+            return None
+        raise
+    if not S_ISREG(stat.st_mode) or name.endswith(DRAFT):
+        return None
+    return FileInfo(name, stat.st_size, str(stat.st_mtime_ns))
+
+
+_BROKEN = " (a link that leads nowhere)"
+
+
+def _is_broken(path: str | Path) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two folders lies in the other."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")

@@ -20,7 +20,8 @@ class Shard:
     """One input file.
 
     ``name``: relative to the input root. ``path``: as the filesystem spells it. ``size``: in bytes.
-    ``tag``: the version tag of `pipeline.storage.FileInfo`.
+    ``tag``: the version tag of `pipeline.storage.FileInfo`. ``digest``: of the file's end, where
+    Parquet keeps the footer; empty if unknown.
     """
 
     name: str
@@ -28,37 +29,64 @@ class Shard:
     rows: int
     size: int
     tag: str
+    digest: str = ""
 
     @property
     def identity(self) -> dict[str, int | str]:
-        """The values that change when the file is replaced, as far as a listing shows."""
-        return {"rows": self.rows, "size": self.size, "tag": self.tag}
+        """What identifies the file's content, as far as its listing and its end show it."""
+        identity: dict[str, int | str] = {"rows": self.rows, "size": self.size, "tag": self.tag}
+        return {**identity, "digest": self.digest} if self.digest else identity
+
+    def is_unchanged(self, known: Mapping[str, Any]) -> bool:
+        """Whether an earlier `identity` is of the same content.
+
+        A copied file has another tag, but the same size and the same end.
+        """
+        same_tag = known["tag"] == self.tag
+        same_end = bool(self.digest) and known.get("digest") == self.digest
+        return (known["rows"], known["size"]) == (self.rows, self.size) and (same_tag or same_end)
 
 
 @dataclass(frozen=True)
 class KnownShards:
     """The shards that an earlier run recorded.
 
-    ``identities``: `Shard.identity` by shard name. ``schema``: the Arrow schema common to all
-    shards, None if unknown. ``location``: the input location they were listed from.
+    ``identities``: `Shard.identity` by shard name. ``schema``: the Arrow schema of the input
+    columns in the output, None if unknown. ``location``: the input location they were listed from.
     """
 
     identities: Mapping[str, Mapping[str, Any]]
     schema: Any = None
     location: str | None = None
 
-    def if_unchanged(self, location: str, files: Iterable[Any]) -> "KnownShards":
-        """Itself if no known shard differs among ``files``, else `NONE_KNOWN`.
+    def unchanged(self, location: str, info: Any) -> Mapping[str, Any] | None:
+        """The identity of a file if its listing shows that it is unchanged, else None.
 
-        ``files``: the `FileInfo` of every file listed at ``location``. New files are no change.
+        ``info``: its `FileInfo`, listed at ``location``.
         """
-        changed = any(
-            (known["size"], known["tag"]) != (info.size, info.tag)
-            for info in files
-            if (known := self.identities.get(info.name)) is not None
+        known = self.identities.get(info.name)
+        if known is None or self.schema is None or self.location != location:
+            return None
+        same = (known["size"], known["tag"]) == (info.size, info.tag) and known.get("digest")
+        return known if same else None
+
+    def touched(self, shards: Iterable[Shard]) -> list[Shard]:
+        """The shards of unchanged content whose tags have changed: they were copied."""
+        return [
+            shard
+            for shard in shards
+            if (known := self.identities.get(shard.name)) is not None
+            and shard.is_unchanged(known)
+            and known["tag"] != shard.tag
+        ]
+
+    def are_among(self, shards: Iterable[Shard]) -> bool:
+        """Whether all known shards are among ``shards``, with the same names and content."""
+        present = {shard.name: shard for shard in shards}
+        return bool(self.identities) and all(
+            name in present and present[name].is_unchanged(known)
+            for name, known in self.identities.items()
         )
-        unusable = changed or self.schema is None or self.location != location
-        return NONE_KNOWN if unusable else self
 
 
 NONE_KNOWN = KnownShards({})

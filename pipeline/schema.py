@@ -1,6 +1,6 @@
 """The Arrow schemas of prompts and traces; no I/O."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,10 @@ ORIGIN_FIELDS = (
     pa.field(STOP_COLUMN, pa.int64(), nullable=False),
 )
 ORIGIN_COLUMNS: tuple[str, ...] = tuple(field.name for field in ORIGIN_FIELDS)
+# Why the file could not be read at this row; null for nearly all rows.
+UNREADABLE_COLUMN = "__qwq_unreadable"
+UNREADABLE_FIELD = pa.field(UNREADABLE_COLUMN, pa.string())
+RESERVED_COLUMNS = (*ORIGIN_COLUMNS, UNREADABLE_COLUMN)
 
 
 def trace_fields(rename: Mapping[str, str], raw_text: bool) -> list[pa.Field]:
@@ -63,61 +67,50 @@ def trace_fields(rename: Mapping[str, str], raw_text: bool) -> list[pa.Field]:
     return [field.with_name(rename.get(field.name, field.name)) for field in fields]
 
 
-def output_schema(prompts: pa.Schema, rename: Mapping[str, str], raw_text: bool) -> pa.Schema:
+def output_schema(
+    prompts: pa.Schema, rename: Mapping[str, str], raw_text: bool, ignore_case: bool = True
+) -> pa.Schema:
     """The schema of a finished part: all input columns, then ours as in `trace_fields`.
 
-    Raises `InputError` if the input already has a column of that name.
+    Raises `InputError` if two columns would have the same name; with ``ignore_case`` also if they
+    differ by case only, because SQL engines take these for one.
     """
     ours = trace_fields(rename, raw_text)
+    key = str.lower if ignore_case else str
     original = {new: old for old, new in rename.items()}
-    clashes = [field.name for field in ours if field.name in prompts.names]
+    theirs = {key(name): name for name in prompts.names}
+    clashes = {field.name: theirs[key(field.name)] for field in ours if key(field.name) in theirs}
     if clashes:
         names = [original.get(name, name) for name in clashes]
-        hints = ", ".join(f"output.rename.{name}=qwq_{name}" for name in names)
+        hints = " ".join(f"--set output.rename.{name}=qwq_{name}" for name in names)
+        taken = ", ".join(clashes.values())
+        what = "which the output would add"
+        if any(name != other for name, other in clashes.items()):
+            what = f"and the output would add {', '.join(clashes)}: {_CASE}"
         raise InputError(
-            f"the input already has a column {', '.join(clashes)}, which the output would add; "
-            f"rename the output's column with --set {hints}"
+            f"the input already has a column {taken}, {what}; rename the output's column with "
+            f"{hints}"
         )
-    reserved = [name for name in prompts.names if name in ORIGIN_COLUMNS]
+    reserved = [name for name in prompts.names if name in RESERVED_COLUMNS]
     if reserved:
         raise InputError(
             f"the input has a column {reserved[0]}, a name reserved by the pipeline; rename it"
         )
+    for name in (*prompts.names, *(field.name for field in ours)) if ignore_case else ():
+        if theirs.setdefault(key(name), name) != name:
+            raise InputError(
+                f"the columns {theirs[key(name)]} and {name} differ by case only: {_CASE}; rename "
+                "one of them"
+            )
     return pa.schema([*prompts, *ours])
 
 
+_CASE = "DuckDB, Spark and other SQL engines take names that differ by case only for one"
+
+
 def with_origin(schema: pa.Schema) -> pa.Schema:
-    """``schema`` followed by the provenance columns (`ORIGIN_FIELDS`)."""
-    return pa.schema([*schema, *ORIGIN_FIELDS])
-
-
-def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
-    """Combine the schemas of all shards, given as (name, schema), and drop their metadata.
-
-    Every column is nullable, as some shards may lack it. Number types widen. Raises `InputError`
-    for no shards, a column name that occurs twice, or a shard whose types clash (named).
-    """
-    unified: pa.Schema | None = None
-    for shard, schema in schemas:
-        plain = pa.schema([field.with_nullable(True).remove_metadata() for field in schema])
-        if unified is None or plain.equals(unified):
-            unified = plain
-            continue
-        try:
-            unified = pa.unify_schemas([unified, plain], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(
-                f"the columns of {shard} do not fit the other shards: {error}; convert them to "
-                "the types of the others"
-            ) from None
-    if unified is None:
-        raise InputError("there are no shards to take a schema from")
-    repeated = {name for name in unified.names if unified.names.count(name) > 1}
-    if repeated:
-        raise InputError(
-            f"the input has several columns called {', '.join(sorted(repeated))}; rename them"
-        )
-    return unified
+    """``schema`` followed by the provenance columns (`ORIGIN_FIELDS`) and `UNREADABLE_COLUMN`."""
+    return pa.schema([*schema, *ORIGIN_FIELDS, UNREADABLE_FIELD])
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -126,12 +119,65 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     Raises `pyarrow.ArrowInvalid` if a value does not fit its new type.
     """
     columns = [
-        table[field.name].cast(field.type)
+        cast(table[field.name], field.type)
         if field.name in table.column_names
         else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def cast(column: Any, type_: pa.DataType) -> Any:
+    """``column`` (an array, chunked or not) as ``type_``.
+
+    Raises `pyarrow.ArrowInvalid` if a value does not fit.
+    """
+    try:
+        return column.cast(type_)
+    except pa.ArrowNotImplementedError:  # Arrow has no kernel for some views inside lists
+        if isinstance(column, pa.ChunkedArray):
+            return pa.chunked_array([pa.array(column.to_pylist(), type_)])
+        return pa.array(column.to_pylist(), type_)
+
+
+def plain_value(scalar: Any) -> Any:
+    """The Python value of an Arrow scalar, also where Python has none for it.
+
+    Bytes that are no UTF-8 become U+FFFD. A time beyond Python's years becomes text.
+    """
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        if isinstance(scalar, pa.StructScalar):
+            return {name: plain_value(value) for name, value in scalar.items()}
+        if isinstance(scalar, pa.DictionaryScalar):
+            return plain_value(scalar.value)
+        if isinstance(scalar, pa.MapScalar):
+            pairs = scalar.values
+            return [(plain_value(pair["key"]), plain_value(pair["value"])) for pair in pairs]
+        if isinstance(scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+            return [plain_value(value) for value in scalar.values]
+        if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
+            return scalar.as_buffer().to_pybytes().decode(errors="replace")
+        return scalar.cast(pa.string()).as_py()
+
+
+def plain_values(column: Any) -> list[Any]:
+    """`plain_value` of each value of ``column``, an array, chunked or not."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        values = [plain_value(scalar) for scalar in column]
+    return values
+
+
+def plain_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of ``table`` as dicts of `plain_value`."""
+    columns = [plain_values(column) for column in table.columns]
+    if not columns:
+        return [{} for _ in range(table.num_rows)]
+    names = table.schema.names
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def row_numbers(samples: Any, first_row: int) -> Any:

@@ -14,17 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from stat import S_ISREG
 from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline import local_disk
 from pipeline.errors import FileChangedError, StorageError, first_line
-from pipeline.local_disk import ANY_VERSION, DRAFT, drafted, local_version
+from pipeline.local_disk import ANY_VERSION, FileInfo, drafted, local_version
 
 # The S3 client retries throttling, 5xx, timeouts and resets, and doubles the wait each time: ten
 # attempts take about a minute. Its "standard" mode gives up early when many threads see errors at
@@ -32,6 +31,7 @@ from pipeline.local_disk import ANY_VERSION, DRAFT, drafted, local_version
 ATTEMPTS, FIRST_ATTEMPTS = 10, 3
 REQUESTS_AT_ONCE = 16
 LARGEST_PUT = 5 * 2**30  # bytes; S3 takes no more in one request
+OBJECT_KEY_BYTES = 1024  # of S3 and Google Cloud Storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,19 +53,6 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
             yield pending.popleft().result()
 
 
-@dataclass(frozen=True)
-class FileInfo:
-    """One listed file.
-
-    ``name``: relative to the root of the listing. ``size``: in bytes. ``tag``: changes with the
-    content; the ETag where the store has one, otherwise the modification time.
-    """
-
-    name: str
-    size: int
-    tag: str
-
-
 class Storage:
     """A folder on a filesystem.
 
@@ -83,11 +70,15 @@ class Storage:
         """The path of ``name`` as the filesystem spells it."""
         return f"{self.root}/{name}" if name else self.root
 
-    def files(self, folder: str = "") -> list[FileInfo]:
-        """All files below ``folder`` at any depth, sorted by name; none if it does not exist."""
+    def files(self, folder: str = "", left_out: list[str] | None = None) -> list[FileInfo]:
+        """All files below ``folder`` at any depth, sorted by name; none if it does not exist.
+
+        Links to folders are followed, unless their files would be listed twice. ``left_out`` gets
+        the names of all links that are not followed, each with the reason.
+        """
         with self._errors("list"):
             if self.is_local:
-                return sorted(self._walk(folder), key=attrgetter("name"))
+                return local_disk.walk(self.root, folder, [] if left_out is None else left_out)
             self.fs.invalidate_cache()
             try:
                 return self._infos(self.fs.find(self.path(folder), detail=True))
@@ -95,14 +86,15 @@ class Storage:
                 self._require_bucket()
                 return []
 
-    def glob(self, pattern: str) -> list[FileInfo]:
+    def glob(self, pattern: str, left_out: list[str] | None = None) -> list[FileInfo]:
         """The files that match ``pattern``, sorted by name.
 
-        ``pattern``: relative to the root, with ``*``, ``?`` and ``**``.
+        ``pattern``: relative to the root, with ``*``, ``?`` and ``**``. ``left_out`` gets the names
+        of links that lead nowhere, as in `files`.
         """
         with self._errors("list"):
             if self.is_local:
-                return self._local_infos(Path(self.root).glob(pattern))
+                return local_disk.glob(self.root, pattern, [] if left_out is None else left_out)
             self.fs.invalidate_cache()
             matches = self.fs.glob(self.path(pattern), detail=True)
             if not matches:
@@ -124,22 +116,12 @@ class Storage:
         """The URL with local paths made absolute, so that other processes can open it."""
         return self.root if self.is_local else self.url
 
-    def _local_infos(self, paths: Iterable[Path]) -> list[FileInfo]:
-        infos = (_local_info(path, path.relative_to(self.root).as_posix()) for path in paths)
-        return sorted((info for info in infos if info), key=attrgetter("name"))
-
-    def _walk(self, folder: str) -> Iterator[FileInfo]:
-        """All local files below ``folder``. There can be thousands: one stat each, no more."""
-        try:
-            entries = list(os.scandir(self.path(folder)))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        prefix = f"{folder}/" if folder else ""
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(prefix + entry.name)
-            elif info := _local_info(entry, prefix + entry.name):
-                yield info
+    @property
+    def name_limits(self) -> tuple[int, int]:
+        """The most bytes that a file or folder name and a whole path may have."""
+        if not self.is_local:
+            return OBJECT_KEY_BYTES, OBJECT_KEY_BYTES
+        return local_disk.name_limits(self.root)
 
     def _infos(self, details: dict[str, dict[str, Any]]) -> list[FileInfo]:
         """What fsspec lists, by path, as `FileInfo`; without folders and their placeholders."""
@@ -350,17 +332,6 @@ def _options(url: str, attempts: int) -> dict[str, Any]:
         "read_timeout": 60,
     }
     return {"config_kwargs": client, "use_listings_cache": False}
-
-
-def _local_info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
-    """The info of a file or a link to one; None for anything else, drafts and vanished files."""
-    try:
-        stat = file.stat()
-    except FileNotFoundError:
-        return None
-    if not S_ISREG(stat.st_mode) or name.endswith(DRAFT):
-        return None
-    return FileInfo(name, stat.st_size, str(stat.st_mtime_ns))
 
 
 def _s3_code(error: BaseException) -> str | None:

@@ -20,6 +20,7 @@ from pipeline.engines import engine_type
 from pipeline.errors import (
     ConfigError,
     EngineError,
+    InputError,
     ModelError,
     QwqBatchError,
     TaskKilledError,
@@ -184,16 +185,16 @@ def results(tasks: Iterable[Any]) -> Iterator[Any]:
 def explain(error: BaseException) -> QwqBatchError:
     """An error of Ray's as one of ours, with its reason and the folder of the logs.
 
-    A model that can't be loaded is a `ModelError`: the user has to mend it. Anything else is an
-    `EngineError`: the run can be continued.
+    A model that can't be loaded is a `ModelError`, and an input that is gone or has changed an
+    `InputError`: the user has to mend these. Anything else is an `EngineError`.
     """
     nodes = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
     session = nodes[0]["ObjectStoreSocketName"].split("/sockets/")[0] if nodes else "Ray's session"
     logs = f"the workers' logs are in {session}/logs"
     chain = list(_chain(error))
     ours = [each for each in chain if isinstance(each, QwqBatchError)]
-    if ours and isinstance(ours[-1], ModelError):
-        return ModelError(f"{ours[-1].message}\n{logs}")
+    if ours and isinstance(ours[-1], ModelError | InputError):
+        return type(ours[-1])(f"{ours[-1].message}\n{logs}")
     texts = [str(each).strip() for each in chain if str(each).strip()]
     reason = ours[-1].message if ours else texts[-1] if texts else type(error).__name__
     remedy = "finished rows are kept"

@@ -22,13 +22,14 @@ from pipeline.execution.context_tiers import divide
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.sink import compared
 from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
-from pipeline.input.shards import read_bundle
+from pipeline.input.rows import read_bundle
 from pipeline.output.ledger import Ledger
 from pipeline.output.merge import fragment_tables
 from pipeline.planning import Part, PartRef, Range
 from pipeline.schema import (
     ROW_COLUMN,
     SAMPLES_COLUMN,
+    UNREADABLE_COLUMN,
     conform,
     row_numbers,
     trace_fields,
@@ -217,7 +218,8 @@ def _copied(
                     origin = origins[j] or source
                     # The source of a copy may be lost, and get its traces back from the copy.
                     duplicate_of.append(None if origin == this else origin)
-        prompts, copied = table.take(copy_rows), traces.take(trace_rows)
+        prompts = table.drop_columns([UNREADABLE_COLUMN]).take(copy_rows)
+        copied = traces.take(trace_rows)
         columns = dict(zip(prompts.column_names, prompts.columns, strict=True))
         columns |= zip(copied.column_names, copied.columns, strict=True)
         columns[names["duplicate_of"]] = pa.chunked_array([pa.array(duplicate_of, pa.string())])

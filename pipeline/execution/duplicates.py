@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from pipeline.execution.cluster import results
@@ -27,13 +26,12 @@ from pipeline.execution.context_tiers import divide
 from pipeline.execution.copies import Copies, RowIndex
 from pipeline.execution.prepare import PassContext, PreparedRun
 from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
-from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
+from pipeline.input.rows import ROWS_A_READ_TASK, read_bundle
 from pipeline.output import passes
 from pipeline.planning import Pass, Range, bundles
 from pipeline.prompts.messages import row_messages, row_tools
 from pipeline.prompts.render import TableRow
-from pipeline.prompts.template import columns_of
-from pipeline.schema import SAMPLES_COLUMN, with_origin
+from pipeline.schema import SAMPLES_COLUMN, UNREADABLE_COLUMN, with_origin
 
 HASH_BYTES = 16
 
@@ -81,10 +79,10 @@ def hash_rows(context: PassContext, bundle: Sequence[Range]) -> Any:
     """The hashes of the rows of ``bundle``, shape (2, rows); 0 for a row without a prompt."""
     config, columns = context.config, context.columns
     system, suffix = config.prompt.system, config.suffix_text
-    named = (columns.prompt, columns.messages, columns.tools, *columns_of(columns.template or ""))
-    schema = pa.schema([field for field in context.prompts if field.name in named])
 
     def digest(row: TableRow) -> bytes:
+        if row[UNREADABLE_COLUMN] is not None:
+            return bytes(HASH_BYTES)
         try:
             messages = row_messages(row, columns, system, suffix)
             # Keys stay in the row's own order, because templates write them in it.
@@ -93,7 +91,9 @@ def hash_rows(context: PassContext, bundle: Sequence[Range]) -> Any:
             return bytes(HASH_BYTES)
         return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
-    tables = read_bundle(config.input.path, bundle, context.run_pass.samples, with_origin(schema))
+    # All columns: a row with a column that can't be read is neither a copy nor a source.
+    schema = with_origin(context.prompts)
+    tables = read_bundle(config.input.path, bundle, context.run_pass.samples, schema)
     rows = (TableRow(table, i) for table in tables for i in range(table.num_rows))
     return np.frombuffer(b"".join(map(digest, rows)), np.uint64).reshape(-1, 2).T
 

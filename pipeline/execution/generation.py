@@ -30,7 +30,7 @@ from pipeline.reasoning.repetition import RepetitionDetector
 from pipeline.reasoning.sampling import derive_seed, still_to_draw
 from pipeline.reasoning.think_format import State
 from pipeline.reasoning.trace import Trace, TraceMaker
-from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, trace_fields
+from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, UNREADABLE_COLUMN, trace_fields
 
 ORIGIN = (PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN)
 
@@ -311,7 +311,11 @@ class Generator:
 
 
 def with_traces(block: pa.Table, rows: Sequence[Sequence[Trace]], output: OutputConfig) -> pa.Table:
-    """``block`` with each row repeated for each of its traces, and the traces' columns added."""
+    """``block`` with each row repeated for each of its traces, and the traces' columns added.
+
+    `UNREADABLE_COLUMN` is dropped: it is in the traces' errors.
+    """
+    block = block.select([name for name in block.column_names if name != UNREADABLE_COLUMN])
     table, traces = block, [trace for row in rows for trace in row]
     if any(len(row) != 1 for row in rows):
         table = block.take([i for i, row in enumerate(rows) for _ in row])

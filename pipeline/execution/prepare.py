@@ -1,6 +1,7 @@
 """Prepares a run: everything that can be refused is refused here, before anything starts."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
 from pipeline.input.references import sample_references
-from pipeline.input.shards import find_shards
+from pipeline.input.shards import Input, find_shards
 from pipeline.output import passes
-from pipeline.output.ledger import SAMPLES, Ledger
+from pipeline.output.layout import check_names
+from pipeline.output.ledger import INPUT, SAMPLES, Ledger
 from pipeline.output.manifest import run_settings, software_versions
-from pipeline.planning import Part, Pass, Plan, Shard, split_parts
+from pipeline.planning import KnownShards, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.schema import TRACE_COLUMNS, output_schema
@@ -29,7 +31,8 @@ class PreparedRun:
     """A run that has passed every check, with all that its passes need.
 
     ``prompts``: the schema of the input; ``traces``: of the output. ``references``: how the right
-    answers in the input are read; None if it has none.
+    answers in the input are read; None if it has none. ``notes``: what
+    people should know about the input.
     """
 
     config: RunConfig
@@ -42,6 +45,7 @@ class PreparedRun:
     parts: tuple[Part, ...]
     tiers: tuple[ContextTier, ...]
     references: ReferenceSample | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -80,7 +84,8 @@ class PreparedRun:
     def open_output(self) -> None:
         """Record the run's settings and its shards in the output."""
         self.ledger.open_run(self.settings, self.versions)
-        self.ledger.record_shards(self.shards, self.prompts, self.settings["input.path"])
+        location = Storage(self.config.input.path).location
+        self.ledger.record_shards(self.shards, self.prompts, location)
 
 
 @dataclass(frozen=True)
@@ -116,43 +121,90 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     for url in (config.input.path, config.output.path):
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
-    shards, prompts = find_shards(config.input.path, ledger.known_shards())
-    columns = check_columns(config, prompts)
-    traces = output_schema(prompts, config.output.rename, config.output.raw_text)
+    manifest, known = ledger.manifest(), ledger.known_shards()
+    found = find_shards(config.input.path, known)
+    columns = check_columns(config, found)
+    # An output of an older version may have such names; it has to be finished as it is.
+    is_new = manifest is None
+    traces = output_schema(found.schema, config.output.rename, config.output.raw_text, is_new)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
     settings |= engine.result_settings(config.engine)
     references = None
     if column := config.answer.reference_column:
         references = sample_references(
-            config.input.path, shards, column, config.answer.load_format()
+            config.input.path, found.shards, column, config.answer.load_format()
         )
         if references.reading.kind:
             settings[REFERENCES] = references.reading.kind
     refuse_output_in_input(config, ledger.store)
-    ledger.check_run(settings, may_change)
-    ledger.check_shards(shards)
-    parts = tuple(split_parts(shards, config.output.rows_per_part))
+    _refuse_link_to_output(found, ledger.store)
+    moved_from = None if manifest is None else manifest["settings"].get(INPUT)
+    if moved_from and known.are_among(found.shards):
+        settings[INPUT] = moved_from  # the same shards, wherever they are now
+    try:
+        ledger.check_run(settings, may_change)
+    except OutputError as error:
+        hint = _MOVED if moved_from not in (None, settings[INPUT]) else ""
+        raise OutputError(error.message + hint) from None
+    ledger.check_shards(found.shards)
+    parts = tuple(split_parts(found.shards, config.output.rows_per_part))
+    check_names(parts, ledger.store)
     tiers = context_tiers(config)
+    notes = (*found.notes, *_notes(known, found))
     return PreparedRun(
-        config, columns, prompts, traces, settings, ledger, tuple(shards), parts, tiers, references
-    )
+        config, columns, found.schema, traces, settings, ledger, tuple(found.shards), parts, tiers,
+        references, notes,
+    )  # fmt: skip
 
 
-def check_columns(config: RunConfig, prompts: pa.Schema) -> PromptColumns:
-    """The columns that make a prompt; raises `InputError` if ``prompts`` lacks a named column."""
+_MOVED = (
+    "; an input that was moved or copied is accepted if all shards of the run are there, with the "
+    "same names and content"
+)
+
+
+def _notes(known: KnownShards, found: Input) -> Iterator[str]:
+    if touched := known.touched(found.shards):
+        yield (
+            f"{len(touched):,} shards have other times or tags than when the run began, but the "
+            f"same size and footer, and count as unchanged (the first: {touched[0].name})"
+        )
+
+
+def check_columns(config: RunConfig, found: Input) -> PromptColumns:
+    """The columns that make a prompt; raises `InputError` if the input lacks a named column."""
+    prompts = found.schema
     section, reference = config.input, config.answer.reference_column
     named = PromptColumns(
         section.prompt_column, section.messages_column, section.tools_column, config.prompt.template
     )
-    columns = prompt_columns(prompts, named)
-    if reference is not None and reference not in prompts.names:
-        raise InputError(
-            f"answer.reference_column is {reference}, but the input has only the columns "
-            f"{', '.join(prompts.names)}"
-        )
+    try:
+        columns = prompt_columns(prompts, named)
+        if reference is not None and reference not in prompts.names:
+            raise InputError(
+                f"answer.reference_column is {reference}, but the input has only the columns "
+                f"{', '.join(prompts.names)}"
+            )
+    except InputError as error:
+        raise InputError(error.message + _folder_hint(found)) from None
     check_column(prompts, section.length_column)
     return columns
+
+
+def _folder_hint(found: Input) -> str:
+    """What to do about values that only the names of folders hold."""
+    keys = {
+        key: folder for key, folder in found.folder_keys.items() if key not in found.schema.names
+    }
+    if not keys:
+        return ""
+    return (
+        f". Folder names such as {next(iter(keys.values()))} are not read as columns; write "
+        f"{', '.join(keys)} into the files, for example with DuckDB: COPY (FROM "
+        "read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' (FORMAT parquet, "
+        "PER_THREAD_OUTPUT true)"
+    )
 
 
 def context_tiers(config: RunConfig) -> tuple[ContextTier, ...]:
@@ -161,6 +213,19 @@ def context_tiers(config: RunConfig) -> tuple[ContextTier, ...]:
         return (AS_CONFIGURED,)
     model = load_model_config(config.model.path, config.model.revision)
     return make_context_tiers(config, model)
+
+
+def _refuse_link_to_output(found: Input, output: Storage) -> None:
+    """Raise `OutputError` if a link in the input leads to the output, which are no prompts."""
+    if not output.is_local:
+        return
+    root = os.path.realpath(output.root)
+    for folder in {os.path.dirname(shard.path) for shard in found.shards}:
+        if f"{os.path.realpath(folder)}/".startswith(f"{root}/"):
+            raise OutputError(
+                f"{folder} in the input leads to output.path {output.url}; remove that link, or "
+                "choose another output.path"
+            )
 
 
 def refuse_output_in_input(config: RunConfig, output: Storage) -> None:

@@ -13,7 +13,7 @@ from pipeline.errors import RowError
 from pipeline.execution.cluster import results
 from pipeline.execution.context_tiers import UNRENDERED, ContextTier, assign, divide
 from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
-from pipeline.input.shards import read_bundle
+from pipeline.input.rows import read_bundle
 from pipeline.planning import Range, bundles
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.render import PromptRenderer, TableRow, render_row

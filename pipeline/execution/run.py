@@ -3,6 +3,7 @@
 summary = run(load_config("configs/demo.yaml"))
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from pipeline.output import lease, passes
 from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import PartRef, Pass, Plan, Range
+
+logger = logging.getLogger(__name__)
 
 
 def no_observer(
@@ -123,6 +126,8 @@ def exclusive_driver(
     prepared: PreparedRun, observer: RunObserver, limits: Limits | None = None
 ) -> Iterator[RunControl]:
     """Be the only driver of this output, until a signal, a limit or another driver ends it."""
+    for note in prepared.notes:
+        logger.warning(note)
     limits = limits or Limits(prepared.config)
     store = prepared.ledger.store
     with (

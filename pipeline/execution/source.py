@@ -12,7 +12,7 @@ from ray.data.datasource import ReadTask
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.task_deaths import READ_DEATHS, ends_of, refuse_endless_deaths
 from pipeline.input.longest_first import Lengths, longest_first
-from pipeline.input.shards import ROWS_A_READ_TASK, read_bundle
+from pipeline.input.rows import ROWS_A_READ_TASK, read_bundle
 from pipeline.planning import Range, bundles
 from pipeline.schema import with_origin
 

@@ -1,124 +1,119 @@
-"""Find prompt shards, count their rows from the footers, and read them."""
+"""Find prompt shards: their files, their rows as the footers count them, and their columns."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from itertools import groupby
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
-from pipeline.planning import NONE_KNOWN, PARQUET, KnownShards, PartRef, Range, Shard
-from pipeline.schema import ORIGIN_COLUMNS, ORIGIN_FIELDS, conform, unify
-from pipeline.storage import FileInfo, Storage, map_in_threads
+from pipeline.errors import InputError, first_line
+from pipeline.input.column_types import Check, fit, plain, unify
+from pipeline.local_disk import FileInfo
+from pipeline.planning import NONE_KNOWN, KnownShards, Shard
+from pipeline.schema import cast
+from pipeline.storage import Storage, map_in_threads
 
-# The first read of a file's end: enough for nearly all footers, and little to fetch.
+# The first read of a file's end: enough for nearly all footers, and little to fetch. Shards are
+# recognized by a digest of it, so another value would take all shards for changed.
 FOOTER_BYTES = 65_536
-# The rows of one read task. Small enough to start soon; large enough that big row groups are not
-# fetched again for every few rows.
-ROWS_A_READ_TASK = 32_768
-ROWS_A_BATCH = 1024
+# The endings of Parquet files, also with the codec behind it, as pandas' documentation has them.
+PARQUET_NAMES = re.compile(
+    r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|brotli|br|lz4))?$", re.IGNORECASE
+)
+# How to convert what people have instead of Parquet: by the ending, the module of pyarrow and a
+# call that reads the file.
+CONVERSIONS = {
+    r"\.(jsonl|ndjson|json)(\.gz)?$": ("json", "read_json('{}', m.ReadOptions(block_size=2**30))"),
+    r"\.csv(\.gz)?$": (
+        "csv", "read_csv('{}', parse_options=m.ParseOptions(newlines_in_values=True))",
+    ),
+    r"\.tsv(\.gz)?$": ("csv", "read_csv('{}', parse_options=m.ParseOptions(delimiter='\\t'))"),
+    r"\.(arrow|feather)$": ("feather", "read_table('{}')"),
+}  # fmt: skip
+MAX_NAMED = 5
+ROWS_A_CHECK = 65_536
 
 
-def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> tuple[list[Shard], pa.Schema]:
-    """The Parquet files at ``url`` (folder, file or glob), sorted by name, and their schema.
+@dataclass(frozen=True)
+class Input:
+    """The shards of an input, in the order of their names, and their common `schema`.
 
-    The schema is `unify` of all shards. Footers of ``known`` shards are not read again while the
-    listing shows these unchanged. Files and folders that begin with ``_`` or ``.`` are ignored, as
-    all Parquet readers do. Raises `InputError` if there are no files, one can't be read, or their
-    columns clash.
+    ``notes``: what people should know, such as files that were left out.
     """
-    store, files = find_files(url, PARQUET)
-    if not files:
-        raise InputError(f"input.path {url}: no Parquet files there")
-    known = known.if_unchanged(Storage(url).location, files)
-    rows = {name: identity["rows"] for name, identity in known.identities.items()}
-    new = [info for info in files if info.name not in rows]
-    schemas = [] if known.schema is None else [("what the other shards have", known.schema)]
-    for info, footer in zip(new, map_in_threads(partial(_footer, store), new), strict=True):
-        rows[info.name] = footer.num_rows
-        schemas.append((info.name, footer.schema.to_arrow_schema()))
-    shards = [
-        Shard(info.name, store.path(info.name), rows[info.name], info.size, info.tag)
-        for info in files
-    ]
-    return shards, unify(schemas)
+
+    shards: list[Shard]
+    schema: pa.Schema
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folder_keys(self) -> dict[str, str]:
+        """The keys of folders such as ``lang=en``, each with an example of such a folder."""
+        folders = (folder for shard in self.shards for folder in shard.name.split("/")[:-1])
+        return {folder.partition("=")[0]: folder for folder in folders if "=" in folder}
 
 
-def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Table]:
-    """All rows of one range, chosen or not, as tables of ``schema``; missing columns are null."""
-    with Storage(input_url).fs.open(piece.part.shard.path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        groups, position = _row_groups(parquet, piece.start, piece.stop)
-        for batch in parquet.iter_batches(ROWS_A_BATCH, groups, schema.names):
-            low, high = max(piece.start - position, 0), min(piece.stop - position, batch.num_rows)
-            position += batch.num_rows
-            if low < high:
-                yield conform(pa.Table.from_batches([batch.slice(low, high - low)]), schema)
-            if position >= piece.stop:
-                return
+class _Footer(NamedTuple):
+    rows: int
+    digest: str
+    schema: pa.Schema
 
 
-def read_bundle(
-    input_url: str, bundle: Sequence[Range], samples: tuple[int, ...], schema: pa.Schema
-) -> Iterator[pa.Table]:
-    """The rows to do of ``bundle``, as tables of ``schema`` with the provenance columns.
+def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> Input:
+    """The Parquet files at ``url`` (folder, file or glob), sorted by name.
 
-    ``bundle``: ranges, those of one part side by side. ``samples``: those of each row, for ranges
-    without picks. ``schema``: as `pipeline.schema.with_origin` makes it.
+    If ``known`` has a schema, that is the schema, and new shards have to fit it; otherwise it is
+    `unify` of all shards. Footers of known shards are not read again while the listing shows these
+    unchanged. Files and folders that begin with ``_`` or ``.`` are ignored, as all Parquet readers
+    do. Raises `InputError` if there are no files, one can't be read, or their columns clash.
     """
-    prompts = pa.schema([field for field in schema if field.name not in ORIGIN_COLUMNS])
-    # All ranges of a part in one read: every read decodes its first row group from the start.
-    for part, group in groupby(bundle, key=lambda piece: piece.part):
-        pieces = list(group)
-        part_text, row = str(PartRef.of(part)), pieces[0].start
-        requested = {
-            number: values
-            for piece in pieces
-            for number, values in _requested(piece, samples).items()
-        }
-        for table in read_rows(input_url, Range(part, row, pieces[-1].stop), prompts):
-            numbers = [n for n in range(row, row + table.num_rows) if n in requested]
-            if numbers:
-                chosen = table.take([number - row for number in numbers])
-                origins = zip(*((part_text, n, *requested[n]) for n in numbers), strict=True)
-                columns = [pa.array(c, f.type) for c, f in zip(origins, ORIGIN_FIELDS, strict=True)]
-                yield pa.table([*chosen.columns, *columns], schema=schema)
-            row += table.num_rows
-
-
-def _requested(
-    piece: Range, samples: tuple[int, ...]
-) -> dict[int, tuple[tuple[int, ...], int, int]]:
-    """By row to do: its samples, and the start and stop of the rows that it accounts for."""
-    if piece.picks is None:
-        return {row: (samples, row, row + 1) for row in range(piece.start, piece.stop)}
-    borders = [piece.start, *(row for row, _ in piece.picks[1:]), piece.stop]
-    return {
-        row: (chosen, borders[i], borders[i + 1]) for i, (row, chosen) in enumerate(piece.picks)
+    left_out = list[str]()
+    store, files = find_files(url, PARQUET_NAMES, left_out)
+    _refuse_other_files(url, files, left_out)
+    location = Storage(url).location
+    identities = {info.name: known.unchanged(location, info) for info in files}
+    new = [info for info in files if identities[info.name] is None]
+    footers = {
+        info.name: footer
+        for info, footer in zip(new, map_in_threads(partial(_footer, store), new), strict=True)
     }
+    shards = []
+    for info in files:
+        rows, digest = (
+            (identity["rows"], identity["digest"])
+            if (identity := identities[info.name]) is not None
+            else footers[info.name][:2]
+        )
+        path = store.path(info.name)
+        shards.append(Shard(info.name, path, rows, info.size, info.tag, digest))
+    schemas = [(name, footer.schema) for name, footer in footers.items()]
+    check: Check = partial(_misfit, store)
+    if known.schema is None:
+        schema, notes = unify(schemas, check)
+    else:
+        schema = plain(known.schema)
+        notes = fit(schemas, schema, check)
+    if left_out:
+        notes.append(
+            f"{len(left_out):,} files or links are not read: {_named(left_out)}; the names of "
+            "Parquet files must end in .parquet or .pq"
+        )
+    return Input(shards, schema, tuple(notes))
 
 
-def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
-    """The row groups with rows ``start`` to ``stop``, and the row number of their first row."""
-    groups: list[int] = []
-    first, position = 0, 0
-    for i in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(i).num_rows
-        if position < stop and position + rows > start:
-            first = first if groups else position
-            groups.append(i)
-        position += rows
-    return groups, first
-
-
-def find_files(url: str, ending: str) -> tuple[Storage, list[FileInfo]]:
+def find_files(
+    url: str, names: re.Pattern[str], left_out: list[str] | None = None
+) -> tuple[Storage, list[FileInfo]]:
     """The files at ``url`` (folder, file or glob), and the folder that their names start from.
 
-    ``ending``: of the file names, if ``url`` is a folder. Hidden files are ignored, as in
-    `find_shards`.
+    ``names``: what the file names must have, if ``url`` is a folder. ``left_out`` gets the names of
+    the others. Hidden files are ignored, as in `find_shards`.
     """
+    left_out = [] if left_out is None else left_out
     segments = url.split("/")
     wildcards = [i for i, segment in enumerate(segments) if set(segment) & set("*?[")]
     if wildcards and not Storage(url).is_folder():
@@ -128,24 +123,75 @@ def find_files(url: str, ending: str) -> tuple[Storage, list[FileInfo]]:
     else:
         folder, pattern = url, ""
     store = Storage(folder or ("/" if url.startswith("/") else "."))
-    files = (
-        store.glob(pattern) if pattern else [f for f in store.files() if f.name.endswith(ending)]
-    )
-    return store, [info for info in files if not _hidden(info.name)]
+    files = store.glob(pattern, left_out) if pattern else store.files(left_out=left_out)
+    files = [info for info in files if not _hidden(info.name)]
+    left_out[:] = [name for name in left_out if not _hidden(name)]
+    if not pattern:
+        left_out += [info.name for info in files if not names.search(info.name)]
+        files = [info for info in files if names.search(info.name)]
+    for info in files:
+        if any("\ud800" <= character <= "\udfff" for character in info.name):
+            raise InputError(f"{info.name!r}: the name of this file is not UTF-8; rename it")
+    return store, files
+
+
+def _refuse_other_files(url: str, files: Sequence[FileInfo], left_out: Sequence[str]) -> None:
+    """Raise `InputError` if there is no Parquet file, or one of another format was named."""
+    if not files:
+        there = f", but {_named(left_out)}" if left_out else ""
+        hint = next(filter(None, map(_conversion, left_out)), "")
+        raise InputError(f"input.path {url}: no Parquet files there{there}{hint}")
+    for info in files:
+        if not PARQUET_NAMES.search(info.name) and (hint := _conversion(info.name)):
+            raise InputError(f"input.path {url}: {info.name} is not a Parquet file{hint}")
+
+
+def _conversion(name: str) -> str:
+    """The command that makes a Parquet file of the file ``name``; empty if none is known."""
+    for ending, (module, read) in CONVERSIONS.items():
+        if found := re.search(ending, name, re.IGNORECASE):
+            target = f"{name[: found.start()]}.parquet"
+            imports = f"import pyarrow.{module} as m, pyarrow.parquet as p"
+            code = f"{imports}; p.write_table(m.{read.format(name)}, '{target}')"
+            return f'; convert it:\n  python -c "{code}"'
+    return ""
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _hidden(name: str) -> bool:
     return any(segment.startswith(("_", ".")) for segment in name.split("/"))
 
 
-def _footer(store: Storage, info: FileInfo) -> pq.FileMetaData:
+def _footer(store: Storage, info: FileInfo) -> _Footer:
     try:
         end = store.read_end(info, FOOTER_BYTES)
         size = int.from_bytes(end[-8:-4], "little") + 8  # the format: footer length, PAR1
         if end.endswith(b"PAR1") and len(end) < size <= info.size:
             end = store.read_end(info, size)
-        return pq.read_metadata(BytesIO(end))
-    except (pa.ArrowException, OSError) as error:
+        footer = pq.read_metadata(BytesIO(end))
+        schema = plain(footer.schema.to_arrow_schema())
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
-            f"{store.path(info.name)} is not a readable Parquet file: {error}; replace or remove it"
+            f"{store.path(info.name)} is not a readable Parquet file: {first_line(error)}; replace "
+            "or remove it"
         ) from None
+    return _Footer(footer.num_rows, hashlib.blake2b(end, digest_size=8).hexdigest(), schema)
+
+
+def _misfit(store: Storage, shard: str, column: str, type_: pa.DataType) -> str | None:
+    """Why a value in the ``column`` of a shard would not survive a cast; None if all do."""
+    with store.open(shard) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            for batch in parquet.iter_batches(ROWS_A_CHECK, columns=[column]):
+                try:
+                    cast(batch[column], type_)
+                except (pa.ArrowException, UnicodeDecodeError) as error:
+                    return first_line(error)
+        except (pa.ArrowException, OSError):  # the rows that can't be read will say so
+            return None
+    return None

@@ -261,13 +261,15 @@ def _clock(store: Storage, name: str, began: float) -> Iterator[Finding]:
 
 
 def _input(config: RunConfig) -> Iterator[Finding]:
-    shards, schema = find_shards(config.input.path)
-    rows = sum(shard.rows for shard in shards)
+    found = find_shards(config.input.path, Ledger(Storage(config.output.path)).known_shards())
+    rows = sum(shard.rows for shard in found.shards)
     yield Finding(
         "ok",
-        f"{config.input.path}: {len(shards):,} shards, {rows:,} rows, columns "
-        f"{', '.join(schema.names)}",
+        f"{config.input.path}: {len(found.shards):,} shards, {rows:,} rows, columns "
+        f"{', '.join(found.schema.names)}",
     )
+    for note in found.notes:
+        yield Finding("warning", note)
     if not rows:
         yield Finding("warning", f"{config.input.path} has no rows")
 

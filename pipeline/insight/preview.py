@@ -14,13 +14,14 @@ from pipeline.execution.block_sizes import concurrency
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
-from pipeline.input.shards import read_rows
+from pipeline.input.rows import read_rows
 from pipeline.insight.text import error_kind, shortened
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.planning import PARQUET, Plan, Range, bundles
 from pipeline.prompts.render import PromptRenderer, TableRow, render_row
 from pipeline.prompts.tokenizer import load_tokenizer
+from pipeline.schema import plain_rows
 from pipeline.storage import Storage
 
 MAX_SHOWN_CHARACTERS = 1500
@@ -78,6 +79,8 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     config, plan = prepared.config, prepared.plan
     shards = {part.shard.name for part in plan.parts}
     yield f"input     {config.input.path}: {len(shards):,} shards, {plan.rows:,} rows"
+    for note in prepared.notes:
+        yield f"note      {note}"
     yield (
         f"output    {config.output.path}: {len(plan.parts):,} parts, {plan.parts_done:,} done; "
         f"{plan.rows_todo:,} rows to do"
@@ -133,7 +136,7 @@ def trace_lines(output: str, count: int, state: str | None) -> Iterator[str]:
         names = part_metadata(store, name)["columns"]
         filters = None if state is None else [(names["state"], "==", state)]
         with store.open(name) as file:
-            rows = pq.read_table(file, filters=filters).slice(0, left).to_pylist()
+            rows = plain_rows(pq.read_table(file, filters=filters).slice(0, left))
         for row in rows:
             yield from _trace_lines(name, row, names)
         left -= len(rows)

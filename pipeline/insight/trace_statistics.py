@@ -16,7 +16,7 @@ from pipeline.insight.text import error_kind
 from pipeline.monitor.figures import STEPS_AN_OCTAVE
 from pipeline.output.parts import known_columns, part_metadata, read_footers
 from pipeline.reasoning.think_format import State
-from pipeline.schema import TRACE_COLUMNS
+from pipeline.schema import TRACE_COLUMNS, plain_rows
 from pipeline.storage import Storage, map_in_threads
 
 TOKEN_COLUMNS = (
@@ -171,7 +171,7 @@ def _rows(file: pq.ParquetFile, numbers: Sequence[int]) -> Iterator[dict[str, An
         in_group = [number - first for number in numbers if first <= number < stop]
         if in_group:
             table = file.read_row_group(group)
-            yield from (table.slice(at, 1).to_pylist()[0] for at in in_group)
+            yield from plain_rows(table.take(in_group))
         first = stop
 
 

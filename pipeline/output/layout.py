@@ -18,12 +18,15 @@ folder, as every block looks for them and there can be thousands of fragments. H
 Other Parquet readers ignore names that begin with one.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.planning import PARQUET, PartRef
-from pipeline.storage import FileInfo
+from pipeline.errors import InputError
+from pipeline.local_disk import FileInfo
+from pipeline.planning import PARQUET, Part, PartRef
+from pipeline.storage import Storage
 
 BOOKKEEPING = "__qwq"
 MANIFEST = f"{BOOKKEEPING}/manifest.yaml"
@@ -35,6 +38,8 @@ LEASE = f"{BOOKKEEPING}/lease"
 RECORD = f"{BOOKKEEPING}/record"
 ENGINES = f"{BOOKKEEPING}/engines"
 FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed", ".yaml"
+# Room for the names of fragments and checkpoints in a part's folders.
+_LONGEST_BELOW = 64
 _NUMBER = re.compile(r"[0-9]+")
 _FRAGMENT = re.compile(r"(?P<start>[0-9]+)-(?P<stop>[0-9]+)(?:\.(?P<number>[0-9]+))?\.rows")
 _CHECKPOINT = re.compile(r"(?P<engine>[^. ]+)(?:\.(?P<number>[0-9]+))?\.running")
@@ -121,6 +126,22 @@ def parse_journal_name(info: FileInfo) -> JournalEntry | None:
 def ranges_of(entries: Iterable[JournalEntry]) -> list[tuple[int, int]]:
     """The row ranges of the fragments among ``entries``."""
     return [entry.rows for entry in entries if entry.rows is not None]
+
+
+def check_names(parts: Iterable[Part], store: Storage) -> None:
+    """Raise `InputError` if ``store`` can't have a file that a part needs: its name is too long."""
+    name_bytes, path_bytes = store.name_limits
+    for part in parts:
+        longest = f"{CHECKPOINTS}/{part.name}".encode()
+        name_size = max(map(len, longest.split(b"/")))
+        path_size = len(os.fsencode(store.root)) + len(longest) + _LONGEST_BELOW
+        excess = max(name_size - name_bytes, path_size - path_bytes)
+        if excess > 0:
+            raise InputError(
+                f"the shard {part.shard.name} has too long a name: {store.url} takes names of "
+                f"{name_bytes} bytes and paths of {path_bytes}, and files named after the shard "
+                f"would have {excess} bytes more; shorten the name, or output.path"
+            )
 
 
 def contiguous(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -55,7 +55,7 @@ from pipeline.schema import (
 )
 from pipeline.storage import Storage
 
-SAMPLES, AGREE = "sampling.n", "sampling.agree"
+SAMPLES, AGREE, INPUT = "sampling.n", "sampling.agree", "input.path"
 SCHEMA = "_schema"  # a key beside shard names, which never begin with an underscore
 
 
@@ -133,7 +133,7 @@ class Ledger:
             f"  {shard.name}: " + ", ".join(f"{key} {was}, now {shard.identity.get(key)}"
             for key, was in known[shard.name].items() if shard.identity.get(key) != was)
             for shard in shards
-            if known.get(shard.name, shard.identity) != shard.identity
+            if shard.name in known and not shard.is_unchanged(known[shard.name])
         ]  # fmt: skip
         if changed:
             raise OutputError(
@@ -141,15 +141,15 @@ class Ledger:
                 + "\n".join(changed[:20])
                 + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "")
                 + "\nrestore the old files, or give the new ones new names, or choose another "
-                f"output.path; if their rows are the same, remove their lines from "
-                f"{self.store.path(SHARDS)}"
+                f"output.path; if their rows are the same (a damaged file that was repaired, say), "
+                f"remove their lines from {self.store.path(SHARDS)}"
             )
 
     def known_shards(self) -> KnownShards:
         """The shards as the run recorded them; raises `OutputError` if the file is damaged."""
         identities = read_yaml(self.store, SHARDS) or {}
         common, schema = identities.pop(SCHEMA, None) or {}, None
-        if common.get("shards") == len(identities):  # no line was removed by hand
+        if "arrow" in common:
             schema = pa.ipc.read_schema(pa.py_buffer(b64decode(common["arrow"])))
         return KnownShards(identities, schema, common.get("input"))
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import OutputError, StorageError, first_line
+from pipeline.errors import OutputError, StorageError, UnreadableRowError, first_line
 from pipeline.output.answers import AnswerCounts
 from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
@@ -133,6 +133,9 @@ class PartSummary:
         self.counts["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
         for entry in table[self._names["state"]].value_counts().to_pylist():
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
+        is_unreadable = pc.starts_with(table[self._names["error"]], f"{UnreadableRowError.kind}:")
+        if unreadable := pc.sum(is_unreadable).as_py():
+            self.counts["unreadable"] = self.counts.get("unreadable", 0) + unreadable
         originals = table[self._names["duplicate_of"]]
         generated = pc.is_null(originals)
         self.counts["duplicates"] += table.num_rows - originals.null_count

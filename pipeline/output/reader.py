@@ -13,7 +13,7 @@ from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.reasoning.think_format import State
-from pipeline.schema import TRACE_COLUMNS
+from pipeline.schema import TRACE_COLUMNS, plain_rows
 from pipeline.storage import Storage
 
 BATCH_ROWS = 1024
@@ -97,7 +97,7 @@ def _rows(
                     f"{', '.join(present)}"
                 )
             for batch in _batches(file, wanted, part.names["state"], state):
-                for row in batch.to_pylist():
+                for row in plain_rows(batch):
                     yield row if wanted is None else {name: row.get(name) for name in wanted}
 
 

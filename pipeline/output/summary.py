@@ -17,9 +17,9 @@ class Summary:
 
     ``expected``, ``expected_rows``: traces and rows of a complete output; ``traces`` and ``rows``
     are in finished parts. ``states``: traces by state. ``duplicates``: traces copied from a row
-    with the same prompt, which the token counts omit. ``missing_parts``: names of unfinished parts.
-    ``agree``: the setting ``sampling.agree``. ``answers``: as `AnswerCounts` counts them; older
-    versions did not.
+    with the same prompt, which the token counts omit. ``unreadable``: failed traces of rows that
+    could not be read from the input. ``missing_parts``: names of unfinished parts. ``agree``: the
+    setting ``sampling.agree``. ``answers``: as `AnswerCounts` counts them; older versions did not.
     """
 
     expected: int
@@ -35,6 +35,7 @@ class Summary:
     duplicates: int = 0
     agree: int | None = None
     answers: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -44,6 +45,17 @@ class Summary:
         """
         has_all_rows = self.rows == self.expected_rows and not self.missing_parts
         return has_all_rows and (self.agree is not None or self.traces == self.expected)
+
+    @property
+    def damage(self) -> str:
+        """What to do about rows that could not be read from the input; empty if there are none."""
+        if not self.unreadable:
+            return ""
+        return (
+            f"{self.unreadable:,} traces failed because the input is damaged at their rows; the "
+            "column error names the files. Put sound copies in their place, then run qwq-batch "
+            "retry CONFIG --state failed (if it says that they have changed, do as it says)"
+        )
 
     @property
     def output_tokens(self) -> int:
@@ -109,4 +121,5 @@ def summarize(
         duplicates=sum(summary.get("duplicates", 0) for summary in summaries),
         agree=agree,
         answers=answers,
+        unreadable=sum(summary.get("unreadable", 0) for summary in summaries),
     )

@@ -17,10 +17,17 @@ from typing import Any
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pipeline.errors import InvalidPromptError, PromptTooLongError, RowError, TemplateError
+from pipeline.errors import (
+    InvalidPromptError,
+    PromptTooLongError,
+    RowError,
+    TemplateError,
+    UnreadableRowError,
+)
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.messages import Message, row_messages, row_tools
 from pipeline.reasoning.think_format import THINK_TAGS, ThinkFormat
+from pipeline.schema import UNREADABLE_COLUMN
 
 # A private-use character of the last Unicode plane; messages that contain it are refused.
 MARK = "\U0010fffd"
@@ -46,6 +53,8 @@ def render_row(
 
     ``system``, ``suffix``: as in `row_messages`.
     """
+    if reason := row.get(UNREADABLE_COLUMN):
+        raise UnreadableRowError(reason)
     try:
         messages = row_messages(row, columns, system, suffix)
         # Chat templates expect text beside a tool call.

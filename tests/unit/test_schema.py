@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.prompts.columns import PromptColumns, prompt_columns
-from pipeline.schema import conform, output_schema, unify
+from pipeline.schema import conform, output_schema
 
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 
@@ -25,18 +25,6 @@ def test_clash_with_an_answer_column_names_the_setting_that_renames_ours() -> No
     with pytest.raises(InputError, match=r"--set output.rename.answer=qwq_answer"):
         output_schema(schema, {}, raw_text=False)
     assert "qwq_answer" in output_schema(schema, {"answer": "qwq_answer"}, raw_text=False).names
-
-
-def test_shards_with_wider_or_missing_columns_share_one_schema() -> None:
-    wide = pa.schema([("id", pa.int32()), ("prompt", pa.string()), ("extra", pa.null())])
-    assert unify([("a", PROMPTS), ("b", wide)]).names == ["id", "prompt", "extra"]
-    assert unify([("b", wide), ("a", PROMPTS)]).field("id").type == pa.int64()
-
-
-def test_shard_whose_types_clash_is_named() -> None:
-    odd = pa.schema([("id", pa.string()), ("prompt", pa.string())])
-    with pytest.raises(InputError, match=r"columns of odd.parquet do not fit"):
-        unify([("a.parquet", PROMPTS), ("odd.parquet", odd)])
 
 
 def test_usual_column_is_chosen_and_an_unclear_choice_is_refused() -> None:
@@ -63,10 +51,6 @@ def test_tools_column_is_found_beside_a_configured_messages_column() -> None:
 
 
 def test_column_that_a_shard_lacks_is_null_there() -> None:
-    strict = pa.schema(
-        [pa.field("id", pa.int64(), nullable=False), pa.field("prompt", pa.string())]
-    )
-    unified = unify([("a", strict), ("b", PROMPTS.remove(0))])
-    assert unified.field("id").nullable
-    table = conform(pa.table({"prompt": ["q"]}), unified)
-    assert table.to_pylist() == [{"id": None, "prompt": "q"}]
+    assert conform(pa.table({"prompt": ["q"]}), PROMPTS).to_pylist() == [
+        {"id": None, "prompt": "q"}
+    ]

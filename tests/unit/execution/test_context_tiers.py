@@ -153,7 +153,8 @@ def _rows(piece: Range) -> list[int]:
 
 def test_tokens_are_counted_of_the_rows_to_do_alone(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", [5], prompt="What is {} + 1?")
-    [part] = split_parts([Shard("s", str(tmp_path / "in/shard-00000.parquet"), 5, 1, "t")], 9)
+    path = tmp_path / "in/shard-00000.parquet"
+    [part] = split_parts([Shard("s", str(path), 5, path.stat().st_size, "t")], 9)
     run = config().model_copy(
         update={"input": config().input.model_copy(update={"path": str(tmp_path)})}
     )
@@ -202,21 +203,20 @@ def test_neighbours_of_one_part_are_read_in_one_go(
     import pipeline.input.shards
 
     write_shards(tmp_path, [200])
-    [shard], schema = pipeline.input.shards.find_shards(str(tmp_path))
+    found = pipeline.input.shards.find_shards(str(tmp_path))
+    [shard], schema = found.shards, found.schema
     [part] = split_parts([shard], 4096)
     pieces = [
         piece for mark, piece in Range(part, 0, 200).split([i % 3 == 0 for i in range(200)]) if mark
     ]
     opened: list[Range] = []
-    read = pipeline.input.shards.read_rows
+    read = pipeline.input.rows.read_rows
 
     def noted(url: str, piece: Range, schema: Any) -> Any:
         opened.append(piece)
         return read(url, piece, schema)
 
-    monkeypatch.setattr(pipeline.input.shards, "read_rows", noted)
-    tables = list(
-        pipeline.input.shards.read_bundle(str(tmp_path), pieces, (0,), with_origin(schema))
-    )
+    monkeypatch.setattr(pipeline.input.rows, "read_rows", noted)
+    tables = list(pipeline.input.rows.read_bundle(str(tmp_path), pieces, (0,), with_origin(schema)))
     assert [i for table in tables for i in table["id"].to_pylist()] == list(range(0, 200, 3))
     assert len(opened) == 1

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.local_disk import FileInfo
 from pipeline.output.layout import (
     checkpoint_name,
     contiguous,
@@ -14,7 +15,6 @@ from pipeline.output.layout import (
     parse_listing,
 )
 from pipeline.planning import PartRef
-from pipeline.storage import FileInfo
 
 NAMES = st.text("abc./-_0", min_size=1).map(lambda name: f"{name.strip('/')}x.00000.parquet")
 
