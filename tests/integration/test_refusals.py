@@ -1,5 +1,7 @@
 """What would mix two runs in one output is refused, in words that say what changed."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import OutputError
+from pipeline.errors import InputError, OutputError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from tests.conftest import PROMPTS, MakeConfig, write_shards
@@ -38,8 +40,9 @@ def test_each_setting_that_changes_rows_is_refused(tmp_path: Path, make_config: 
             name += f".{next(iter(value))}"
         with pytest.raises(OutputError, match=rf"{name}: there .*, now "):
             prepare(make_config(**changed))
-    with pytest.raises(OutputError, match=r"input.path: there .*/in', now .*/in/\*.parquet'"):
-        prepare(make_config(engine=ENGINE, input={"path": str(tmp_path / "in/*.parquet")}))
+    write_shards(tmp_path / "other", [3])
+    with pytest.raises(OutputError, match=r"input.path: there .*/in', now .*/other'(?s:.*)moved"):
+        prepare(make_config(engine=ENGINE, input={"path": str(tmp_path / "other")}))
     assert flow.run(make_config(engine=ENGINE)) == before
 
 
@@ -53,6 +56,48 @@ def test_settings_that_change_no_row_are_not_refused(
         output={"checkpoint_seconds": 5},
     )
     assert flow.run(same) == before
+
+
+def test_input_that_was_copied_continues_wherever_it_is_now(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    write_shards(tmp_path / "in", [4, 4])
+    config = make_config(engine=ENGINE)
+    assert finish(config).traces == 8
+    for path in (tmp_path / "in").iterdir():
+        os.utime(path, (1, 1))
+    assert "2 shards have other times or tags" in "".join(prepare(config).notes)
+    shutil.copytree(tmp_path / "in", tmp_path / "new")
+    write_shards(tmp_path / "new", [4, 4, 4])
+    moved = make_config(engine=ENGINE, input={"path": str(tmp_path / "new")})
+    assert prepare(moved).plan.rows_todo == 4
+    assert finish(moved).traces == 12
+    assert prepare(moved).notes == ()
+    shutil.copytree(tmp_path / "new", tmp_path / "fewer")
+    (tmp_path / "fewer/shard-00001.parquet").unlink()
+    with pytest.raises(OutputError, match=r"input.path: there (?s:.*)accepted if all shards"):
+        prepare(make_config(engine=ENGINE, input={"path": str(tmp_path / "fewer")}))
+
+
+def test_later_shard_that_would_widen_the_output_is_refused(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(engine=ENGINE)
+    write_shards(tmp_path / "in", [4])
+    assert finish(config).traces == 4
+    for column, refusal in {
+        "topic": r"later\.parquet has a column topic, which the output does not have",
+        "id": r"column id is double in later\.parquet, and int64 in the output",
+    }.items():
+        rows = [{"prompt": "x", "id": 1.5 if column == "id" else 1, column: 1.5}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/later.parquet")
+        with pytest.raises(InputError, match=refusal):
+            prepare(config)
+    rows = [{"prompt": "x", "id": 5.0, "topic": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/later.parquet")
+    assert finish(config).traces == 5
+    files = sorted((tmp_path / "out").glob("*.parquet"))
+    assert len({pq.read_schema(path).remove_metadata() for path in files}) == 1
 
 
 def test_changed_shard_is_refused_and_an_added_or_removed_one_is_not(

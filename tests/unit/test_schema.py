@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.prompts.columns import PromptColumns, prompt_columns
-from pipeline.schema import conform, output_schema
+from pipeline.schema import conform, output_schema, plain_rows
 
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 
@@ -54,3 +54,48 @@ def test_column_that_a_shard_lacks_is_null_there() -> None:
     assert conform(pa.table({"prompt": ["q"]}), PROMPTS).to_pylist() == [
         {"id": None, "prompt": "q"}
     ]
+
+
+def test_names_that_differ_by_case_only_are_refused_with_the_setting() -> None:
+    gold = pa.schema([*PROMPTS, pa.field("Answer", pa.string()), pa.field("STATE", pa.string())])
+    hint = r"--set output.rename.answer=qwq_answer --set output.rename.state=qwq_state"
+    with pytest.raises(InputError, match=f"Answer, STATE, and the output would add .*{hint}"):
+        output_schema(gold, {}, raw_text=False)
+    renamed = {"answer": "qwq_answer", "state": "qwq_state"}
+    assert "qwq_state" in output_schema(gold, renamed, raw_text=False).names
+    twins = pa.schema([*PROMPTS, pa.field("ID", pa.int64())])
+    with pytest.raises(InputError, match="columns ID and id differ by case only"):
+        output_schema(twins, {}, raw_text=False)
+    with pytest.raises(InputError, match=r"columns (\w+) and (\w+) differ by case only"):
+        output_schema(PROMPTS, {"answer": "Reply", "think": "reply"}, raw_text=False)
+    for schema in (gold, twins):  # an output of a version that took them
+        assert output_schema(schema, {}, raw_text=False, ignore_case=False).names[:2] == [
+            "id",
+            "prompt",
+        ]
+
+
+def test_values_that_python_has_no_form_for_are_shown_all_the_same() -> None:
+    raw = pa.array([b"ok", b"\xff2", None], pa.binary())
+    text = pa.StringArray.from_buffers(3, *raw.buffers()[1:], raw.buffers()[0])
+    nested = pa.StructArray.from_arrays(
+        [text, pa.ListArray.from_arrays([0, 1, 2, 3], text)], ["a", "b"]
+    )
+    table = pa.table(
+        {
+            "text": text,
+            "nested": nested,
+            "kind": pa.DictionaryArray.from_arrays([0, 1, None], text),
+            "far": pa.array([1, 10**15, None], pa.timestamp("s")),
+            "long": pa.array([1, 2**62, None], pa.duration("s")),
+        }
+    )
+    first, second, third = plain_rows(table)
+    assert first["text"] == first["kind"] == "ok"
+    assert second["text"] == second["kind"] == "\ufffd2"
+    assert second["nested"] == {"a": "\ufffd2", "b": ["\ufffd2"]}
+    assert "1000000000000000" in second["far"]
+    assert second["long"] == str(2**62)
+    assert third == {
+        "text": None, "nested": {"a": None, "b": [None]}, "kind": None, "far": None, "long": None,
+    }  # fmt: skip

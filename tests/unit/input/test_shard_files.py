@@ -1,0 +1,129 @@
+"""Which files are shards: all that people call Parquet; the others are told, with what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.execution.prepare import prepare
+from pipeline.input.shards import find_shards
+from tests.conftest import MakeConfig
+
+ONE = pa.table({"prompt": ["x"]})
+
+
+def names(folder: Path) -> list[str]:
+    return [shard.name for shard in find_shards(str(folder)).shards]
+
+
+def test_all_common_endings_are_read_and_their_parts_have_names_of_their_own(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "in").mkdir()
+    endings = ("a.parquet", "b.PARQUET", "b.pq", "b.parq", "b.parquet.gzip", "b.snappy.parquet")
+    for name in endings:
+        pq.write_table(ONE, tmp_path / "in" / name)
+    assert names(tmp_path / "in") == sorted(endings)
+    prepared = prepare(make_config())
+    assert prepared.notes == ()
+    parts = [part.name for part in prepared.parts]
+    assert len(set(parts)) == len(endings)
+    assert all(name.endswith(".00000.parquet") for name in parts)
+
+
+def test_what_is_not_read_is_told_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "real").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    for path in ("in/a.parquet", "in/real/b.parquet", "far/c.parquet"):
+        pq.write_table(ONE, tmp_path / path)
+    for name in ("x.jsonl", "notes.txt", "_SUCCESS", ".a.parquet.crc"):
+        (folder / name).write_text("x")
+    os.symlink(tmp_path / "far", folder / "linked")
+    os.symlink("real", folder / "latest")
+    os.symlink(".", folder / "loop")
+    os.symlink("self.parquet", folder / "self.parquet")
+    os.symlink("/nowhere", folder / "gone.parquet")
+    found = find_shards(str(folder))
+    assert [shard.name for shard in found.shards] == [
+        "a.parquet", "linked/c.parquet", "real/b.parquet",
+    ]  # fmt: skip
+    [note] = found.notes
+    assert note.startswith("6 files or links are not read: ")
+    assert " and 1 more; the names of Parquet files must end in " in note
+    globbed = find_shards(f"{folder}/*.parquet")
+    assert [shard.name for shard in globbed.shards] == ["a.parquet"]
+    assert "gone.parquet (a link that leads nowhere)" in globbed.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"prompt": "What\\n is 1?"}\n'),
+        ("a.csv", 'prompt\n"What\n is 1?"\n'),
+        ("a.tsv", "prompt\nWhat is 1?\n"),
+    ],
+)
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_other_formats_are_refused_with_a_command_that_converts_them(
+    tmp_path: Path, name: str, text: str, as_folder: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"convert it:\n  python -c ") as caught:
+        find_shards(str(tmp_path if as_folder else tmp_path / name))
+    command = str(caught.value).splitlines()[-1].strip().replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert pq.read_table(tmp_path / "a.parquet").column_names == ["prompt"]
+
+
+def test_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"\xff.parquet")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    with pytest.raises(InputError, match="not UTF-8; rename it"):
+        find_shards(str(tmp_path))
+
+
+def test_name_too_long_for_the_output_is_refused_before_anything_runs(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "in").mkdir()
+    longest = "é" * 120 + "x" + ".parquet"  # 249 bytes; a part has 6 more
+    pq.write_table(ONE, tmp_path / "in" / longest)
+    prepared = prepare(make_config())
+    prepared.ledger.store.put(prepared.parts[0].name, b"")
+    (tmp_path / "out" / prepared.parts[0].name).unlink()
+    (tmp_path / "in" / longest).rename(tmp_path / "in" / f"x{longest}")
+    with pytest.raises(
+        InputError, match=r"xé+x\.parquet has too long a name: .* have 1 bytes more"
+    ):
+        prepare(make_config())
+
+
+def test_folder_names_are_no_columns_and_that_is_said_where_one_is_missing(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = tmp_path / "in/date=2026-01-01/lang=en"
+    folder.mkdir(parents=True)
+    pq.write_table(ONE, folder / "a.parquet")
+    prepare(make_config())
+    with pytest.raises(InputError, match=r"names lang, .*date=2026-01-01 are not read as columns"):
+        prepare(make_config(prompt={"template": "In {lang}: {prompt}"}))
+
+
+def test_link_from_the_input_to_the_output_is_refused(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    pq.write_table(ONE, tmp_path / "in/a.parquet")
+    pq.write_table(ONE, tmp_path / "out/a.00000.parquet")
+    os.symlink(tmp_path / "out", tmp_path / "in/last")
+    with pytest.raises(Exception, match=r"in/last in the input leads to output\.path"):
+        prepare(make_config())
