@@ -215,7 +215,7 @@ class LabelJob(Job):
         for name in names:
             if name.lower() in (taken := {column.lower(): column for column in schema.names}):
                 raise InputError(
-                    f"the input has a column {taken[name.lower()]}, and the job adds {name}; give "
+                    f"the input has a column {taken[name.lower()]}, which the job adds too; give "
                     f"ours another name with --set label.rename.{name}=NAME"
                 )
             if names.count(name) > 1:

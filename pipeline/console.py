@@ -107,7 +107,7 @@ def retry_and_summarize(
 
 
 def refuse_all_failed(summary: "Summary", config: "RunConfig") -> None:
-    """Raise `IncompleteRunError` if every trace has failed, or some because the input is damaged."""
+    """Raise `IncompleteRunError` if all traces failed, or some because the input is damaged."""
     from pipeline.output.reader import finished_parts
 
     if summary.damage:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.run_config import RunConfig
-from pipeline.console import print_summary
-from pipeline.errors import DamagedInputError
+from pipeline.console import refuse_all_failed
+from pipeline.errors import IncompleteRunError
 from pipeline.execution import run as flow
 from pipeline.insight.html_report import page
 from pipeline.insight.preview import trace_lines
@@ -57,8 +57,8 @@ def test_rows_that_can_not_be_read_fail_alone_and_are_done_when_the_file_is_soun
     summary = flow.run(config)
     assert summary.is_complete
     assert (summary.unreadable, summary.states) == (30, {"failed": 30, "finished": 60})
-    with pytest.raises(DamagedInputError, match="30 traces failed because the input is damaged"):
-        print_summary(summary, config, 1)
+    with pytest.raises(IncompleteRunError, match="30 traces failed because the input is damaged"):
+        refuse_all_failed(summary, config)
     rows = rows_of(config)
     assert [row["id"] for row in rows] == list(range(90))
     failed = [row for row in rows if row["state"] == "failed"]

@@ -93,8 +93,8 @@ def test_later_shard_that_would_widen_the_output_is_refused(
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/later.parquet")
         with pytest.raises(InputError, match=refusal):
             prepare(config)
-    rows = [{"prompt": "x", "id": 5.0, "topic": None}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/later.parquet")
+    fits: list[dict[str, Any]] = [{"prompt": "x", "id": 5.0, "topic": None}]
+    pq.write_table(pa.Table.from_pylist(fits), tmp_path / "in/later.parquet")
     assert finish(config).traces == 5
     files = sorted((tmp_path / "out").glob("*.parquet"))
     assert len({pq.read_schema(path).remove_metadata() for path in files}) == 1

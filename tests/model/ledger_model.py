@@ -26,7 +26,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.errors import OutputError
 from pipeline.execution import copies, duplicates, prepare, run
 from pipeline.execution.prepare import PreparedRun
-from pipeline.input.shards import read_bundle
+from pipeline.input.rows import read_bundle
 from pipeline.output.ledger import Ledger
 from pipeline.output.merge import fragment_tables
 from pipeline.planning import PARQUET, PartRef, Pass, Plan
