@@ -32,7 +32,7 @@ from pipeline.output.merge import fragment_tables
 from pipeline.planning import PARQUET, PartRef, Pass, Plan
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.sampling import derive_seed
-from pipeline.schema import with_origin
+from pipeline.schema import UNREADABLE_COLUMN, with_origin
 from pipeline.storage import Storage
 from tests.model.processes import Crash, Fault, Process, make_writes_faulty
 
@@ -285,7 +285,7 @@ class Scenario:
                 taken.append(i)
                 traces.append({**TRACE, "think": text, "answer": text, "state": state,
                                "sample": sample, "attempt": run_pass.attempt, "seed": seed})  # fmt: skip
-        table = block.take(taken)
+        table = block.drop_columns([UNREADABLE_COLUMN]).take(taken)
         for field in list(prepared.traces)[len(prepared.prompts) :]:
             values = [trace.get(field.name) for trace in traces]
             table = table.append_column(field, pa.array(values, field.type))
