@@ -11,7 +11,7 @@ import pytest
 from pipeline.execution import ray_private
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.source import PromptSource
-from pipeline.input import shards
+from pipeline.input import rows as reading
 from pipeline.input.longest_first import ROWS_A_TABLE, ByColumn, longest_first
 from pipeline.output.summary import summarize
 from pipeline.planning import PartRef, Pass
@@ -82,7 +82,7 @@ def traces(prompts: pa.Table) -> pa.Table:
     return table
 
 
-@pytest.mark.parametrize("rows_a_read_task", [shards.ROWS_A_READ_TASK, 1700])
+@pytest.mark.parametrize("rows_a_read_task", [reading.ROWS_A_READ_TASK, 1700])
 def test_every_row_of_many_comes_out_once_in_its_place(
     tmp_path: Path,
     make_config: MakeConfig,

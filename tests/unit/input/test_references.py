@@ -54,7 +54,7 @@ def test_the_sample_is_from_all_shards_and_row_groups(tmp_path: Path) -> None:
     """The first thousand rows have no 0 and would be refused, or read as if 1 were A."""
     write(tmp_path, "a", [1, 2, 3, 4] * 500, group=500)
     write(tmp_path, "b", [1, 2, 3, 4] * 250 + [0, 1, 2, 3] * 250, group=500)
-    sample = sample_references(str(tmp_path), find_shards(str(tmp_path))[0], "right", Choice())
+    sample = sample_references(str(tmp_path), find_shards(str(tmp_path)).shards, "right", Choice())
     assert sample.reading.kind == "numbers from 0"
     assert 0.9 * SAMPLE_ROWS <= sample.rows <= SAMPLE_ROWS
 
@@ -91,7 +91,7 @@ def test_new_shards_that_are_read_in_another_way_are_refused(
 def test_a_damaged_shard_does_not_keep_the_others_from_being_read(tmp_path: Path) -> None:
     write(tmp_path, "a", ["A"] * 50)
     write(tmp_path, "b", ["B"] * 50)
-    shards = find_shards(str(tmp_path))[0]
+    shards = find_shards(str(tmp_path)).shards
     (tmp_path / "a.parquet").write_bytes(b"damaged")
     sample = sample_references(str(tmp_path), shards, "right", Choice())
     assert (sample.rows, sample.reading.description) == (50, "letters B to B")
