@@ -61,15 +61,16 @@ def report_lines(counts: Counts, job: "LabelJob") -> Iterator[str]:
     yield from table_lines(["label", "rows", "share"], shares)
     reviews = ", ".join(f"{rows:,} {why}" for why, rows in counts.reviews.most_common())
     yield f"\nto review: {sum(counts.reviews.values()):,} rows ({reviews or 'none'})"
+    gold = literal(job.label.gold_column or "")
     if counts.pairs:
         yield ""
         yield from agreement_lines(counts.pairs)
-        unknown = {gold for gold, *_ in counts.pairs} - set(job.label.labels or ())
+        unknown = {right for right, *_ in counts.pairs} - set(job.label.labels or ())
         if job.label.labels is not None and unknown:
-            rows = sum(rows for (gold, *_), rows in counts.pairs.items() if gold in unknown)
+            rows = sum(rows for (right, *_), rows in counts.pairs.items() if right in unknown)
             yield (
-                f"\n{rows:,} rows have a label in {literal(job.label.gold_column)} that is none of "
+                f"\n{rows:,} rows have a label in {gold} that is none of "
                 f"the labels, such as {literal(min(unknown))}"
             )
     elif job.label.gold_column is not None:
-        yield f"\nno row has a label in {literal(job.label.gold_column)}"
+        yield f"\nno row has a label in {gold}"

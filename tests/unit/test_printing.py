@@ -26,7 +26,7 @@ from pipeline.cli import main
 from pipeline.config.load import parse_as, parse_config
 from pipeline.monitor.figures import Figures
 from pipeline.monitor.terminal import panel
-from pipeline.printing import json_text, printable
+from pipeline.printing import PrintableFormatter, json_text, printable
 from tests.outputs import finish
 
 # Sets the window's title, clears the screen, reverses what follows, colours it by one C1 byte.
@@ -150,7 +150,7 @@ def test_log_lines_errors_and_faults_of_ours_are_shown(capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert acting(told) == set()
     assert "ValueError: \\x1b]0;owned" in told
-    formatted = console.PrintableFormatter("%(message)s").format(
+    formatted = PrintableFormatter("%(message)s").format(
         logging.LogRecord("x", logging.WARNING, "", 1, "a file %s", (EVIL,), None)
     )
     assert acting(formatted) == set()

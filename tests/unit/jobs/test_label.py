@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 from sklearn.metrics import cohen_kappa_score
 
 from jobs.agreement import agreement_lines
-from jobs.label import ROWS, Counts, LabelJob, labeled, report_lines, write
+from jobs.label import ROWS, LabelJob, labeled, write
+from jobs.label_report import Counts, report_lines
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, InvalidPromptError
 from pipeline.prompts.columns import PromptColumns
