@@ -104,8 +104,11 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
         yield f"answers   {prepared.references.summary}"
         yield from (f"          {line}" for line in prepared.references.lines())
     for prompt in prompts(prepared, 1):
-        yield f"prompt 1  {prompt['prompt_tokens']} tokens"
-        yield prompt["prompt"] if prompt["prompt"] is not None else prompt["error"]
+        if prompt["prompt"] is None:
+            yield f"prompt 1  {prompt['error']}"
+        else:
+            yield f"prompt 1  {prompt['prompt_tokens']} tokens"
+            yield prompt["prompt"]
 
 
 def _tier_lines(prepared: PreparedRun, plan: Plan) -> Iterator[str]:
