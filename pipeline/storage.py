@@ -8,6 +8,7 @@ when it is complete, and local files are renamed into place. Every method turns 
 `StorageError`, which says what to check and never contains credentials.
 """
 
+import errno
 import os
 import tempfile
 from collections import deque
@@ -25,6 +26,7 @@ from pipeline import local_disk
 from pipeline.errors import FileChangedError, StorageError, first_line
 from pipeline.local_disk import ANY_VERSION, FileInfo, drafted, local_version
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The S3 client retries throttling, 5xx, timeouts and resets, and doubles the wait each time: ten
 # attempts take about a minute. Its "standard" mode gives up early when many threads see errors at
 # the same time; "legacy" does not.
@@ -187,7 +189,10 @@ class Storage:
         try:
             yield file
         except BaseException as error:  # raised by the body, not by the storage
-            draft.__exit__(type(error), error, error.__traceback__)
+            with self._errors("write"):
+                draft.__exit__(type(error), error, error.__traceback__)
+                if isinstance(error, OSError) and error.errno in DISK_FULL:  # but for this
+                    raise
             raise
         with self._errors("write"):
             draft.__exit__(None, None, None)

@@ -1,5 +1,6 @@
 """Storage on a local disk and on a real S3 server: the same methods, the same guarantees."""
 
+import errno
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -446,3 +447,26 @@ def test_items_are_drawn_as_far_ahead_as_threads_work() -> None:
     assert next(results) == "1"
     assert len(drawn) == REQUESTS_AT_ONCE + 2
     assert len(list(results)) == 98
+
+
+def test_disk_that_becomes_full_while_a_file_is_written_is_an_error_of_the_storage(
+    tmp_path: Path,
+) -> None:
+    """What writes has no part in it; any other error of its own passes through."""
+    store = Storage(str(tmp_path))
+    with pytest.raises(StorageError, match="No space left on device"), store.writing("a", None):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), store.writing("a", None):
+        raise FileNotFoundError(errno.ENOENT, "a fragment that was removed")
+    assert list(tmp_path.iterdir()) == []
+    # A buffer that is still to be written as the file is closed.
+    full = Path("/dev/full")
+    if full.exists():
+        with (
+            pytest.raises(StorageError, match="No space left on device"),
+            store.writing("b", None) as file,
+            full.open("wb") as disk,
+        ):
+            os.dup2(disk.fileno(), file.fileno())
+            file.write(b"x")
+            raise KeyError("what the body raises meanwhile")
