@@ -279,9 +279,10 @@ def test_listing_of_a_store_has_files_alone_and_is_never_an_old_one() -> None:
         "s3://bucket/out", "bucket/out", "bucket/out/x",
     )  # fmt: skip
     gone = on(FakeS3(), "s3://gone/out")
-    for list_ in (lambda: gone.files("x"), lambda: gone.glob("none")):
-        with pytest.raises(StorageError, match=r"s3://gone does not exist: create the bucket"):
-            list_()
+    with pytest.raises(StorageError, match=r"s3://gone does not exist: create the bucket"):
+        gone.files("x")
+    with pytest.raises(StorageError, match=r"s3://gone does not exist: create the bucket"):
+        gone.glob("none")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +308,8 @@ def test_s3_is_asked_patiently() -> None:
             "use_listings_cache": False,
         }
     assert _options("/local", 7) == _options("memory://x", 7) == {}
+    s3 = Storage("s3://b/x", 7)
+    assert s3.fs.config_kwargs["retries"]["max_attempts"] == 7
 
 
 def test_root_is_a_file_or_a_folder_or_nothing(tmp_path: Path) -> None:
@@ -470,3 +473,10 @@ def test_disk_that_becomes_full_while_a_file_is_written_is_an_error_of_the_stora
             os.dup2(disk.fileno(), file.fileno())
             file.write(b"x")
             raise KeyError("what the body raises meanwhile")
+
+
+def test_end_of_a_file_is_that_of_the_listed_one(store: Storage) -> None:
+    """The file has grown since."""
+    store.put("a", b"one more")
+    assert store.read_end(FileInfo("a", 3, "t"), 2) == b"ne"
+    assert store.read_end(FileInfo("a", 3, "t"), 99) == b"one"
