@@ -77,10 +77,16 @@ def cells(column: pa.ChunkedArray) -> list[Any]:
         return [None if x is None else float(str(kind(x))) for x in column.to_pylist()]
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:  # a file may hold text that is no UTF-8
-        as_bytes = column.cast(pa.large_binary()).to_pylist()
-        values = [None if x is None else x.decode(errors="replace") for x in as_bytes]
+    except UnicodeDecodeError:  # a file may hold text that is no UTF-8, which is no reference
+        values = [_text(x) for x in column.cast(pa.large_binary()).to_pylist()]
     return values
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def shown(values: Sequence[object], most: int = 3) -> str:

@@ -122,4 +122,4 @@ def test_cells_are_what_was_written() -> None:
     narrow = pa.chunked_array([pa.array([0.1, None, 1e-05], pa.float32())])
     assert cells(narrow) == [0.1, None, 1e-05]
     broken = pa.chunked_array([pa.array([b"5", b"\xff", None]).cast(pa.binary()).view(pa.string())])
-    assert cells(broken) == ["5", "\ufffd", None]
+    assert cells(broken) == ["5", None, None]
