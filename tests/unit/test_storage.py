@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import FileChangedError, StorageError
-from pipeline.local_disk import DRAFT
+from pipeline.local_disk import DRAFT, FileInfo
 from pipeline.storage import (
     REQUESTS_AT_ONCE,
-    FileInfo,
     Storage,
     _options,
     check_reachable,

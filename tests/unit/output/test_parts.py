@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.local_disk import FileInfo
 from pipeline.output import parts
 from pipeline.output.layout import JournalEntry
 from pipeline.output.merge import fragment_tables, part_groups
 from pipeline.output.parts import PartSummary, known_columns, part_metadata, write_part
 from pipeline.planning import PartRef
 from pipeline.schema import ORIGIN_COLUMNS, ROW_COLUMN, TRACE_COLUMNS
-from pipeline.storage import FileInfo, Storage
+from pipeline.storage import Storage
 from tests.unit.output.test_ledger import METADATA, SCHEMA, block
 
 BOXED = {**METADATA, "settings": {"answer.format": "boxed"}}
