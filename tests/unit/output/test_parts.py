@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, StorageError
 from pipeline.local_disk import FileInfo
 from pipeline.output import parts
 from pipeline.output.layout import JournalEntry
@@ -142,3 +142,24 @@ def test_copies_and_unknown_tokens_are_not_counted() -> None:
         "rows": 3, "traces": 6, "states": {"finished": 6}, "duplicates": 4,
         "prompt_tokens": 0, "think_tokens": 4, "answer_tokens": 2, "carried_tokens": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("samples", [(0,), (0, 1, 2)])
+def test_large_tables_are_split_between_rows(
+    monkeypatch: pytest.MonkeyPatch, samples: tuple[int, ...]
+) -> None:
+    table = rows(*range(1, 13), samples=samples)
+    for pieces in (1, 2, 3, 4, 12):
+        monkeypatch.setattr(parts, "GROUP_BYTES", -(-table.nbytes // pieces))
+        found = list(parts._pieces(table))
+        assert pa.concat_tables(found).equals(table)
+        assert [piece.num_rows for piece in found] == [table.num_rows // pieces] * pieces
+
+
+def test_storage_that_does_not_answer_is_no_damage() -> None:
+    with pytest.raises(StorageError, match=r"can't read x in the output: .*reset by peer"):
+        with parts.damage_named("x"):
+            raise ConnectionResetError(104, "reset by peer")
+    with pytest.raises(OutputError, match=r"x in the output is damaged \(bad page\); remove that"):
+        with parts.damage_named("x"):
+            raise OSError("bad page")

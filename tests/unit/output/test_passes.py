@@ -194,6 +194,25 @@ def test_fragments_and_checkpoints_stay_until_the_part_is_written(
     assert len(deleted) == 4
 
 
+@pytest.mark.parametrize("is_retry", [True, False])
+def test_part_that_holds_a_pass_is_marked_and_no_other(ledger: Ledger, is_retry: bool) -> None:
+    """The driver died between a part and its mark; the part may have changed in a retry since."""
+    work(ledger, 1)
+    run_pass = Pass(1, 0, 1, ("finished",)) if is_retry else Pass(1, 1, 2)
+    ledger.open_pass(run_pass)
+    carry_out(ledger, [A0, A1], run_pass, closes=False)
+    ledger.store.delete([done_name(PartRef.of(A0), 1)])
+    write(ledger, run_pass, Range(A0, 0, 2), {})
+    write(ledger, run_pass, Range(B0, 0, 1), {})
+    before = ledger.store.read(A0.name)
+    passes.recover_marks(ledger, PARTS, run_pass)
+    assert ledger.listing().finished_parts(1) == {A0.name, A1.name}
+    assert list(ledger.listing().journal[1]) == [B0.name]
+    assert ledger.store.read(A0.name) == before
+    passes.recover_marks(ledger, PARTS[3:], run_pass)
+    assert ledger.listing().finished_parts(1) == {A0.name, A1.name}
+
+
 # Plans
 
 
