@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import accept
 from jobs.accept import (
     FIELDS,
     FOLDER,
@@ -17,6 +18,7 @@ from jobs.accept import (
     rejection,
 )
 from jobs.own_files import OwnFiles
+from pipeline.answers.boxed import Boxed
 from pipeline.answers.text import Text
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import InputError, OutputError
@@ -204,3 +206,23 @@ def test_rejected_samples_are_counted_by_reason() -> None:
     counts.add(cells, "wrong")
     assert (counts.rows, counts.samples, counts.accepted, counts.tokens) == (0, 2, 0, 0)
     assert counts.rejected == {"wrong": 2}
+
+
+@pytest.mark.parametrize(("parsed", "vote"), [(None, "3"), ("3", None), (None, None)])
+def test_sample_without_an_answer_or_a_vote_agrees_with_nothing(
+    parsed: str | None, vote: str | None
+) -> None:
+    cells = {"state": "finished", "correct": None, "agreement": 1.0, "parsed": parsed, "vote": vote}
+    tokens = dict.fromkeys(("prompt_tokens", "think_tokens", "answer_tokens"), 1)
+    rules = AcceptanceRules(min_agreement=0.5)
+    assert rejection({**cells, **tokens}, rules, Boxed()) == "disagrees"
+
+
+def test_samples_are_written_in_row_groups(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accept, "ROW_GROUP_ROWS", 3)
+    samples = Samples(prepare(run_config(tmp_path, make_config)), own(tmp_path), AcceptanceRules())
+    samples.add_new()
+    groups = pq.read_metadata(samples.store.path(samples.parts[0]))
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [3, 3, 2]
