@@ -117,7 +117,8 @@ class Scenario:
                 tokens = self.rng.choice([50, 60])
                 self._step(f"retry max_tokens={tokens}", self._retry(tokens))
             elif choice < 0.88:
-                self._add_shard(f"{self.rng.choice('anz')}{len(self.ids)}", self.rng.randrange(4))
+                name = f"{self.rng.choice('anz')}{len(list(self.input.iterdir()))}"
+                self._add_shard(name, self.rng.randrange(4))
             elif self.paused:
                 self._wake(self._fault())
         self._finish()
