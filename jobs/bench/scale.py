@@ -71,7 +71,7 @@ def measured(at: str) -> dict[str, Any]:
     run = config(at)
     prepared = prepare(run)
     prepared.open_output()
-    [run_pass] = passes.to_run(prepared.ledger, run.sampling.n)
+    [run_pass] = passes.to_run(prepared.ledger, prepared.parts, run.sampling.n)
     plan = passes.plan_pass(prepared.ledger, prepared.parts, run_pass)
     source = PromptSource(prepared.context(run_pass), plan.todo)
     tasks = source.get_read_tasks(source.read_tasks)

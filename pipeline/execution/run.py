@@ -67,7 +67,7 @@ def run(
     prepared = prepare(config)
     with exclusive_driver(prepared, observer, limits) as control:
         prepared.open_output()
-        for run_pass in passes.to_run(prepared.ledger, config.sampling.n):
+        for run_pass in passes.to_run(prepared.ledger, prepared.parts, config.sampling.n):
             execute_pass(prepared, run_pass, control)
     return summarize(
         prepared.ledger.store, prepared.parts, config.sampling.n, config.sampling.agree
@@ -102,7 +102,7 @@ def pilot(config: RunConfig, rows: int, observer: RunObserver = no_observer) -> 
     prepared = prepare(config.model_copy(update={"engine": one}))
     with exclusive_driver(prepared, observer) as control:
         prepared.open_output()
-        first = next(iter(passes.to_run(prepared.ledger, config.sampling.n)))
+        first = next(iter(passes.to_run(prepared.ledger, prepared.parts, config.sampling.n)))
         if first.stop != config.sampling.n:
             raise OutputError(
                 f"output.path {config.output.path} has {first.stop} samples of each row, and a "

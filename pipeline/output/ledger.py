@@ -330,7 +330,7 @@ class Ledger:
         """
         version = self.store.version(part.name)
         metadata = {**part_metadata(self.store, part.name), "columns": dict(columns)}
-        if holds_pass(metadata, run_pass.number):
+        if holds_pass(metadata, run_pass):
             return
         this_pass = {
             "number": run_pass.number,

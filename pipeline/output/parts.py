@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, StorageError, UnreadableRowError, first_line
 from pipeline.output.answers import AnswerCounts
+from pipeline.planning import Pass
 from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
 
@@ -86,9 +87,16 @@ def part_metadata(store: Storage, name: str) -> dict[str, Any]:
     return metadata
 
 
-def holds_pass(metadata: Mapping[str, Any], number: int) -> bool:
-    """Whether the part with this footer has the traces of the retry or top-up ``number``."""
-    return any(run_pass["number"] == number for run_pass in metadata.get("passes", ()))
+def samples_in(metadata: Mapping[str, Any]) -> int:
+    """The number of samples of each row in the part with this footer."""
+    return int(metadata["settings"]["sampling.n"])
+
+
+def holds_pass(metadata: Mapping[str, Any], run_pass: Pass) -> bool:
+    """Whether the part with this footer has all that a retry or top-up would add."""
+    if any(earlier["number"] == run_pass.number for earlier in metadata.get("passes", ())):
+        return True
+    return not run_pass.is_retry and samples_in(metadata) >= run_pass.stop
 
 
 def read_footers(store: Storage, names: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The passes over an output: the run itself, top-ups with more samples, and retries."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from pipeline.errors import OutputError
 from pipeline.output.layout import OutputListing
 from pipeline.output.ledger import AGREE, SAMPLES, Ledger, differences
 from pipeline.output.merge import fragment_tables
-from pipeline.output.parts import holds_pass, part_metadata, read_footers
+from pipeline.output.parts import holds_pass, part_metadata, read_footers, samples_in
 from pipeline.planning import Part, PartRef, Pass, Picks, Plan, Range, gaps, make_plan
 from pipeline.reasoning.think_format import State
 from pipeline.schema import ROW_COLUMN, row_numbers
@@ -50,7 +51,7 @@ def recover_marks(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> None
     refs = [PartRef.of(part) for part in parts if part.name in unmarked]
     footers = read_footers(ledger.store, [ref.name for ref in refs])
     for ref, footer in zip(refs, footers, strict=True):
-        if holds_pass(footer, run_pass.number):
+        if holds_pass(footer, run_pass):
             ledger.finish(ref, run_pass.number)
 
 
@@ -75,17 +76,18 @@ def durable_ranges(ledger: Ledger, parts: Sequence[Part], run_pass: Pass) -> lis
     return durable
 
 
-def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
-    """The run itself, then the top-up to ``samples`` per row if the output has fewer.
+def to_run(ledger: Ledger, parts: Sequence[Part], samples: int) -> Iterator[Pass]:
+    """The run itself, then the top-ups to ``samples`` per row of parts that have fewer.
 
-    Opens the top-up when it is reached. Raises `OutputError` if the output has, or is getting, more
+    Opens a top-up when it is reached. Raises `OutputError` if the output has, or is getting, more
     samples, or can't get more.
     """
     listing = ledger.listing()
     known = ledger.passes(listing)
     present = _samples_per_row(ledger, listing, known)
     open_top_ups = [p for p in known if not p.is_retry and p.number not in listing.closed]
-    required = open_top_ups[0].stop if open_top_ups else max(samples, present)
+    begun = [present, *(top_up.stop for top_up in open_top_ups)]
+    required = max(begun) if open_top_ups else max(present, samples)
     if samples != required:
         raise OutputError(
             f"output.path {ledger.store.url} has {required} samples of each row, or is getting "
@@ -97,12 +99,28 @@ def to_run(ledger: Ledger, samples: int) -> Iterator[Pass]:
             "fewer samples than that; choose another output.path"
         )
     yield Pass(0, 0, present)
-    if open_top_ups:
-        yield open_top_ups[0]
-    elif samples > present:
-        top_up = Pass(_next_number(known), present, samples)
-        ledger.open_pass(top_up)
-        yield top_up
+    has_top_ups = any(not p.is_retry and p.number in listing.closed for p in known)
+    for stop in dict.fromkeys((present, samples)):
+        if open_now := [p for p in open_top_ups if p.stop == stop]:
+            yield open_now[0]
+        elif stop > present:
+            yield _open_top_up(ledger, present, stop)
+        elif has_top_ups and (fewest := _fewest_samples(ledger, parts)) < stop:
+            # A closed top-up has left parts out: their shards were not among the input.
+            yield _open_top_up(ledger, fewest, stop)
+
+
+def _open_top_up(ledger: Ledger, first: int, stop: int) -> Pass:
+    top_up = Pass(_next_number(ledger.passes(ledger.listing())), first, stop)
+    ledger.open_pass(top_up)
+    return top_up
+
+
+def _fewest_samples(ledger: Ledger, parts: Sequence[Part]) -> int:
+    """The number of samples per row in the finished part that has the fewest."""
+    finished = ledger.listing().finished_parts()
+    footers = read_footers(ledger.store, [part.name for part in parts if part.name in finished])
+    return min(map(samples_in, footers), default=sys.maxsize)
 
 
 def to_retry(

@@ -68,9 +68,12 @@ def carry_out(
 ) -> int:
     """Do what ``run_pass`` has still to do in ``parts``; returns the traces that it made."""
     made = 0
+    if run_pass.number:
+        passes.recover_marks(ledger, list(parts), run_pass)
     for piece in passes.plan_pass(ledger, list(parts), run_pass).todo:
         made += write(ledger, run_pass, piece, traces or {})
-        ledger.commit(PartRef.of(piece.part), run_pass, SCHEMA, METADATA)
+        metadata = {**METADATA, "settings": {"sampling.n": run_pass.stop}}
+        ledger.commit(PartRef.of(piece.part), run_pass, SCHEMA, metadata)
     if run_pass.number and closes:
         ledger.close_pass(run_pass)
     return made
@@ -78,7 +81,7 @@ def carry_out(
 
 def work(ledger: Ledger, samples: int, parts: list[Part] = PARTS) -> list[tuple[int, int]]:
     """What `run` with ``samples`` does: the number of each pass, and the traces that it makes."""
-    return [(p.number, carry_out(ledger, parts, p)) for p in to_run(ledger, samples)]
+    return [(p.number, carry_out(ledger, parts, p)) for p in to_run(ledger, parts, samples)]
 
 
 def retry(ledger: Ledger, states: list[str], traces: Traces | None = None) -> tuple[int, int]:
@@ -125,7 +128,7 @@ def test_new_shard_after_a_top_up_gets_all_samples_in_the_run_itself(ledger: Led
 
 def test_interrupted_top_up_does_only_what_is_missing(ledger: Ledger) -> None:
     work(ledger, 1)
-    _, top_up = to_run(ledger, 3)
+    _, top_up = to_run(ledger, PARTS, 3)
     carry_out(ledger, [A0], top_up, closes=False)
     write(ledger, top_up, Range(A1, 5, 7), {})
     plan = passes.plan_pass(ledger, PARTS, top_up)
@@ -288,30 +291,53 @@ def test_durable_traces_of_a_retry_are_those_that_it_made(ledger: Ledger) -> Non
 
 
 def test_top_up_is_opened_when_it_is_reached(ledger: Ledger) -> None:
-    flow = to_run(ledger, 3)
+    flow = to_run(ledger, PARTS, 3)
     assert next(flow) == Pass(0, 0, 1)
     assert ledger.passes(ledger.listing()) == []
     assert list(flow) == [Pass(1, 1, 3)]
     assert ledger.passes(ledger.listing()) == [Pass(1, 1, 3)]
-    assert list(to_run(ledger, 3)) == [Pass(0, 0, 1), Pass(1, 1, 3)]
+    assert list(to_run(ledger, PARTS, 3)) == [Pass(0, 0, 1), Pass(1, 1, 3)]
     assert ledger.passes(ledger.listing()) == [Pass(1, 1, 3)]
     for samples in (1, 2, 4):
         with pytest.raises(OutputError, match=r"has 3 samples .*, or is getting them; set .*n=3"):
-            list(to_run(ledger, samples))
+            list(to_run(ledger, PARTS, samples))
     assert samples_per_row(ledger) == 1
     ledger.close_pass(Pass(1, 1, 3))
     assert samples_per_row(ledger) == 3
-    assert list(to_run(ledger, 3)) == [Pass(0, 0, 3)]
+    assert list(to_run(ledger, PARTS, 3)) == [Pass(0, 0, 3)]
     with pytest.raises(OutputError, match=r"has 3 samples"):
-        list(to_run(ledger, 2))
+        list(to_run(ledger, PARTS, 2))
+
+
+def test_a_part_that_a_closed_top_up_has_left_out_gets_its_samples(ledger: Ledger) -> None:
+    """Its shard was not among the input, or came while the driver slept."""
+    work(ledger, 1)
+    assert work(ledger, 2, [A0, A1, A2]) == [(0, 0), (1, 10)]
+    assert work(ledger, 2, [A0, A1, A2]) == [(0, 0)]
+    assert work(ledger, 2) == [(0, 0), (2, 3)]
+    assert work(ledger, 2) == [(0, 0)]
+    assert work(ledger, 3, [A0]) == [(0, 0), (3, 4)]
+    assert work(ledger, 4) == [(0, 0), (4, 9), (5, 13)]
+    for part in PARTS:
+        assert part_metadata(ledger.store, part.name)["settings"]["sampling.n"] == 4
+
+
+def test_a_top_up_for_a_part_that_was_left_out_goes_on_before_a_later_one(ledger: Ledger) -> None:
+    work(ledger, 1)
+    work(ledger, 2, [A0, A1, A2])
+    _, catch_up = to_run(ledger, [B0], 2)
+    assert catch_up == Pass(2, 1, 2)
+    with pytest.raises(OutputError, match=r"set sampling\.n=2"):
+        list(to_run(ledger, PARTS, 3))
+    assert work(ledger, 2) == [(0, 0), (2, 3)]
 
 
 def test_retry_is_no_top_up_and_its_number_counts(ledger: Ledger) -> None:
     open_retry = to_retry(ledger, SETTINGS, ["failed"], None)
     assert open_retry == Pass(1, 0, 1, ("failed",))
     assert samples_per_row(ledger) == 1
-    assert list(to_run(ledger, 1)) == [Pass(0, 0, 1)]
-    assert list(to_run(ledger, 2)) == [Pass(0, 0, 1), Pass(2, 1, 2)]
+    assert list(to_run(ledger, PARTS, 1)) == [Pass(0, 0, 1)]
+    assert list(to_run(ledger, PARTS, 2)) == [Pass(0, 0, 1), Pass(2, 1, 2)]
     assert to_retry(ledger, SETTINGS, ["failed"], None) == open_retry
     ledger.close_pass(Pass(2, 1, 2))
     assert (
@@ -321,7 +347,7 @@ def test_retry_is_no_top_up_and_its_number_counts(ledger: Ledger) -> None:
     assert samples_per_row(ledger) == 2
     assert to_retry(ledger, SETTINGS, ["failed"], None) == Pass(3, 0, 2, ("failed",))
     ledger.close_pass(Pass(3, 0, 2, ("failed",)))
-    assert list(to_run(ledger, 4)) == [Pass(0, 0, 2), Pass(4, 2, 4)]
+    assert list(to_run(ledger, PARTS, 4)) == [Pass(0, 0, 2), Pass(4, 2, 4)]
     assert to_retry(ledger, SETTINGS, ["failed"], None) == Pass(5, 0, 2, ("failed",))
 
 
@@ -362,6 +388,6 @@ def test_retry_of_nothing_is_refused(ledger: Ledger, tmp_path: Path) -> None:
 def test_rows_that_may_agree_early_can_not_get_more_samples(tmp_path: Path) -> None:
     ledger = Ledger(Storage(str(tmp_path / "agree")))
     ledger.open_run({**SETTINGS, "sampling.n": 3, "sampling.agree": 2}, {})
-    assert list(to_run(ledger, 3)) == [Pass(0, 0, 3)]
+    assert list(to_run(ledger, PARTS, 3)) == [Pass(0, 0, 3)]
     with pytest.raises(OutputError, match=r"sampling.n can't be raised from 3: with sampling.agr"):
-        list(to_run(ledger, 4))
+        list(to_run(ledger, PARTS, 4))
