@@ -228,12 +228,17 @@ def _losses(type_: Any, target: Any) -> Iterator[str]:
         yield from _losses(type_.item_type, target.item_type)
     elif hasattr(type_, "value_type") and hasattr(target, "value_type"):
         yield from _losses(type_.value_type, target.value_type)
-    elif (
-        pa.types.is_floating(type_)
-        and pa.types.is_floating(target)
-        and type_.bit_width > target.bit_width
-    ):
+    elif pa.types.is_floating(target) and _digits(type_) > _digits(target):
         yield f"a {type_} has more digits than a {target}"
+    elif pa.types.is_floating(type_) and pa.types.is_decimal(target):
+        yield f"a {target} rounds a {type_}"
+
+
+def _digits(type_: Any) -> int:
+    """The decimal digits of a fraction that a type keeps; 0 for other types."""
+    if pa.types.is_decimal(type_):
+        return int(type_.precision)
+    return {pa.float16(): 3, pa.float32(): 6, pa.float64(): 15}.get(type_, 0)
 
 
 def _always_fits(type_: Any, target: Any) -> bool:

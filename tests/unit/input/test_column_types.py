@@ -1,5 +1,6 @@
 """Columns whose types differ get a type that keeps every value, or a refusal that names the file."""
 
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -63,6 +64,8 @@ def test_shard_whose_types_clash_is_named() -> None:
         (pa.array([-1]), pa.array([5], pa.uint64()), pa.int64()),
         (pa.array(["a"]), pa.array([b"b"]), pa.string()),
         (pa.array([[1]]), pa.array([[1.5]]), pa.list_(pa.float64())),
+        (pa.array([Decimal("1.25")]), pa.array([0.3]), pa.float64()),
+        (pa.array([Decimal(2**60 + 1)]), pa.array([7]), pa.int64()),
         # The year 9999 in seconds, a microsecond in nanoseconds.
         (
             pa.array([253402300799], pa.timestamp("s")),
@@ -96,6 +99,17 @@ def test_a_type_that_keeps_all_values_is_found_and_told(
             r"(?s)ns\]: a: .*us\]: b: ",
         ),
         (pa.array([2**63], pa.uint64()), pa.array([-5]), r"(?s)int64: a: .*uint64: b: "),
+        # Arrow rounds these without an error.
+        (
+            pa.array([Decimal("12345678901234567.25")]),
+            pa.array([0.125]),
+            r"(?s)double: a: .*more digits.*decimal128\(19, 2\): b: .*rounds a double",
+        ),
+        (
+            pa.array([[Decimal("12345678901234567.25")]]),
+            pa.array([[0.125]]),
+            r"(?s)double>: a: .*more digits.*2\)>: b: .*rounds a double",
+        ),
     ],
 )
 def test_values_that_no_type_keeps_are_refused_with_shard_and_column(
@@ -181,6 +195,12 @@ def test_a_shorter_float_is_refused_though_arrow_casts_it() -> None:
     schemas = [("new", pa.schema([("x", pa.float64())]))]
     with pytest.raises(InputError, match="has more digits"):
         fit(schemas, pa.schema([("x", pa.float32())]), lambda *_: None)
+
+
+def test_a_float_is_not_rounded_to_the_places_of_a_decimal() -> None:
+    schemas = [("new", pa.schema([("x", pa.float64())]))]
+    with pytest.raises(InputError, match="rounds a double"):
+        fit(schemas, pa.schema([("x", pa.decimal128(9, 2))]), lambda *_: None)
 
 
 def test_columns_that_occur_twice_are_refused_by_shard() -> None:
