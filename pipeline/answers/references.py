@@ -71,15 +71,42 @@ def is_missing(reference: object) -> bool:
 
 
 def cells(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column; 32-bit floats with their own digits, 0.1 and not 0.10000000149."""
-    if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
-        kind = np.float32 if pa.types.is_float32(column.type) else np.float16
-        return [None if x is None else float(str(kind(x))) for x in column.to_pylist()]
+    """The values of a column, as `as_written`; of text that is not UTF-8, None."""
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:  # a file may hold text that is no UTF-8, which is no reference
-        values = [_text(x) for x in column.cast(pa.large_binary()).to_pylist()]
-    return values
+        return [_text(x) for x in column.cast(pa.large_binary()).to_pylist()]
+    return [as_written(x, column.type) for x in values] if _is_narrow(column.type) else values
+
+
+def as_written(value: Any, type_: Any) -> Any:
+    """``value``, Python's for a cell of ``type_``: short floats, at any depth, with their digits.
+
+    A float of 32 bits that was written as 0.1 is 0.10000000149 in Python's 64.
+    """
+    if value is None or not _is_narrow(type_):
+        return value
+    if pa.types.is_floating(type_):
+        return float(str((np.float32 if pa.types.is_float32(type_) else np.float16)(value)))
+    if pa.types.is_dictionary(type_):
+        return as_written(value, type_.value_type)
+    if pa.types.is_struct(type_):
+        return {field.name: as_written(value[field.name], field.type) for field in type_}
+    if pa.types.is_map(type_):
+        return [
+            (as_written(key, type_.key_type), as_written(item, type_.item_type))
+            for key, item in value
+        ]
+    return [as_written(item, type_.value_type) for item in value]
+
+
+def _is_narrow(type_: Any) -> bool:
+    """Whether ``type_`` is a float of 32 or 16 bits, or has one in it."""
+    if pa.types.is_dictionary(type_):
+        return _is_narrow(type_.value_type)
+    if pa.types.is_nested(type_):
+        return any(_is_narrow(type_.field(i).type) for i in range(type_.num_fields))
+    return pa.types.is_float32(type_) or pa.types.is_float16(type_)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+from pipeline.answers.references import as_written
 from pipeline.errors import (
     InvalidPromptError,
     PromptTooLongError,
@@ -76,7 +77,8 @@ class TableRow(Mapping[str, Any]):
         self._table, self._index = table, index
 
     def __getitem__(self, name: str) -> Any:
-        return self._table[name][self._index].as_py()
+        scalar = self._table[name][self._index]
+        return as_written(scalar.as_py(), scalar.type)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.column_names)

@@ -7,22 +7,33 @@ braces stand for a single one.
 
 import json
 import math
+import re
 import string
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from pipeline.errors import InvalidPromptError
+
+# Python writes larger floats with an exponent.
+LARGEST_WHOLE = 10**16
+TAG = re.compile(r"[^\W\d][\w.-]*")
 
 
 def fields(template: str) -> Iterator[tuple[str, str | None, str]]:
     """The pieces of ``template``: a text, the column that follows it, and the column's tag.
 
     The column is None if only text follows; the tag is empty if there is none. Raises `ValueError`
-    for braces that hold no column name.
+    for braces that hold no column name, and for tags that are no names.
     """
     for text, column, tag, conversion in string.Formatter().parse(template):
         if column == "" or conversion is not None:
             raise ValueError("{} must hold a column's name; to write a brace, double it: {{")
+        if tag and not TAG.fullmatch(tag):
+            raise ValueError(
+                f"{{{column}:{tag}}}: after the colon comes the name of a tag, such as document; "
+                "numbers are not formatted"
+            )
         yield text, column, tag or ""
 
 
@@ -58,12 +69,27 @@ def _as_text(value: Any, column: str) -> str:
     """
     if value is None:
         raise InvalidPromptError(f"{column} is null")
+    if isinstance(value, (list, dict)):
+        return json.dumps(_plain(value, f"a value in {column}"), ensure_ascii=False, default=str)
+    value = _plain(value, column)
+    if value is None:
+        raise InvalidPromptError(f"{column} is NaN, which stands for no value")
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
+
+
+def _plain(value: Any, what: str) -> Any:
+    """``value`` with whole floats as whole numbers and NaN as None, at any depth.
+
+    Raises `InvalidPromptError` for bytes, which are no text.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(item, what) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, what) for item in value]
+    if isinstance(value, bytes):
+        raise InvalidPromptError(f"{what} is bytes, not text")
     if isinstance(value, float):
         if math.isnan(value):
-            raise InvalidPromptError(f"{column} is NaN, which stands for no value")
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
-    if isinstance(value, bytes):
-        raise InvalidPromptError(f"{column} is bytes, not text")
-    if isinstance(value, (list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+            return None
+        return int(value) if value.is_integer() and abs(value) < LARGEST_WHOLE else value
+    return value

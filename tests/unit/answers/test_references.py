@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -121,5 +122,11 @@ def test_cells_are_what_was_written() -> None:
     """A float of 32 bits is 0.1 for its writer; a byte that is no UTF-8 spoils its cell only."""
     narrow = pa.chunked_array([pa.array([0.1, None, 1e-05], pa.float32())])
     assert cells(narrow) == [0.1, None, 1e-05]
+    deep = pa.array(
+        [{"a": [0.1], "b": 1}], pa.struct({"a": pa.list_(pa.float32()), "b": pa.int8()})
+    )
+    assert cells(pa.chunked_array([deep])) == [{"a": [0.1], "b": 1}]
+    by_key = pa.map_(pa.string(), pa.float16())
+    assert cells(pa.chunked_array([pa.array([[("a", np.float16(0.1))]], by_key)])) == [[("a", 0.1)]]
     broken = pa.chunked_array([pa.array([b"5", b"\xff", None]).cast(pa.binary()).view(pa.string())])
     assert cells(broken) == ["5", None, None]

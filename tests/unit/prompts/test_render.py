@@ -91,6 +91,15 @@ def test_tool_call_arguments_as_json_text_are_not_encoded_twice() -> None:
     assert '{"name": "f", "arguments": {"city": "Paris"}}' in text
 
 
+def test_floats_of_32_bits_have_the_digits_that_were_written() -> None:
+    table = pa.table(
+        {"x": pa.array([0.1], pa.float32()), "y": pa.array([[3.14]], pa.list_(pa.float32()))}
+    )
+    columns = PromptColumns(template="{x} and {y}")
+    [message] = row_messages(TableRow(table, 0), columns, None, None)
+    assert message["content"] == "0.1 and [3.14]"
+
+
 ASKED = {"role": "user", "content": "q"}
 
 

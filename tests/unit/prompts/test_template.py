@@ -1,6 +1,7 @@
 """Prompts from columns: every value arrives unchanged, and data stays between its tags."""
 
 import re
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -29,10 +30,27 @@ def test_null_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(2024.0, "2024"), (-3.0, "-3"), (0.5, "0.5"), (1e22, "1e+22"), (True, "True"), (7, "7")],
-)
+    [
+        (2024.0, "2024"), (-3.0, "-3"), (0.5, "0.5"), (1e22, "1e+22"), (True, "True"), (7, "7"),
+        (2.0**53, "9007199254740992"), (Decimal("0.0000001"), "0.0000001"),
+        ([1.0, 2.5, float("nan")], "[1, 2.5, null]"),
+        ({"a": [3.0], "b": {"c": float("nan")}}, '{"a": [3], "b": {"c": null}}'),
+    ],
+)  # fmt: skip
 def test_whole_numbers_are_written_without_a_point(value: object, text: str) -> None:
     assert fill("In {year}?", {"year": value}) == f"In {text}?"
+
+
+@pytest.mark.parametrize("value", [b"x", {"bytes": b"\x89PNG", "path": "a.png"}, [[b"x"]]])
+def test_bytes_are_refused_at_any_depth(value: object) -> None:
+    with pytest.raises(InvalidPromptError, match=r"image is bytes, not text"):
+        fill("{image}", {"image": value})
+
+
+@pytest.mark.parametrize("tag", [".2f", "a b", "<doc>", "{y}", ",", "05d"])
+def test_a_tag_that_is_no_name_is_refused(tag: str) -> None:
+    with pytest.raises(ValueError, match=r"after the colon comes the name of a tag"):
+        columns_of(f"{{x:{tag}}}")
 
 
 def test_nan_is_refused_as_null_is() -> None:
