@@ -53,11 +53,11 @@ def row_messages(
 def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | None:
     """The tool definitions of one row; None if it has none.
 
-    The column holds a list of objects or of their JSON texts, or JSON text of a list. Raises
-    `InvalidPromptError` for anything else.
+    The column holds a list of objects or of their JSON texts, or JSON text of a list. Parameters
+    may be JSON text, too. Raises `InvalidPromptError` for anything else.
     """
     value = None if columns.tools is None else row[columns.tools]
-    if not value:
+    if not value or (isinstance(value, str) and not value.strip()):
         return None
     tools = _from_json(value, columns.tools)
     if tools is None:  # the text null
@@ -70,7 +70,7 @@ def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | Non
         ]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InvalidPromptError(f"{columns.tools} must be a list of objects")
-    return tools or None
+    return [_tool(tool, columns.tools) for tool in tools] or None
 
 
 def joined_parts(parts: list[Any]) -> str:
@@ -167,7 +167,20 @@ def _content(message: Message, where: str) -> str | None:
     return content
 
 
+def _tool(tool: dict[str, Any], where: str | None) -> dict[str, Any]:
+    """The definition with its parameters as an object; the template would encode text again.
+
+    Columns have them as JSON text, because each tool has other keys in them.
+    """
+    if isinstance(function := tool.get("function"), dict):
+        return {**tool, "function": _tool(function, where)}
+    if not isinstance(parameters := tool.get("parameters"), str):
+        return tool
+    return {**tool, "parameters": _from_json(parameters or "{}", f"{where}.parameters")}
+
+
 def _tool_calls(calls: Any, where: str) -> list[Any]:
+    calls = _from_json(calls, f"{where}.tool_calls")
     if not isinstance(calls, list):
         raise InvalidPromptError(f"{where}.tool_calls must be a list of objects")
     return [_tool_call(call, where) for call in calls]
@@ -182,7 +195,8 @@ def _tool_call(call: Any, where: str) -> Any:
     if not isinstance(function, dict):
         raise InvalidPromptError(f"{where}.tool_calls: function must be an object")
     if "arguments" in function:
-        arguments = _from_json(function["arguments"], f"{where}.tool_calls.arguments")
+        # Calls without arguments have empty text in some APIs.
+        arguments = _from_json(function["arguments"] or "{}", f"{where}.tool_calls.arguments")
         function = {**function, "arguments": arguments}
     return {**call, "function": function} if call.get("function") else function
 

@@ -77,18 +77,37 @@ def test_messages_from_arrow_render_the_same(model: str, case: str) -> None:
         )
 
 
-def test_tool_call_arguments_as_json_text_are_not_encoded_twice() -> None:
-    call = {"function": {"name": "f", "arguments": '{"city": "Paris"}'}}
+@pytest.mark.parametrize(
+    ("calls", "arguments"),
+    [
+        ([{"function": {"name": "f", "arguments": '{"city": "Paris"}'}}], '{"city": "Paris"}'),
+        ([{"function": {"name": "f", "arguments": ""}}], "{}"),
+        ('[{"function": {"name": "f", "arguments": {"n": 1}}}]', '{"n": 1}'),
+    ],
+)
+def test_tool_calls_as_json_text_are_not_encoded_twice(calls: object, arguments: str) -> None:
     row = {
         "messages": [
             {"role": "user", "content": "w?"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "assistant", "content": "", "tool_calls": calls},
             {"role": "tool", "content": "sunny"},
         ],
         "tools": None,
     }
     text = renderer("qwq-nano").render(row_messages(row, MESSAGES, None, None)).text
-    assert '{"name": "f", "arguments": {"city": "Paris"}}' in text
+    assert f'{{"name": "f", "arguments": {arguments}}}' in text
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_parameters_of_tools_as_json_text_are_not_encoded_twice(is_wrapped: bool) -> None:
+    parameters = {"type": "object", "properties": {"a": {"default": None}}}
+    tool = {"name": "f", "parameters": json.dumps(parameters)}
+    row = {"tools": [{"type": "function", "function": tool} if is_wrapped else tool]}
+    read = {**tool, "parameters": parameters}
+    expected = {"type": "function", "function": read} if is_wrapped else read
+    assert row_tools(row, MESSAGES) == [expected]
+    with pytest.raises(InvalidPromptError, match=r"tools\.parameters is not valid JSON"):
+        row_tools({"tools": [{"name": "f", "parameters": "{"}]}, MESSAGES)
 
 
 def test_floats_of_32_bits_have_the_digits_that_were_written() -> None:
@@ -127,7 +146,7 @@ def test_parts_of_a_turn_are_joined_with_line_breaks() -> None:
     assert row_messages(row, MESSAGES, None, None) == [{"role": "user", "content": "a\nb\nc"}]
 
 
-@pytest.mark.parametrize("value", [None, "", "null", " null ", "[]", []])
+@pytest.mark.parametrize("value", [None, "", " \n", "null", " null ", "[]", []])
 def test_rows_without_tools_have_none(value: object) -> None:
     assert row_tools({"tools": value}, MESSAGES) is None
 
@@ -257,7 +276,7 @@ def test_prompt_that_is_not_text_is_refused(value: object, reason: str) -> None:
         ([{"role": "user", "content": " "}], r"messages\[0\].content is empty"),
         ([ASKED, {"role": "assistant", "content": "", "tool_calls": ["{"]}], "not valid JSON"),
         (
-            [ASKED, {"role": "assistant", "content": "", "tool_calls": "f"}],
+            [ASKED, {"role": "assistant", "content": "", "tool_calls": '{"name": "f"}'}],
             "tool_calls must be a list",
         ),
         (
