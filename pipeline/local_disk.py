@@ -1,8 +1,9 @@
 """Files of a local disk: listed with links, written beside their place, then renamed into it."""
 
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ELOOP
@@ -10,6 +11,8 @@ from operator import attrgetter
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO
+
+from fsspec.utils import glob_translate
 
 from pipeline.errors import FileChangedError
 
@@ -79,11 +82,25 @@ def walk(root: str, folder: str, left_out: list[str]) -> list[FileInfo]:
 
 
 def glob(root: str, pattern: str, left_out: list[str]) -> list[FileInfo]:
-    """The files that match ``pattern``, sorted by name; ``left_out``: as in `walk`."""
+    """The files that match ``pattern``, sorted by name.
+
+    Links to folders are followed as in `walk`. ``left_out``: as there, with folders that match.
+    """
+    if "**" in pattern:  # there Path.glob follows no links to folders
+        matches, links = re.compile(glob_translate(pattern)).match, list[str]()
+        infos = [info for info in walk(root, "", links) if matches(info.name)]
+        left_out += [name for name in links if _OVERLAP in name or matches(name.split(_BROKEN)[0])]
+        return infos
     paths = {path.relative_to(root).as_posix(): path for path in Path(root).glob(pattern)}
     left_out += [name + _BROKEN for name, path in paths.items() if _is_broken(path)]
-    infos = (_info(path, name) for name, path in sorted(paths.items()))
-    return [info for info in infos if info]
+    left_out += unread_folders(name for name, path in sorted(paths.items()) if path.is_dir())
+    found = (_info(path, name) for name, path in sorted(paths.items()))
+    return [info for info in found if info]
+
+
+def unread_folders(names: Iterable[str]) -> list[str]:
+    """The ``names`` of folders that match a pattern, each with what to do to have their files."""
+    return [f"{name} (a folder; add /*.parquet to the path to have its files)" for name in names]
 
 
 def name_limits(root: str) -> tuple[int, int]:
@@ -113,7 +130,7 @@ def _walk(root: str, folder: str, seen: set[str], left_out: list[str]) -> Iterat
         elif entry.is_symlink() and os.path.isdir(entry.path):
             target = os.path.realpath(entry.path)
             if any(_overlap(target, path) for path in seen):
-                left_out.append(f"{name} (a link to a folder that overlaps one that is listed)")
+                left_out.append(name + _OVERLAP)
             else:
                 seen.add(target)
                 yield from _walk(root, name, seen, left_out)
@@ -137,6 +154,7 @@ def _info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
 
 
 _BROKEN = " (a link that leads nowhere)"
+_OVERLAP = " (a link to a folder that overlaps one that is listed)"
 
 
 def _is_broken(path: str | Path) -> bool:

@@ -92,7 +92,7 @@ class Storage:
         """The files that match ``pattern``, sorted by name.
 
         ``pattern``: relative to the root, with ``*``, ``?`` and ``**``. ``left_out`` gets the names
-        of links that lead nowhere, as in `files`.
+        of folders that match, and of links that are not followed.
         """
         with self._errors("list"):
             if self.is_local:
@@ -101,6 +101,10 @@ class Storage:
             matches = self.fs.glob(self.path(pattern), detail=True)
             if not matches:
                 self._require_bucket()
+        if left_out is not None and "**" not in pattern:
+            root = self.root.rstrip("/") + "/"
+            folders = (path for path, info in matches.items() if info["type"] == "directory")
+            left_out += local_disk.unread_folders(path.removeprefix(root) for path in folders)
         return self._infos(matches)
 
     def is_file(self) -> bool:

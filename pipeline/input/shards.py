@@ -1,7 +1,9 @@
 """Find prompt shards: their files, their rows as the footers count them, and their columns."""
 
+import glob
 import hashlib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,15 +27,28 @@ FOOTER_BYTES = 65_536
 PARQUET_NAMES = re.compile(
     r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|brotli|br|lz4))?$", re.IGNORECASE
 )
-# How to convert what people have instead of Parquet: by the ending, the module of pyarrow and a
-# call that reads the file.
+# How to convert what people have instead of Parquet: by the ending, what to import as m, and the
+# table that a file holds. An ending may stand for two formats.
 CONVERSIONS = {
-    r"\.(jsonl|ndjson|json)(\.gz)?$": ("json", "read_json('{}', m.ReadOptions(block_size=2**30))"),
-    r"\.csv(\.gz)?$": (
-        "csv", "read_csv('{}', parse_options=m.ParseOptions(newlines_in_values=True))",
+    r"\.(jsonl|ndjson|json\.gz)(\.gz)?$": (
+        "pyarrow.json", "m.read_json({}, m.ReadOptions(block_size=2**30))",
     ),
-    r"\.tsv(\.gz)?$": ("csv", "read_csv('{}', parse_options=m.ParseOptions(delimiter='\\t'))"),
-    r"\.(arrow|feather)$": ("feather", "read_table('{}')"),
+    r"\.json$": (
+        "json",
+        "pa.Table.from_pylist((lambda t: m.loads(t if t.lstrip()[:1] == '[' else '[' + ','.join("
+        "filter(str.strip, t.split(chr(10)))) + ']'))(open({}, encoding='utf-8-sig').read()))",
+    ),
+    r"\.csv(\.gz)?$": (
+        "pyarrow.csv", "m.read_csv({}, parse_options=m.ParseOptions(newlines_in_values=True))",
+    ),
+    r"\.tsv(\.gz)?$": (
+        "pyarrow.csv", "m.read_csv({}, parse_options=m.ParseOptions(delimiter=chr(9)))",
+    ),
+    r"\.(arrow|feather)$": (
+        "pyarrow.ipc",
+        "(lambda b: (m.open_file if b[:6] == b'ARROW1' else m.open_stream)(b).read_all())"
+        "(open({}, 'rb').read())",
+    ),
 }  # fmt: skip
 MAX_NAMED = 5
 ROWS_A_CHECK = 65_536
@@ -73,7 +88,7 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> Input:
     """
     left_out = list[str]()
     store, files = find_files(url, PARQUET_NAMES, left_out)
-    _refuse_other_files(url, files, left_out)
+    _refuse_other_files(url, store, files, left_out)
     location = Storage(url).location
     identities = {info.name: known.unchanged(location, info) for info in files}
     new = [info for info in files if identities[info.name] is None]
@@ -114,12 +129,12 @@ def find_files(
     the others. Hidden files are ignored, as in `find_shards`.
     """
     left_out = [] if left_out is None else left_out
-    segments = url.split("/")
+    segments = url.rstrip("/").split("/")
     wildcards = [i for i, segment in enumerate(segments) if set(segment) & set("*?[")]
-    if wildcards and not Storage(url).is_folder():
+    if Storage(url).is_file():
+        folder, pattern = "/".join(segments[:-1]), glob.escape(segments[-1])
+    elif wildcards and not Storage(url).is_folder():
         folder, pattern = "/".join(segments[: wildcards[0]]), "/".join(segments[wildcards[0] :])
-    elif Storage(url).is_file():
-        folder, pattern = "/".join(segments[:-1]), segments[-1]
     else:
         folder, pattern = url, ""
     store = Storage(folder or ("/" if url.startswith("/") else "."))
@@ -135,25 +150,29 @@ def find_files(
     return store, files
 
 
-def _refuse_other_files(url: str, files: Sequence[FileInfo], left_out: Sequence[str]) -> None:
+def _refuse_other_files(
+    url: str, store: Storage, files: Sequence[FileInfo], left_out: Sequence[str]
+) -> None:
     """Raise `InputError` if there is no Parquet file, or one of another format was named."""
     if not files:
         there = f", but {_named(left_out)}" if left_out else ""
-        hint = next(filter(None, map(_conversion, left_out)), "")
+        hint = next(filter(None, map(partial(_conversion, store), left_out)), "")
         raise InputError(f"input.path {url}: no Parquet files there{there}{hint}")
     for info in files:
-        if not PARQUET_NAMES.search(info.name) and (hint := _conversion(info.name)):
+        if not PARQUET_NAMES.search(info.name) and (hint := _conversion(store, info.name)):
             raise InputError(f"input.path {url}: {info.name} is not a Parquet file{hint}")
 
 
-def _conversion(name: str) -> str:
+def _conversion(store: Storage, name: str) -> str:
     """The command that makes a Parquet file of the file ``name``; empty if none is known."""
-    for ending, (module, read) in CONVERSIONS.items():
-        if found := re.search(ending, name, re.IGNORECASE):
-            target = f"{name[: found.start()]}.parquet"
-            imports = f"import pyarrow.{module} as m, pyarrow.parquet as p"
-            code = f"{imports}; p.write_table(m.{read.format(name)}, '{target}')"
-            return f'; convert it:\n  python -c "{code}"'
+    path = store.path(name) if store.is_local else name.rsplit("/", maxsplit=1)[-1]
+    for ending, (module, table) in CONVERSIONS.items():
+        if found := re.search(ending, path, re.IGNORECASE):
+            target = f"{path[: found.start()]}.parquet"
+            imports = f"import pyarrow as pa, pyarrow.parquet as p, {module} as m"
+            code = f"{imports}; p.write_table({table.format(repr(path))}, {target!r})"
+            first = "convert it" if store.is_local else "download it and convert it"
+            return f"; {first}:\n  python -c {shlex.quote(code)}"
     return ""
 
 

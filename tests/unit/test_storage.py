@@ -122,6 +122,9 @@ def test_glob_matches_files_below_the_root(store: Storage) -> None:
         store.put(name, b"x")
     assert [i.name for i in store.glob("*/*.parquet")] == ["de/c.parquet", "en/a.parquet"]
     assert [i.name for i in store.glob("en/*")] == ["en/a.parquet", "en/b.txt"]
+    left_out = list[str]()
+    store.glob("e*", left_out)
+    assert left_out == ["en (a folder; add /*.parquet to the path to have its files)"]
 
 
 def test_missing_bucket_is_one_clear_message(s3: S3Server) -> None:
