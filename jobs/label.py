@@ -27,7 +27,7 @@ from jobs.label_report import Counts, report_lines
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
-from pipeline.config.sections import Section
+from pipeline.config.section import Section
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import find_shards
 from pipeline.output.ledger import Ledger

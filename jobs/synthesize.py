@@ -26,7 +26,7 @@ from jobs.own_files import OwnFiles
 from jobs.seeds import PromptShards
 from pipeline import RunConfig, console
 from pipeline.answers.formats import parsed_formats
-from pipeline.config.sections import Section
+from pipeline.config.section import Section
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
 from pipeline.monitor.limits import Limits

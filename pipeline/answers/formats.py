@@ -45,3 +45,13 @@ def format_asked_for(suffix: str | None, configured: AnswerFormat) -> AnswerForm
     built_in = (answer_format(name) for name in ANSWER_FORMATS.names)
     named = (kind for kind in (configured, *built_in) if kind.suffix_name is not None)
     return next((kind for kind in named if kind.suffix_name == suffix), None)
+
+
+def mistaken_suffix(suffix: str | None) -> str | None:
+    """The name of a suffix that ``suffix``, which is none, probably stands for; None for text."""
+    word = (suffix or "").strip().casefold()
+    for name in ANSWER_FORMATS.names:
+        own = answer_format(name).suffix_name
+        if own is not None and word in (name, own):
+            return own
+    return None

@@ -7,7 +7,7 @@ Its sections are in `pipeline.config.sections`. No I/O but reading the one YAML 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -55,11 +55,16 @@ def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 def parse_as(kind: type[Config], data: Mapping[str, Any], source: str) -> Config:
     """Build a ``kind``, or raise `ConfigError` naming every wrong key and value."""
+    lines = [
+        f"  {name}: must be a number; yes, no, on and off are true or false in YAML (got {value})"
+        for name, value in _booleans(data, kind)
+    ]
     try:
-        return kind.model_validate(data)
+        if not lines:
+            return kind.model_validate(data)
     except ValidationError as error:
         lines = [f"  {_explain(dict(e), kind)}" for e in error.errors()]
-        raise ConfigError("\n".join([f"{source} is not a valid run:", *lines])) from None
+    raise ConfigError("\n".join([f"{source} is not a valid run:", *lines]))
 
 
 def fingerprint_of(settings: Mapping[str, Any]) -> str:
@@ -101,6 +106,21 @@ def _annotation(kind: type[BaseModel], names: Sequence[str]) -> Any:
     return annotation
 
 
+def _booleans(
+    data: Mapping[str, Any], kind: type[BaseModel], above: Sequence[str] = ()
+) -> Iterator[tuple[str, bool]]:
+    """The settings of ``kind`` that are numbers, but true or false in ``data``.
+
+    Pydantic takes these for 1 and 0.
+    """
+    for key, value in data.items():
+        names = [*above, str(key)]
+        if isinstance(value, Mapping):
+            yield from _booleans(value, kind, names)
+        elif isinstance(value, bool) and _annotation(kind, names) in (int, float):
+            yield ".".join(names), value
+
+
 def _without_none(annotation: Any) -> Any:
     """The one type beside None in ``annotation``, without its constraints; else as it is."""
     if get_origin(annotation) is Annotated:
@@ -125,7 +145,7 @@ def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     if error["type"] == "credentials":  # which are not repeated
         return f"{path}: {error['msg']}"
     if error["type"] == "string_type":
-        return f"{path}: must be text (in YAML, put quotes around it if it begins with a brace)"
+        return f"{path}: must be text (in YAML, put quotes around it), got {error['input']!r}"
     message: str = error["msg"].removeprefix("Value error, ").removeprefix(f"{path}: ")
     if isinstance(error["input"], Mapping):  # all of a section would be no help
         return f"{path}: {message}" if path else message

@@ -1,4 +1,4 @@
-"""Locations in a configuration, refused if they contain credentials; no I/O."""
+"""Locations in a configuration, refused if they are blank or contain credentials; no I/O."""
 
 import re
 from typing import Annotated
@@ -16,11 +16,13 @@ SIGNED = re.compile(
 NO_USERS = ("github://",)  # organisation:repository@revision
 
 
-def _without_credentials(url: str) -> str:
-    """``url``, unless it contains credentials: configurations are stored, copied and shown.
+def _checked(url: str) -> str:
+    """``url``, unless it is blank (which would be the folder of the command) or has credentials.
 
-    Raises `PydanticCustomError`.
+    Configurations are stored, copied and shown. Raises `PydanticCustomError` or `ValueError`.
     """
+    if not url.strip():
+        raise ValueError("is empty")
     has_user = USERS.search(url) and not url.startswith(NO_USERS)
     if has_user or SIGNED.search(url):
         raise PydanticCustomError(
@@ -31,4 +33,4 @@ def _without_credentials(url: str) -> str:
     return url
 
 
-Location = Annotated[str, AfterValidator(_without_credentials)]
+Location = Annotated[str, AfterValidator(_checked)]

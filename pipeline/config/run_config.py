@@ -5,7 +5,8 @@ from typing import Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.answers.formats import format_asked_for, parsed_formats
+from pipeline.answers.formats import format_asked_for, mistaken_suffix, parsed_formats
+from pipeline.config.section import Section
 from pipeline.config.sections import (
     AnswerConfig,
     EngineConfig,
@@ -16,7 +17,6 @@ from pipeline.config.sections import (
     PricesConfig,
     PromptConfig,
     RayConfig,
-    Section,
 )
 from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
@@ -73,6 +73,10 @@ class RunConfig(Section):
             raise ValueError("prompt.template makes the prompt; no input column can be set besides")
         suffix, answer_format = self.prompt.suffix, self.answer.load_format()
         asked_for = format_asked_for(suffix, answer_format)
+        if asked_for is None and (meant := mistaken_suffix(suffix)):
+            raise ValueError(
+                f"prompt.suffix {suffix} is no name of a suffix; did you mean {meant}?"
+            )
         if asked_for is not None and asked_for.needs_schema and asked_for.form is None:
             raise ValueError(f"prompt.suffix {suffix} needs answer.format {suffix} and its schema")
         if self.limits.cost is not None and self.prices.gpu_hour is None:

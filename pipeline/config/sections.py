@@ -3,22 +3,17 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import answer_format, parsed_formats
 from pipeline.answers.json_schema import form_of
 from pipeline.config.locations import Location
+from pipeline.config.section import Section
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
 from pipeline.registry import did_you_mean
 from pipeline.schema import TRACE_COLUMNS
-
-
-class Section(BaseModel):
-    """What all have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class InputConfig(Section):

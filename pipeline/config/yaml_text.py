@@ -1,5 +1,6 @@
 """YAML as configurations have it: no key twice, and no text of an override lost; no I/O."""
 
+import re
 from typing import Any
 
 import yaml
@@ -10,6 +11,9 @@ NULLS = ("", "null", "Null", "NULL", "~")
 MERGE = "tag:yaml.org,2002:merge"
 TEXT = "tag:yaml.org,2002:str"
 QUOTES = ("'", '"')
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+# Numbers of YAML 1.1 that nobody means: 010 is 8, and 1:30 is 90.
+ODD_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 
 
 class RefusedError(ValueError):
@@ -84,6 +88,11 @@ def _check(node: yaml.Node, above: set[int], checked: set[int]) -> None:
     checked.add(id(node))
     if isinstance(node, yaml.ScalarNode):
         _refuse_surrogates(node.value, f"the text in {where}")
+        if node.tag in NUMBERS and ODD_NUMBER.fullmatch(node.value):
+            raise RefusedError(
+                f"{node.value} in {where} is {_constructed(node)} in YAML: write that, or put "
+                "quotes around it"
+            )
         return
     inside = node.value
     if isinstance(node, yaml.MappingNode):

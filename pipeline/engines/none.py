@@ -3,7 +3,8 @@
 from typing import Any
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import EngineConfig, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import EngineConfig
 from pipeline.engines.protocol import EngineLoad, EngineType, OnTokens, Request, parse_options
 from pipeline.errors import RequestRejectedError
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import EngineConfig, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import EngineConfig
 from pipeline.engines.memory import MemoryNeed
 from pipeline.errors import ConfigError
 from pipeline.reasoning.sampling import SamplingPolicy

@@ -95,6 +95,13 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ('prompt.system="\\ud800"', "--set prompt.system: the text in line 1 is not UTF-8"),
         ("prompt.template=Hello", "prompt.template: names no column"),
         ("prompt.template='{'", "prompt.template: "),
+        ("prompt.suffix=Math", "prompt.suffix Math is no name of a suffix; did you mean math?"),
+        ("prompt.suffix=boxed", "is no name of a suffix; did you mean math?"),
+        ("sampling.max_tokens=0100", "--set sampling.max_tokens: 0100 in line 1 is 64 in YAML"),
+        ("sampling.n=yes", "sampling.n: must be a number; yes, no, on and off are true or false"),
+        ("sampling={temperature: on, n: 2}", "sampling.temperature: must be a number; yes, no"),
+        ("output.path=", "output.path: must be text"),
+        ("output.path=' '", "output.path: is empty"),
         ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
         ("sampling.agree=2", "sampling.agree needs an answer.format"),
         ("sampling.agree=0", "sampling.agree: Input should be greater than or equal to 1"),
@@ -137,12 +144,28 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ("input: &a {path: *a}", "the value in line 1 is a part of itself"),
         ('input: {path: "\\udcff"}', "the text in line 1 is not UTF-8"),
         ("input: " + "[" * 5000, "is not valid YAML"),
+        ("input: {path: no}", r"input.path: must be text \(in YAML, put quotes .*, got False"),
+        ("label: {labels: [010, 011]}", "010 in line 1 is 8 in YAML: write that, or put quotes"),
+        ("limits: {minutes: 1:30}", "1:30 in line 1 is 90 in YAML"),
     ],
 )
 def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_sections_without_a_line_have_their_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "input: {path: in}\noutput: {path: out}\nmodel: {path: qwq-nano}\n"
+        "sampling:\n  # n: 2\nengine:\n  vllm:\n    # enforce_eager: true\n"
+    )
+    config = load_config(file)
+    assert (config.sampling.n, config.engine.vllm) == (1, {})
+    file.write_text("input:\noutput: {path: out}\nmodel: {path: qwq-nano}\n")
+    with pytest.raises(ConfigError, match="input: is required"):
         load_config(file)
 
 
