@@ -86,7 +86,11 @@ class Request(Strict):
 def parse_request(line: bytes) -> Request:
     """The request on one line; raises `ValueError` that lists everything wrong with it."""
     try:
-        data = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        data = json.loads(
+            line.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_object,
+        )
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
@@ -102,6 +106,15 @@ def parse_request(line: bytes) -> Request:
 
 def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated} is there twice in an object")
+    return found
 
 
 def _explain(error: Mapping[str, Any]) -> str:

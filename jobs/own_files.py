@@ -3,6 +3,7 @@
 Their names are kept in `LIST` below the job's output, and noted before a file is written.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +26,7 @@ class OwnFiles:
         self.output = output.rstrip("/")
         self._store, self._places = Storage(output), tuple(places)
         if self._store.exists(LIST):
-            self._own = set(self._store.read(LIST).decode().splitlines())
+            self._own = set(map(_name, self._store.read(LIST).decode().split("\n")[:-1]))
         elif Ledger(Storage(traces)).manifest() is not None:
             self._own = {name for name in self._there() if re.fullmatch(before, name)}
         else:
@@ -69,4 +70,15 @@ class OwnFiles:
         return below | {name for name in files if self._store.exists(name)}
 
     def _write(self) -> None:
-        self._store.put(LIST, "".join(f"{name}\n" for name in sorted(self._own)).encode())
+        self._store.put(LIST, "".join(f"{_line(name)}\n" for name in sorted(self._own)).encode())
+
+
+def _line(name: str) -> str:
+    """A name on a line of the list: as JSON where it has a line break, or looks like JSON."""
+    return json.dumps(name) if "\n" in name or name.startswith('"') else name
+
+
+def _name(line: str) -> str:
+    """The name on a line of the list."""
+    name: str = json.loads(line) if line.startswith('"') else line
+    return name

@@ -83,6 +83,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ('{"custom_id": "a", "custom_id": "b"}', "is not JSON: the key custom_id is there twice"),
         ("[]", "valid dictionary"),
         ("{}", "custom_id is missing; method is missing; url is missing; body is missing"),
         (line(url="/v1/embeddings"), "url: Input should be '/v1/chat/completions'"),

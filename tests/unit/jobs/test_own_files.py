@@ -42,6 +42,17 @@ def test_outdated_files_of_its_own_are_removed_and_no_others(tmp_path: Path) -> 
         own(tmp_path).refuse_others()
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\r\nb", "a\u2028b", "a\x0c\x1cb", '"quoted"', "\\n", "é", "a b"]
+)
+def test_names_with_line_breaks_stay_its_own(tmp_path: Path, name: str) -> None:
+    own(tmp_path).claim([f"labels/{name}"])
+    put(tmp_path, f"labels/{name}")
+    own(tmp_path).refuse_others()
+    own(tmp_path).remove_all_but([])
+    assert not (tmp_path / "labels" / name).exists()
+
+
 def test_output_of_a_version_without_a_list_goes_on(tmp_path: Path) -> None:
     Path(write_output(tmp_path, [{}])).rename(tmp_path / "traces")
     put(tmp_path, "labels/a.pq", "report.md")
