@@ -124,6 +124,11 @@ def _reading(parts: Sequence[FinishedPart], reference: str, answers: AnswerForma
     """How the column ``reference`` is read, decided from all parts."""
     sample: list[object] = []
     for part in parts:
+        if reference in part.names.values():
+            raise OutputError(
+                f"--reference is {reference}, which the run itself has written; name the column "
+                "of the input that has the right answers"
+            )
         _check_columns(part, [reference])
         found = cells(part.read([reference])[reference])
         sample += found[:: len(found) // SAMPLE_ROWS + 1]

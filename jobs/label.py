@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator, model_validator
 
 from jobs.job import Job, generate
-from jobs.label_report import Counts, report_lines
+from jobs.label_report import NONE, Counts, report_lines
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
@@ -93,6 +93,8 @@ class LabelSection(Section):
         names = [str(label) for label in labels]
         if any(not name.strip() for name in names):
             raise ValueError("a label is empty")
+        if NONE in names:
+            raise ValueError(f"{NONE} stands for rows without a label in the report; rename it")
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"twice in the list: {', '.join(sorted(repeated))}")
         if isinstance(labels, Mapping):

@@ -42,7 +42,9 @@ class Boxed(AnswerFormat):
             return None
         if isinstance(reference, Decimal):
             return format(reference, "f")
-        if isinstance(reference, (int, float)):
+        if isinstance(reference, float):
+            return _float_text(reference)
+        if isinstance(reference, int):  # and true and false
             return str(reference)
         return self._read_text(reference) if isinstance(reference, str) else None
 
@@ -66,8 +68,16 @@ class Boxed(AnswerFormat):
         return equality.group(values)
 
 
+def _float_text(number: float) -> str:
+    """``number`` without the noise of computing: 0.1 + 0.2 is 0.3, and not 0.30000000000000004."""
+    text, rounded = str(number), f"{number:.15g}"
+    return rounded if len(rounded) < len(text) - 3 else text
+
+
 def _kind(reference: object) -> str:
     """The kind of a reference, for people."""
+    if isinstance(reference, bool):
+        return "true or false"
     if not isinstance(reference, str):
         return "numbers"
     if _WORKED.search(reference):

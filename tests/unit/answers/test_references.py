@@ -80,10 +80,23 @@ def test_worked_solutions_of_any_length_are_compared_by_their_answer() -> None:
         ([42, "0.5", 7.5], "numbers"),
         (["1", "2", r"\sqrt{2}"], "numbers, formulas or short texts"),
         ([r"so \boxed{3}"], r"solutions with a \boxed{} answer"),
+        ([True, False], "true or false"),
     ],
 )
 def test_plan_can_say_what_formulas_are(sample: list[object], description: str) -> None:
     assert Boxed().reading(sample).description == description
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        (0.1 + 0.2, "0.3"), (3 * 1.1e-5, "3.3e-05"), (-(0.1 + 0.7), "-0.8"),
+        (2 / 3, "0.6666666666666666"), (1e22, "1e+22"), (7.0, "7.0"), (2.0**53, "9007199254740992.0"),
+    ],
+)  # fmt: skip
+def test_floats_are_read_without_the_noise_of_computing(reference: float, text: str) -> None:
+    assert Boxed().read_reference(reference) == text
+    assert Boxed().is_correct(text, reference) is True
 
 
 def test_a_column_of_prose_is_refused() -> None:

@@ -31,6 +31,12 @@ def test_unknown_lengths_keep_the_order() -> None:
     assert list(longest_first([], ByColumn("n"))) == []
 
 
+def test_numbers_that_no_float_holds_have_an_order_too() -> None:
+    table = pa.table({"id": [0, 1], "n": [1, 2**53 + 1]})
+    [ordered] = longest_first([table], ByColumn("n"))
+    assert ordered["id"].to_pylist() == [1, 0]
+
+
 def test_lengths_come_from_existing_traces(tmp_path: Path) -> None:
     """The part begins at row 10, and its second row has three samples."""
     part = pa.table(

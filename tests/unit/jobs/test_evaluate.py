@@ -115,6 +115,13 @@ def test_column_without_references_is_refused(
         score(output, "right", as_qwen=False)
 
 
+def test_what_the_run_has_written_is_no_reference(output: str) -> None:
+    """Each answer would be right."""
+    for column in ("answer", "parsed", "vote"):
+        with pytest.raises(OutputError, match=f"{column}, which the run itself has written; name"):
+            score(output, column, as_qwen=False)
+
+
 def test_only_boxed_answers_of_ended_traces_are_right(output: str) -> None:
     found = score(output, "right", as_qwen=False)
     assert found.problems == [[True, False, False], [True, False, False]]

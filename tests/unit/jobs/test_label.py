@@ -92,6 +92,7 @@ def test_a_label_with_a_line_break_is_one_line_of_the_prompt() -> None:
         ({"labels": ["one"]}, {}, "label: labels must be two or more"),
         ({"labels": ["a", "b", "a"]}, {}, "twice in the list: a"),
         ({"labels": ["a", ""]}, {}, "a label is empty"),
+        ({"labels": ["a", "(none)"]}, {}, "(none) stands for rows without a label"),
         ({"labels": {"a": "x", " ": "y"}}, {}, "a label is empty"),
         ({"labels": {True: "x", False: "y"}}, {}, "True is not text; put quotes around it"),
         ({"rename": {"lable": "x"}}, {}, "unknown key lable; did you mean label?"),
