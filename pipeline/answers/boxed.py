@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pipeline.answers import equality
 from pipeline.answers.base import AnswerFormat
-from pipeline.answers.marked import last_marked, last_sentence
+from pipeline.answers.marked import last_marked, last_sentence, only_value
 from pipeline.answers.numbers import number
 from pipeline.answers.plain_text import tidy
 from pipeline.answers.references import Reading
@@ -30,8 +30,8 @@ class Boxed(AnswerFormat):
     suffix = r"Please reason step by step, and put your final answer within \boxed{}."
 
     def parse(self, answer: str) -> str | None:
-        """The content of the last whole box; else a number or formula marked as the answer."""
-        return last_box(answer) or last_marked(answer)
+        """The content of the last whole box; else a number or formula marked as the answer, or alone."""
+        return last_box(answer) or last_marked(answer) or only_value(answer)
 
     def read_reference(self, reference: object, kind: str = "") -> str | None:
         """A number, a formula or a few words; of a worked solution, its last line or box."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pipeline.answers.marked import TAGGED_ANSWER
+
 
 @dataclass(frozen=True)
 class ThinkFormat:
@@ -51,7 +53,7 @@ class ThinkFormat:
             matches = deque(re.finditer(self.close_pattern, text, re.MULTILINE), maxlen=1)
             if matches:
                 return matches[0].span()
-            tagged = _TAGGED_ANSWER.search(text)
+            tagged = TAGGED_ANSWER.search(text)
             return None if tagged is None else (tagged.start(), tagged.start())
         if self.close is None or self.close not in text:
             return None
@@ -84,9 +86,6 @@ HEADINGS = ThinkFormat(
         rf"{_MARK}?{_FINAL}(?:{_COLON}|{_ALONE})|\*\*{_FINAL}{_BOLD}"
         rf"|{_MARK}{_ANSWER}(?:{_COLON}|{_ALONE}|{_BOLD})(?!{_QUESTION}))[ \t\r]*)"
     ),
-)
-_TAGGED_ANSWER = re.compile(
-    r"<((?:final[ _-]?)?(?:answer|solution|result|choice))>[^<>]*</\1>[\s.。]*\Z", re.IGNORECASE
 )
 
 

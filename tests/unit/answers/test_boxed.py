@@ -10,6 +10,7 @@ from pipeline.answers import formulas
 from pipeline.answers.boxed import Boxed, last_box
 from pipeline.answers.formulas import FormulaProcess
 from pipeline.errors import EngineError
+from pipeline.reasoning.think_format import HEADINGS, split
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,42 @@ from pipeline.errors import EngineError
         ("**Answer:** 3 or 4", None),
         ("the answer is 3", None),
         ("", None),
+        ("**Answer**\n\n42", "42"),
+        ("### Answer\n\n$42$", "$42$"),
+        ("Answer\n\n42", None),
+        ("**Final Answer:**\n\n\\[\n5\n\\]\n\nIt follows.", r"\[5\]"),
+        (r"Answer: \pi", r"\pi"),
+        ("So.\nFinal Answer: The final answer is $5$. I hope it is correct.", "$5$"),
+        ("The final answer is 4 or 5. I hope it is correct.", None),
     ],
 )
 def test_boxed(text: str, found: str | None) -> None:
     assert Boxed().parse(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("42", "42"), (" **42**.\n", "42"), ("$42$", "$42$"), ("\\[\n\\frac{1}{2}\n\\]", r"\[\frac{1}{2}\]"),
+        ("x = 5", "x = 5"), ("-1 1/2", "-1 1/2"), ("1,234", "1,234"), ("(3, 4)", "(3, 4)"), ("2x + 3", "2x + 3"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), ("５", "５"),
+        ("<answer>42</answer>", "42"), ("So it is.\n<ANSWER>\n$5$\n</ANSWER>.", "$5$"),
+        ("<answer>the heart</answer>", None), ("<answer>1, 2</answer>", None), ("<answer>5</answer> or so", None),
+        ("42 43", None), ("1, 2", None), ("5\n6", None), ("1. 42", None), ("- 42", None), ("It is 42", None),
+        ("42?", None), ("Monday", None), ("x", None), ("$1, 2$", None), (r"\boxed{5", None), (r"\boxed(5)", None),
+        ("# 5", None), ("5 apples and 6", None), ("1; 2", None), ("3 and 4", None),
+    ],
+)  # fmt: skip
+def test_answer_that_is_only_a_number_or_a_formula_is_read(text: str, found: str | None) -> None:
+    """As the splitter leaves it, without its heading; neither prose nor several numbers."""
+    assert Boxed().parse(text) == found
+
+
+@pytest.mark.parametrize(
+    "output", ["So.\n\n**Answer:** 42", "So.\n\n**Final Answer**\n\n42\n", "So.\n<ANSWER>42</ANSWER>"]
+)  # fmt: skip
+def test_what_a_heading_or_tags_divide_is_read(output: str) -> None:
+    assert Boxed().parse(split(output, HEADINGS).answer or "") == "42"
 
 
 @pytest.mark.parametrize(
@@ -61,8 +94,12 @@ def test_boxed(text: str, found: str | None) -> None:
         "**" * 10**6,
         "#### a\n" * 10**5,
         "答案" * 10**5,
+        "$$\n" * 10**5,
+        "\\[\n" + "\n" * 10**6,
+        "<answer>" * 10**5 + "</answer>" + " ." * 10**5,
+        "final answer is " * 10**5,
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_a_megabyte_of_boxes_takes_no_hours(text: str) -> None:
     """Each character is looked at once: this runs on the engine's event loop."""
