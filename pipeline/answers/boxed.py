@@ -30,7 +30,7 @@ class Boxed(AnswerFormat):
     suffix = r"Please reason step by step, and put your final answer within \boxed{}."
 
     def parse(self, answer: str) -> str | None:
-        """The content of the last whole box; else a number or formula marked as the answer, or alone."""
+        """The content of the last whole box; else the marked number or formula, or the only one."""
         return last_box(answer) or last_marked(answer) or only_value(answer)
 
     def read_reference(self, reference: object, kind: str = "") -> str | None:

@@ -14,7 +14,9 @@ _STYLE = re.compile(
     r"|bm|operatorname|f?box(?:ed)?|underline)\s?\{([^{}]*)\}"
 )
 MOST_NESTED = 8
-_SPACE = re.compile(r"\\[,;:>! ]|~|\\(?:q?quad|thinspace|displaystyle|left|right)(?![A-Za-z])")
+_SPACE = re.compile(
+    r"(?<!\\)\\[,;:>! ]|~|\\(?:q?quad|thinspace|displaystyle|left|right)(?![A-Za-z])"
+)
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"), ("**", "**"), ("`", "`"))
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")

@@ -24,7 +24,10 @@ _AND = re.compile(
 _BRACKET = re.compile(r"\\[A-Za-z]+|\\.|[()\[\]{},]")
 _OPENING = {"(": ")", "[": ")]", r"\{": r"\}", "{": "}"}
 _CLOSING = (")", "]", r"\}", "}")
-_BARE = re.compile(r"[\s{}]+")
+# Spaces that say nothing, unlike those between digits, as in 1 1/2; and braces that hold nothing
+# together, unlike those of 2^{n+1} and 2^{10}.
+_SPACES = re.compile(r"(?<![\d.,])\s+|\s+(?![\d.])")
+_BRACES = re.compile(r"(?<=[\^_A-Za-z])\s?\{\s?(\w)\s?\}(?!\s?\w)")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ class Value:
         if len(self.text) > LONGEST_TEXT:
             return self.text
         bare = plain(self.text)
-        return bare.casefold() if _WORDS.fullmatch(bare) else _BARE.sub("", bare)
+        return (
+            bare.casefold() if _WORDS.fullmatch(bare) else _SPACES.sub("", _BRACES.sub(r"\1", bare))
+        )
 
     @cached_property
     def is_words(self) -> bool:

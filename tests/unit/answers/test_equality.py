@@ -34,6 +34,10 @@ EQUAL = [
     (r"\text{Yes}", "yes"), ("no solution", r"\text{No solution}"), (r"\mathbf{C}", "C"),
     ("(C)", r"\text{(C) Plane}"), (r"\textbf{(B)}\ 5", "B"), (r"\textbf{(B)}\ 5", "5"),
     (r"3^{10^{9}}", r"3^{10^9}"),
+    # spaces and braces that say nothing
+    ("x^{2}y", "x^2y"), ("a_{1}+a_{2}", "a_1 + a_2"), (r"x \equiv 1 \pmod{3}", r"x\equiv1\pmod 3"), ("H_{2}O", "H_2O"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    ("(100, 200)", "(100,200)"), (r"\frac{x}{y}", r"\frac xy"),
 ]  # fmt: skip
 DIFFERENT = [
     ("50", "0.5"), (r"50\%", r"0.5\%"), ("1/3", "0.3333"), ("3.14", r"\pi"), ("1.9999999", "2"),
@@ -43,6 +47,9 @@ DIFFERENT = [
     ("x=5", "y=5"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[0,1)", "[0,1]"), ("a=1,b=2", "2,1"),
     ("(B)", r"\text{(C) Plane}"), ("Monday", "Tuesday"), ("x<3", "x<4"), (r"\pm 2", "2"),
     ("x+1", "x+2"), (r"\frac{", "3"), ("100, 200", "100200"), ("1e", "1"), ("no solution", "0"),
+    # spaces and braces that say something
+    (r"\frac{12}{5}", r"\frac{1}{25}"), ("2^{n+1}", "2^n+1"), ("e^{x}y", "e^{xy}"), (r"\sqrt{x+1}", r"\sqrt x+1"),
+    (r"\frac{1}{2n}", r"\frac12n"), ("x_{12}", "x_{1}2"), ("1 1/2", "11/2"), ("1 2", "12"), ("1, 234", "1,234"),
     # numbers that no computer writes out
     ("5E10000000", "5"), ("5E10000000", "5E10000001"), (r"2003^{2002^{2001}}", "7"),
     (r"3^{10^{9}}", "3"), ("2^{99999999}", "5"), ("100000!", "5"), ("7**123456", "5"),
