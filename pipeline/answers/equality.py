@@ -89,7 +89,7 @@ def _meanings(values: Iterable[Value]) -> dict[str, Meaning]:
         for part in {value, value.without_letter}:
             for text in part.leaves():
                 meanings[text] = number(text) if len(text) <= LONGEST_FORMULA else None
-                if meanings[text] is None and not Value.read(text).is_words:
+                if meanings[text] is None and not _is_text(text):
                     formulas.append(text)
     for text in formulas:
         if len(text) > LONGEST_FORMULA or is_absurd(text):
@@ -98,6 +98,11 @@ def _meanings(values: Iterable[Value]) -> dict[str, Meaning]:
     for text, found in zip(formulas, FORMULAS.values(formulas), strict=True):
         meanings[text] = _formula(found)
     return meanings
+
+
+def _is_text(text: str) -> bool:
+    value = Value.read(text)
+    return value.is_words or value.label is not None
 
 
 def _formula(found: Sequence[str] | bool | None) -> Meaning:
@@ -135,6 +140,10 @@ def _same(one: Value, other: Value, meanings: Mapping[str, Meaning]) -> bool | N
     if one.items or other.items:
         found = _within(one, meanings) + _within(other, meanings)
         return None if None in found or any(map(_is_unknown, found)) else False
+    if one.unit and other.unit and one.unit != other.unit:
+        return False
+    if one.label or other.label:
+        return one.label == other.label
     if one.is_words or other.is_words:
         return False
     return _same_meaning(meanings[one.body], meanings[other.body])

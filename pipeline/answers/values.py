@@ -11,6 +11,7 @@ from functools import cached_property
 
 from pipeline.answers.numbers import number
 from pipeline.answers.plain_text import plain, tidy
+from pipeline.answers.units import is_other, label, split_unit
 
 # Longer text is not worth a computer algebra system; much longer text is not even taken apart.
 LONGEST_FORMULA, LONGEST_TEXT = 1000, 4000
@@ -34,9 +35,9 @@ _BRACES = re.compile(r"(?<=[\^_A-Za-z])\s?\{\s?(\w)\s?\}(?!\s?\w)")
 class Value:
     """A short answer, taken apart.
 
-    ``text``: as `tidy` has it. ``name``: what it is said to be, as the ``x`` of ``x=5``. ``body``:
-    the rest. ``items``: the elements, if it is a list or a set. ``brackets``: around them, such as
-    ``[)``; empty without.
+    ``text``: as `tidy` has it. ``name``: what it is said to be, as the ``x`` of ``x=5``. ``unit``:
+    one that is known, else empty. ``body``: the rest. ``items``: the elements, if it is a list or a
+    set. ``brackets``: around them, such as ``[)``; empty without.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Value:
     body: str
     items: tuple["Value", ...] = ()
     brackets: str = ""
+    unit: str = ""
 
     @classmethod
     def read(cls, text: str) -> "Value":
@@ -56,8 +58,9 @@ class Value:
     def _read(cls, text: str, depth: int) -> "Value":
         named = _NAMED.fullmatch(text)
         name, body = (named[1], named[2]) if named else (None, text)
-        if number(body) is not None:  # a comma may divide thousands
-            return cls(text, name, body)
+        bare, unit = split_unit(body)
+        if unit or number(bare) is not None:  # a comma may divide thousands
+            return cls(text, name, bare, unit=unit)
         brackets, inner = _outer_brackets(body)
         parts = _split(_AND.sub(",", inner)) if depth and len(text) <= LONGEST_FORMULA else [inner]
         if "," in text and name is not None and len(parts) > 1 and not brackets:
@@ -86,7 +89,14 @@ class Value:
     def is_words(self) -> bool:
         """Whether it is text that no algebra is needed for."""
         bare = plain(self.text) if len(self.text) <= LONGEST_TEXT else ""
+        if is_other(self.text[:LONGEST_FORMULA]):
+            return True
         return _WORDS.fullmatch(bare) is not None and not (len(bare) < 4 and bare.islower())
+
+    @cached_property
+    def label(self) -> str | None:
+        """The date, time or range that this is."""
+        return label(self.body) if len(self.body) <= LONGEST_FORMULA else None
 
     @cached_property
     def letter(self) -> str | None:

@@ -38,6 +38,15 @@ EQUAL = [
     ("x^{2}y", "x^2y"), ("a_{1}+a_{2}", "a_1 + a_2"), (r"x \equiv 1 \pmod{3}", r"x\equiv1\pmod 3"), ("H_{2}O", "H_2O"),
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     ("(100, 200)", "(100,200)"), (r"\frac{x}{y}", r"\frac xy"),
+    # units, and numbers without one
+    ("18 dollars", "18"), ("USD 18", r"\$18"), ("18€", "€18"), ("5 m/s", "5"), ("12 cm^2", r"12\text{ square centimeters}"),
+    ("3/4 cup", "0.75"), ("18 eggs", "18"), ("5米", "5 meters"), ("42个", "42"), ("60 mph", r"60\text{ miles per hour}"),
+    ("3 hours", "3 h"), ("45 degrees", r"45^\circ"), (r"12\pi\text{ cm}^2", r"12\pi"), ("$1,234.50", "1234.5 dollars"),
+    ("10 million", r"10\text{ million}"), (r"\$1.5\text{ million}", "1500000"), ("2 dozen", "24"),
+    ("4210_{5}", "4210_5"), ("1010_2", "1010"), (r"1010_{\text{two}}", "1010_2"),
+    # dates, times and ranges
+    ("3:30 PM", "3:30 p.m."), ("3:30 pm", "3:30"), ("03:30", "3:30"), ("01/02/2024", "1/2/2024"), ("10-20", "10–20"),
+    ("1:12", "1/12"),
 ]  # fmt: skip
 DIFFERENT = [
     ("50", "0.5"), (r"50\%", r"0.5\%"), ("1/3", "0.3333"), ("3.14", r"\pi"), ("1.9999999", "2"),
@@ -47,6 +56,14 @@ DIFFERENT = [
     ("x=5", "y=5"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[0,1)", "[0,1]"), ("a=1,b=2", "2,1"),
     ("(B)", r"\text{(C) Plane}"), ("Monday", "Tuesday"), ("x<3", "x<4"), (r"\pm 2", "2"),
     ("x+1", "x+2"), (r"\frac{", "3"), ("100, 200", "100200"), ("1e", "1"), ("no solution", "0"),
+    # units, bases, and words that make another number
+    ("5 km", "5 m"), (r"5\text{ cm}", "5 meters"), ("3 hours", "3 minutes"), (r"\$5", "5%"), ("€5", "5 dollars"),
+    ("20^\\circ C", r"20^\circ\text{F}"), ("12 cm^2", "12 cm^3"), ("5 dollars", "5 cents"), ("10 million", "10"),
+    (r"3\text{ dozen}", "3"), (r"5\text{ or more}", "5"), (r"\text{at least }5", "5"), ("1010_2", "1010_3"), ("12_5", "12_6"),
+    ("5 times", "5"), ("2 n", "2"),
+    # dates, times and ranges
+    ("2024-01-02", "2021"), ("2024-01-02", "2024-02-01"), ("1/2/2020", "1/4040"), ("10-20", "-10"), ("555-1234", "-679"),
+    ("3:30 PM", "3:30 AM"), (r"3:30\text{ PM}", r"3:30\text{ AM}"), ("10:30", "1/3"), ("3:30", "330"),
     # spaces and braces that say something
     (r"\frac{12}{5}", r"\frac{1}{25}"), ("2^{n+1}", "2^n+1"), ("e^{x}y", "e^{xy}"), (r"\sqrt{x+1}", r"\sqrt x+1"),
     (r"\frac{1}{2n}", r"\frac12n"), ("x_{12}", "x_{1}2"), ("1 1/2", "11/2"), ("1 2", "12"), ("1, 234", "1,234"),
@@ -81,7 +98,7 @@ def test_what_takes_too_long_is_neither_equal_nor_different(one: str, other: str
 @pytest.mark.parametrize(
     "answers",
     [
-        ["x<3", r"(-\infty,3)"], [r"50\%", "50", "0.5"], ["x=5", "5", "y=5"], ["1/3", "0.333333"],
+        ["x<3", r"(-\infty,3)"], [r"50\%", "50", "0.5"], ["5 cm", "5", "5 m"], ["x=5", "5", "y=5"], ["1/3", "0.333333"],
         ["y=2x+1", "2x+1"], [r"0 \le x \le 1", "[0,1]"], ["B", r"\textbf{(B)}\ 5", "5.0"],
     ],
 )  # fmt: skip
