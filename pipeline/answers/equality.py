@@ -20,6 +20,8 @@ from pipeline.answers.values import LONGEST_FORMULA, Value
 
 # A decimal fraction with so many digits may stand for a value that has no end, such as 1/3.
 CLOSE_DIGITS = 6
+# What `math_verify` passes over in a list.
+ELLIPSIS = r"\ldots"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _meanings(values: Iterable[Value]) -> dict[str, Meaning]:
         for part in {value, value.without_letter}:
             for text in part.leaves():
                 meanings[text] = number(text) if len(text) <= LONGEST_FORMULA else None
-                if meanings[text] is None and not _is_text(text):
+                if meanings[text] is None and not Value.read(text).is_text:
                     formulas.append(text)
     for text in formulas:
         if len(text) > LONGEST_FORMULA or is_absurd(text):
@@ -98,11 +100,6 @@ def _meanings(values: Iterable[Value]) -> dict[str, Meaning]:
     for text, found in zip(formulas, FORMULAS.values(formulas), strict=True):
         meanings[text] = _formula(found)
     return meanings
-
-
-def _is_text(text: str) -> bool:
-    value = Value.read(text)
-    return value.is_words or value.label is not None
 
 
 def _formula(found: Sequence[str] | bool | None) -> Meaning:
@@ -138,14 +135,11 @@ def _same(one: Value, other: Value, meanings: Mapping[str, Meaning]) -> bool | N
     if one.items and len(one.items) == len(other.items):
         return _same_lists(one, other, meanings)
     if one.items or other.items:
-        found = _within(one, meanings) + _within(other, meanings)
-        return None if None in found or any(map(_is_unknown, found)) else False
+        return _may_be_equal(one, other, meanings)
     if one.unit and other.unit and one.unit != other.unit:
         return False
-    if one.label or other.label:
-        return one.label == other.label
-    if one.is_words or other.is_words:
-        return False
+    if one.is_text or other.is_text:
+        return one.label is not None and one.label == other.label
     return _same_meaning(meanings[one.body], meanings[other.body])
 
 
@@ -160,13 +154,39 @@ def _same_lists(one: Value, other: Value, meanings: Mapping[str, Meaning]) -> bo
     if is_ordered or sum(len(each) > 1 for each in names) == 1:
         pairs = zip(one.items, other.items, strict=True)
         return _all(_same(*pair, meanings) for pair in pairs)
-    left, verdicts = list(other.items), list[bool | None]()
-    for item in one.items:  # names, if there are any, keep unlike items apart
-        found = [_same(item, each, meanings) for each in left]
-        verdicts.append(True if True in found else (None if None in found else False))
-        if True in found:
-            del left[found.index(True)]
-    return _all(verdicts)
+    return _same_items(one.items, other.items, meanings)
+
+
+def _same_items(
+    one: Sequence[Value], other: Sequence[Value], meanings: Mapping[str, Meaning]
+) -> bool | None:
+    """Whether two lists of as many items are equal in some order.
+
+    They are, if of the items that equal pairs link, as many are in either list. Names, if there are
+    any, keep unlike items apart.
+    """
+    size = len(one)
+    verdicts = {
+        (i, k): _same(item, each, meanings)
+        for i, item in enumerate(one)
+        for k, each in enumerate(other)
+    }
+    for accepted, result in (((True,), True), ((True, None), None)):
+        groups = Groups(2 * size)
+        for (i, k), verdict in verdicts.items():
+            if verdict in accepted:
+                groups.join(i, size + k)
+        if all(2 * sum(i < size for i in group) == len(group) for group in groups.lists()):
+            return result
+    return False
+
+
+def _may_be_equal(one: Value, other: Value, meanings: Mapping[str, Meaning]) -> bool | None:
+    """None if one of two values with unlike numbers of items has any that is no number."""
+    if ELLIPSIS in (*one.leaves(), *other.leaves()):
+        return False
+    found = _within(one, meanings) + _within(other, meanings)
+    return None if None in found or any(map(_is_unknown, found)) else False
 
 
 def _brackets_fit(one: Value, other: Value) -> bool:

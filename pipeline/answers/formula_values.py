@@ -94,7 +94,7 @@ def _text(number: Any) -> str:
 def _parsed(formula: str) -> Any:
     """The expression that `math_verify` reads; None if it reads none."""
     config = [math_verify.LatexExtractionConfig()]
-    found = math_verify.parse(f"${formula}$", config, parsing_timeout=0)
+    found = math_verify.parse(f"${formula.replace('**', '^')}$", config, parsing_timeout=0)
     return next((each for each in found if not isinstance(each, str)), None)
 
 

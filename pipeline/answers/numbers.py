@@ -14,7 +14,7 @@ from fractions import Fraction
 _PLAIN = r"[+-]?(?:\d{1,3}(?:(?:,|\{,\}| )\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+"
 _DECIMAL = re.compile(rf"({_PLAIN})(?:[eE]([+-]?\d{{1,12}}))?")
 _POWER_OF_TEN = re.compile(
-    rf"(?:({_PLAIN})\s?(?:\\times|\\cdot|\*)\s?)?10\s?(?:\^|\*\*)\s?"
+    rf"(?:({_PLAIN})\s?(?:\\times|\\cdot|\*|x)\s?)?10\s?(?:\^|\*\*)\s?"
     r"(?:\{\s?([+-]?\d{1,12})\s?\}|\(\s?([+-]?\d{1,12})\s?\)|([+-]?\d{1,12}))"
 )
 _SIGNED = r"([+-]?)\s?"
@@ -25,6 +25,9 @@ _FRACTION = re.compile(
     rf"|\\[dtc]?frac\s?(?:\{{\s?([+-]?\d{{1,400}})\s?\}}|(\d))\s?(?:\{{\s?{_INTEGER}\s?\}}|(\d)))"
 )
 _TOWER = re.compile(r"\d{1,400}(?:\s?(?:\^|\*\*)\s?\{?\s?\d{1,400}){1,8}[\s}]*")
+_REPEATING = re.compile(
+    r"([+-]?)(\d{0,400})\.(\d{0,400})(?:\\(?:overline|bar|dot)\s?\{?|\()(\d{1,400})[})]?"
+)
 _FACTORIAL = re.compile(r"(\d{1,400})\s?!")
 _CURRENCY = re.compile(r"^([+-]?)\s?\\?[$€£¥]\s?")
 _PERCENT = re.compile(r"\s?(?:\\?%|\bper ?cent|\bpercentage points?)$")
@@ -66,7 +69,13 @@ def number(text: str) -> Number | None:
     """The number that ``text`` (as `pipeline.answers.plain_text.tidy` has it) is; None: none."""
     text = _CURRENCY.sub(r"\1", text)
     if bare := _PERCENT.sub("", text):
-        found = _decimal(bare) or _fraction(bare) or _tower(bare) or _factorial(bare)
+        found = (
+            _decimal(bare)
+            or _repeating(bare)
+            or _fraction(bare)
+            or _tower(bare)
+            or _factorial(bare)
+        )
         if found is not None and bare != text:
             return Number(found.value, found.size, found.digits, True, found.spelling)
         return found
@@ -96,6 +105,17 @@ def _decimal(text: str) -> Number | None:
     sign, written, _ = exact.as_tuple()
     spelling = f"{sign}{''.join(map(str, written)).strip('0')}E{size}"
     return Number(Fraction(exact) if is_short else None, size, digits, spelling=spelling)
+
+
+def _repeating(text: str) -> Number | None:
+    r"""A decimal that repeats its last digits, such as ``0.1\overline{6}`` or ``0.1(6)``."""
+    found = _REPEATING.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, start, period = found.groups()
+    tail = Fraction(int(period), 10 ** len(period) - 1) if period.strip("9") else Fraction(1)
+    value = (int(f"{whole}{start}" or 0) + tail) / 10 ** len(start)
+    return _exact(-value if sign == "-" else value)
 
 
 def _fraction(text: str) -> Number | None:

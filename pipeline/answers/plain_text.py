@@ -25,8 +25,19 @@ _RANGE = re.compile(r"(?<=\d)\s?[–~∼〜]\s?(?=\d)")
 _SAME = str.maketrans(
     {"−": "-", "–": "-", "、": ",", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ",
      "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≈": r"\approx ", "√": r"\sqrt ",
-     "°": r"^\circ ", "½": r"\frac12 ", "％": "%", "。": "."}
+     "°": r"^\circ ", "½": r"\frac12 ", "％": "%", "。": ".", "∅": r"\emptyset ", "…": r"\ldots "}
 )  # fmt: skip
+# Other names of one symbol.
+_NAMES = re.compile(
+    r"(?:\\(varnothing|dots[cbm]?|cdots|langle|rangle|leqslant|geqslant|lbrace|rbrace)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])(pi|infinity)(?![A-Za-z])|(?<!\.)(\.{3})(?!\.))\s?"
+)
+_SYMBOLS = {
+    "varnothing": r"\emptyset ", "langle": "(", "rangle": ")", "leqslant": r"\le ",
+    "geqslant": r"\ge ", "lbrace": r"\{", "rbrace": r"\}", "pi": r"\pi ", "infinity": r"\infty ",
+}  # fmt: skip
+_ABOUT = re.compile(r"\\(?:approx|thickapprox)\s?")
+_BARE_STYLE = re.compile(r"(\\math(?:bb|bf|rm|cal)) ?([A-Za-z])(?![A-Za-z])")
 
 
 def tidy(text: str) -> str:
@@ -34,6 +45,7 @@ def tidy(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda found: f"^{{{found.group().translate(_DIGITS)}}}", text)
     text = "".join(map(_character, text))
     text = _RANGE.sub(r"\\sim ", text).translate(_SAME)
+    text = _NAMES.sub(_symbol, _BARE_STYLE.sub(r"\1{\2}", text))
     text = " ".join(_SPACE.sub(" ", text.replace(r"\!", "")).split())
     for _ in range(MOST_NESTED):
         text, before = _unwrapped(text), text
@@ -51,6 +63,10 @@ def plain(text: str) -> str:
     return text
 
 
+def _symbol(found: re.Match[str]) -> str:
+    return _SYMBOLS.get(found[1] or found[2], r"\ldots ")
+
+
 def _character(character: str) -> str:
     if character.isascii():
         return character
@@ -66,6 +82,8 @@ def _character(character: str) -> str:
 def _unwrapped(text: str) -> str:
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
+    text = _ABOUT.sub("", text, count=1) if _ABOUT.match(text) else text
+    text = text[:-1].rstrip() if len(text) > 1 and text[-1] in ",;" else text
     for opening, closing in _WRAPPERS:
         inner = text[len(opening) : -len(closing)]
         is_wrapped = text.startswith(opening) and text.endswith(closing) and inner.strip()

@@ -98,6 +98,11 @@ class Value:
         """The date, time or range that this is."""
         return label(self.body) if len(self.body) <= LONGEST_FORMULA else None
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it has no value that could be computed."""
+        return self.is_words or self.label is not None
+
     @cached_property
     def letter(self) -> str | None:
         """The letter, if this is an option such as ``(B) 5``, or a letter alone."""

@@ -34,6 +34,13 @@ EQUAL = [
     (r"\text{Yes}", "yes"), ("no solution", r"\text{No solution}"), (r"\mathbf{C}", "C"),
     ("(C)", r"\text{(C) Plane}"), (r"\textbf{(B)}\ 5", "B"), (r"\textbf{(B)}\ 5", "5"),
     (r"3^{10^{9}}", r"3^{10^9}"),
+    (r"50\%, 50", "0.5, 50"), (r"50\%, 50", "50, 0.5"), ("50, 0.5", r"50, 50\%"),
+    # names and spellings
+    (r"\emptyset", r"\varnothing"), ("∅", r"\emptyset"), (r"1,2,\ldots,10", "1, 2, ..., 10"), ("1, 2, …", r"1,2,\dots"),
+    (r"\langle 1,2\rangle", "(1,2)"), (r"x\leqslant 3", "x≤3"), ("pi/4", r"\frac{\pi}{4}"), ("infinity", r"\infty"),
+    (r"\approx 3.14", "≈3.14"), ("3.14", "≈3.14"), ("5,", "5;"), (r"\mathbb R", r"\mathbb{R}"), ("x**2", "x^2"),
+    ("1.5x10^3", "1500"), (r"0.\overline{3}", "1/3"), (r"-0.1\overline{6}", r"-\frac16"), ("0.(142857)", "1/7"),
+    (r"0.\overline{9}", "1"),
     # spaces and braces that say nothing
     ("x^{2}y", "x^2y"), ("a_{1}+a_{2}", "a_1 + a_2"), (r"x \equiv 1 \pmod{3}", r"x\equiv1\pmod 3"), ("H_{2}O", "H_2O"),
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
@@ -56,6 +63,8 @@ DIFFERENT = [
     ("x=5", "y=5"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[0,1)", "[0,1]"), ("a=1,b=2", "2,1"),
     ("(B)", r"\text{(C) Plane}"), ("Monday", "Tuesday"), ("x<3", "x<4"), (r"\pm 2", "2"),
     ("x+1", "x+2"), (r"\frac{", "3"), ("100, 200", "100200"), ("1e", "1"), ("no solution", "0"),
+    (r"1,2,\ldots,10", "1,2,10"), (r"0.\overline{3}", "0.3"), (r"1,2,\ldots", r"1,3,\ldots"), (r"0.1\overline{6}", r"0.\overline{16}"),
+    (r"50, 50\%", "0.5, 0.5"), ("1, 2, 2", "1, 1, 2"),
     # units, bases, and words that make another number
     ("5 km", "5 m"), (r"5\text{ cm}", "5 meters"), ("3 hours", "3 minutes"), (r"\$5", "5%"), ("€5", "5 dollars"),
     ("20^\\circ C", r"20^\circ\text{F}"), ("12 cm^2", "12 cm^3"), ("5 dollars", "5 cents"), ("10 million", "10"),
