@@ -8,6 +8,7 @@ Numbers are compared exactly; formulas by their values, and the rest by `math_ve
 process that can be killed.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -165,18 +166,20 @@ def _same_items(
     They are, if of the items that equal pairs link, as many are in either list. Names, if there are
     any, keep unlike items apart.
     """
-    size = len(one)
+    surplus = Counter(item.words for item in one)
+    surplus.subtract(item.words for item in other)
+    items = {item.words: item for item in (*one, *other)}
+    left = list(surplus) if any(surplus.values()) else []
     verdicts = {
-        (i, k): _same(item, each, meanings)
-        for i, item in enumerate(one)
-        for k, each in enumerate(other)
+        (i, k): _same(items[left[i]], items[left[k]], meanings)
+        for i, k in combinations(range(len(left)), 2)
     }
     for accepted, result in (((True,), True), ((True, None), None)):
-        groups = Groups(2 * size)
+        groups = Groups(len(left))
         for (i, k), verdict in verdicts.items():
             if verdict in accepted:
-                groups.join(i, size + k)
-        if all(2 * sum(i < size for i in group) == len(group) for group in groups.lists()):
+                groups.join(i, k)
+        if not any(sum(surplus[left[i]] for i in group) for group in groups.lists()):
             return result
     return False
 

@@ -60,6 +60,8 @@ _FACTORS = {
 }  # fmt: skip
 # What is looked at of the end of a text.
 LONGEST_UNIT = 80
+# Larger numbers are not multiplied.
+MOST = 10**100
 _BASES = {"two": "2", "three": "3", "eight": "8", "ten": "10", "sixteen": "16"}
 _MONEY = re.compile(r"([+-]?)\s?(?:\\?(?:US\s?\\?)?([$€£¥])|(USD|EUR)(?=[\s\d]))\s?(?=[\d.])")
 _TEXT = r"\\(?:text|textrm|mathrm|mbox|rm)\s?\{\s?([^{}]{1,40}?)\s?\}"
@@ -106,9 +108,13 @@ def split_unit(text: str) -> tuple[str, str]:
     while words and words[0].casefold() in _FACTORS:
         factor *= _FACTORS[words.pop(0).casefold()]
     unit = _unit(words, found[3] or "") if words else ""
-    if unit is None or (factor != 1 and (count is None or count.value is None)):
+    if unit is None or factor == 1:
+        return (text, "") if unit is None else (head, unit)
+    if count is None or count.value is None:
         return text, ""
-    return (str(count.value * factor) if factor != 1 and count and count.value else head), unit
+    value = count.value * factor
+    is_short = abs(value.numerator) < MOST and value.denominator < MOST
+    return (str(value), unit) if is_short else (text, "")
 
 
 def _is_formula(head: str) -> bool:
