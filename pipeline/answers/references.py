@@ -106,7 +106,7 @@ def _is_narrow(type_: Any) -> bool:
         return _is_narrow(type_.value_type)
     if pa.types.is_nested(type_):
         return any(_is_narrow(type_.field(i).type) for i in range(type_.num_fields))
-    return pa.types.is_float32(type_) or pa.types.is_float16(type_)
+    return bool(pa.types.is_float32(type_) or pa.types.is_float16(type_))
 
 
 def _text(value: bytes | None) -> str | None:
