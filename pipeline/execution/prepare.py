@@ -221,7 +221,8 @@ def _refuse_link_to_output(found: Input, output: Storage) -> None:
         return
     root = os.path.realpath(output.root)
     for folder in {os.path.dirname(shard.path) for shard in found.shards}:
-        if f"{os.path.realpath(folder)}/".startswith(f"{root}/"):
+        is_link = not f"{os.path.abspath(folder)}/".startswith(f"{output.root}/")
+        if is_link and f"{os.path.realpath(folder)}/".startswith(f"{root}/"):
             raise OutputError(
                 f"{folder} in the input leads to output.path {output.url}; remove that link, or "
                 "choose another output.path"
