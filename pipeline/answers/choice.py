@@ -166,7 +166,7 @@ def option_letter(text: str) -> str | None:
         return None
     bare = text.strip("\"'“”*_`[]: \n").replace("*", "")
     if lower := _LOWER_OPTION.fullmatch(plain(bare)):
-        return next(filter(None, lower.groups())).upper()
+        return "".join(filter(None, lower.groups())).upper()
     return Value.read(_LABEL.sub("", bare)).letter
 
 

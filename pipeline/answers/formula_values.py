@@ -5,6 +5,7 @@ points. So equality is an equivalence and tiny values differ, where `math_verify
 places. It compares sets and relations.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -17,6 +18,8 @@ from math_verify.utils import timeout
 from sympy import Expr, Float, Rational, Symbol
 from sympy.core.function import AppliedUndef
 
+from pipeline.answers.units import ANGLES
+
 # For one formula, and for all formulas or pairs of a request.
 FORMULA_SECONDS = 2
 REQUEST_SECONDS = 4.0
@@ -25,6 +28,7 @@ DIGITS = 30
 LARGEST_DENOMINATOR = 10**9
 # Where formulas with variables are evaluated: for the first variable, the second, and so on.
 POINTS = ((Rational(13, 7), Rational(29, 11)), (Rational(-17, 5), Rational(31, 19)))
+_DEGREES = re.compile(r"(?<![\d.])(\d{1,20}(?:\.\d{1,20})?)\s?\^\s?\{?\s?\\circ(?:\s?\})?")
 
 
 def values(formulas: Sequence[str]) -> list[Any]:
@@ -94,8 +98,15 @@ def _text(number: Any) -> str:
 def _parsed(formula: str) -> Any:
     """The expression that `math_verify` reads; None if it reads none."""
     config = [math_verify.LatexExtractionConfig()]
-    found = math_verify.parse(f"${formula.replace('**', '^')}$", config, parsing_timeout=0)
+    found = math_verify.parse(
+        f"${_in_radians(formula).replace('**', '^')}$", config, parsing_timeout=0
+    )
     return next((each for each in found if not isinstance(each, str)), None)
+
+
+def _in_radians(formula: str) -> str:
+    r"""``formula`` with the degrees in ``\sin 30^\circ`` in radians; they are dropped otherwise."""
+    return _DEGREES.sub(r"(\\frac{\1\\pi}{180})", formula) if ANGLES.search(formula) else formula
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -23,7 +23,8 @@ _DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 # A range, such as 67~75, also with an en dash.
 _RANGE = re.compile(r"(?<=\d)\s?[–~∼〜]\s?(?=\d)")
 _SAME = str.maketrans(
-    {"−": "-", "–": "-", "、": ",", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ",
+    {"−": "-", "–": "-", "—": "-", "‑": "-", "﹣": "-",
+     "、": ",", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ",
      "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≈": r"\approx ", "√": r"\sqrt ",
      "°": r"^\circ ", "½": r"\frac12 ", "％": "%", "。": ".", "∅": r"\emptyset ", "…": r"\ldots "}
 )  # fmt: skip
@@ -84,6 +85,7 @@ def _unwrapped(text: str) -> str:
         text = text[:-1].rstrip()
     text = _ABOUT.sub("", text, count=1) if _ABOUT.match(text) else text
     text = text[:-1].rstrip() if len(text) > 1 and text[-1] in ",;" else text
+    text = text.removesuffix("\\\\").rstrip() or text
     for opening, closing in _WRAPPERS:
         inner = text[len(opening) : -len(closing)]
         is_wrapped = text.startswith(opening) and text.endswith(closing) and inner.strip()

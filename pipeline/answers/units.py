@@ -23,6 +23,7 @@ _SPELLINGS = {
     "yd": "yard yards",
     "kg": "kilogram kilograms",
     "g": "gram grams",
+    "nm": "nanometer nanometers nanometre nanometres",
     "mg": "milligram milligrams",
     "lb": "lbs",
     "oz": "ounce ounces",
@@ -40,7 +41,7 @@ _SPELLINGS = {
     "km/h": "kph kmh",
     "m/s": "",
     "$": "dollar dollars usd",
-    "cent": "cents",
+    "cent": "cents ¢",
     "€": "euro euros eur",
     "元": "",
     "岁": "",
@@ -49,6 +50,24 @@ _SPELLINGS = {
     "cup": "cups",
     "gal": "gallon gallons",
     "deg": "degree degrees °",
+    "degC": "℃ °C",
+    "degF": "℉ °F",
+    "N": "newton newtons",
+    "J": "joule joules",
+    "kJ": "",
+    "W": "watt watts",
+    "kW": "",
+    "V": "volt volts",
+    "A": "amp amps ampere amperes",
+    "K": "kelvin",
+    "Hz": "hertz",
+    "Pa": "pascal pascals",
+    "kPa": "",
+    "eV": "",
+    "mol": "mole moles",
+    "Ω": "ohm ohms",
+    "₹": "rupee rupees inr",
+    "円": "yen jpy",
     "am": "a.m. a.m",
     "pm": "p.m. p.m",
 }
@@ -63,9 +82,9 @@ LONGEST_UNIT = 80
 # Larger numbers are not multiplied.
 MOST = 10**100
 _BASES = {"two": "2", "three": "3", "eight": "8", "ten": "10", "sixteen": "16"}
-_MONEY = re.compile(r"([+-]?)\s?(?:\\?(?:US\s?\\?)?([$€£¥])|(USD|EUR)(?=[\s\d]))\s?(?=[\d.])")
+_MONEY = re.compile(r"([+-]?)\s?(?:\\?(?:US\s?\\?)?([$€£¥₹])|(USD|EUR)(?=[\s\d]))\s?(?=[\d.])")
 _TEXT = r"\\(?:text|textrm|mathrm|mbox|rm)\s?\{\s?([^{}]{1,40}?)\s?\}"
-_LETTER = r"A-Za-z°€\u4e00-\u9fff\uac00-\ud7af"
+_LETTER = r"A-Za-z°€¢₹℃℉Ωµ\u4e00-\u9fff\uac00-\ud7af"
 _TAIL = re.compile(
     rf"(?:{_TEXT}|(?<![A-Za-z\\])([{_LETTER}][{_LETTER}./]*(?: [A-Za-z/]+){{0,3}}))"
     r"(?:\s?\^\s?\{?\s?([23])\s?\}?)?$"
@@ -73,12 +92,17 @@ _TAIL = re.compile(
 # Nouns that count things, in the plural.
 _THINGS = re.compile(
     r"(?!less|times|plus|minus|others|tens|ones|[a-z]+(?:lions|dreds|sands|zens))[a-z]{2,}s"
+    r"|people|men|women|children"
 )
 _FREE_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
-_DEGREES = re.compile(r"\s?\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm)\s?\{\s?)?([CF]?)\s?\}?$")
+_DEGREES = re.compile(
+    r"\s?\^\s?\{?\s?(?:\\circ|o(?![A-Za-z]))\s?\}?\s?(?:\\(?:text|mathrm)\s?\{\s?)?([CF]?)\s?\}?$"
+)
+# Functions of an angle, whose degrees are no unit of the result.
+ANGLES = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _BASE = re.compile(r"(\d+)\s?_\s?\{?\s?(?:\\text\s?\{)?\s?(\d+|[a-z]+)[\s}]*")
 # Words behind a number that make it another one, or none.
-_OTHER = re.compile(r"\\text\s?\{[^{}]*\b(?:or|to|not|more|less|fewer|than|least|most|between)\b")
+_OTHER = re.compile(r"\\text\s?\{[^{}]*\b(?:or|to|not|more|less|fewer|than|least|most|between)\b|'")
 _RANGE = re.compile(r"\d+(?:\.\d+)?(?:(?:-|\s?\\sim\s?)\d+(?:\.\d+)?)+|\d+([/.])\d+\1\d+")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(:[0-5]\d)?")
 
@@ -91,7 +115,7 @@ def split_unit(text: str) -> tuple[str, str]:
     """
     if based := _BASE.fullmatch(text):
         return based[1], f"base {_BASES.get(based[2], based[2])}"
-    if (degrees := _DEGREES.search(text)) and degrees.start():
+    if (degrees := _DEGREES.search(text)) and degrees.start() and not ANGLES.search(text):
         return text[: degrees.start()], f"deg{degrees[1]}"
     if money := _MONEY.match(text):
         symbol = money[2] or _UNITS[money[3].lower()]
@@ -139,7 +163,7 @@ def _unit(words: list[str], power: str) -> str | None:
 
 
 def is_other(text: str) -> bool:
-    r"""Whether words within ``text`` make it no number: ``5\text{ or more}``."""
+    r"""Whether words or primes in ``text`` make it no number: ``5\text{ or more}``, ``f'``."""
     return _OTHER.search(text) is not None
 
 

@@ -15,12 +15,14 @@ from pipeline.answers.units import is_other, label, split_unit
 
 # Longer text is not worth a computer algebra system; much longer text is not even taken apart.
 LONGEST_FORMULA, LONGEST_TEXT = 1000, 4000
-_OPTION = re.compile(r"(?:\(([A-Z])\)|([A-Z])\))[.:]?\s?(.*)|([A-Z])[.:]\s(.*)|([A-Z])")
+_OPTION = re.compile(
+    r"(?:(?i:option|choice)\s)?(?:(?:\(([A-Z])\)|([A-Z])\))[.:]?\s?(.*)|([A-Z])[.:]\s(.*)|([A-Z]))"
+)
 _NAME = r"\\?[A-Za-z]\w*(?:_\{?\w+\}?)?'?(?:\s?\(\s?\w\s?\))?"
 _NAMED = re.compile(rf"({_NAME})\s?(?:=(?![=<>])|\\in(?![A-Za-z]))\s?(.+)")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s-][^\W\d_]+)*")
 _AND = re.compile(
-    r"\s?,?\s?(?:\\text\s?\{\s?(?:and|or)\s?\}|(?<![\w\\{])(?:and|or)(?![\w}]))\s?|\s?;\s?"
+    r"\s?,?\s?(?:\\text\s?\{\s?,?\s?(?:and|or)\s?\}|(?<![\w\\{])(?:and|or)(?![\w}]))\s?|\s?;\s?"
 )
 _BRACKET = re.compile(r"\\[A-Za-z]+|\\.|[()\[\]{},]")
 _OPENING = {"(": ")", "[": ")]", r"\{": r"\}", "{": "}"}
@@ -89,7 +91,7 @@ class Value:
     def is_words(self) -> bool:
         """Whether it is text that no algebra is needed for."""
         bare = plain(self.text) if len(self.text) <= LONGEST_TEXT else ""
-        if is_other(self.text[:LONGEST_FORMULA]):
+        if is_other(self.body[:LONGEST_FORMULA]):
             return True
         return _WORDS.fullmatch(bare) is not None and not (len(bare) < 4 and bare.islower())
 
