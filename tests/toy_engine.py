@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import EngineConfig, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import EngineConfig
 from pipeline.engines import EngineLoad, EngineType, OnTokens, Request
 from pipeline.engines.protocol import parse_options
 
