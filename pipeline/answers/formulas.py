@@ -19,8 +19,9 @@ from typing import Any
 from pipeline.errors import EngineError
 
 logger = logging.getLogger(__name__)
-# For one request. The process itself gives up earlier, where a signal can interrupt it.
-LIMIT_SECONDS = 12.0
+# CPU time for one request, after which the system ends the process. It gives up earlier by itself
+# where a signal can interrupt it. And how long to wait for it, on a busy machine too.
+LIMIT_SECONDS, WAIT_SECONDS = 12.0, 90.0
 # It imports SymPy first.
 START_SECONDS = 120.0
 READY = "ready"
@@ -68,7 +69,7 @@ class FormulaProcess:
         assert process.stdin is not None
         process.stdin.write(f"{question}\n")
         process.stdin.flush()
-        return self._read(process, LIMIT_SECONDS)
+        return self._read(process, WAIT_SECONDS)
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(

@@ -119,7 +119,8 @@ def _open_top_up(ledger: Ledger, first: int, stop: int) -> Pass:
 def _fewest_samples(ledger: Ledger, parts: Sequence[Part]) -> int:
     """The number of samples per row in the finished part that has the fewest."""
     finished = ledger.listing().finished_parts()
-    footers = read_footers(ledger.store, [part.name for part in parts if part.name in finished])
+    names = [part.name for part in parts if part.rows and part.name in finished]
+    footers = read_footers(ledger.store, names)
     return min(map(samples_in, footers), default=sys.maxsize)
 
 

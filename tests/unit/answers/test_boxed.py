@@ -151,7 +151,7 @@ def test_comparison_that_does_not_end_is_given_up_and_the_next_ones_work(
     process = FormulaProcess()
     try:
         assert process.are_equal([("1/2", "2/4")]) == [True], "started"
-        monkeypatch.setattr(formulas, "LIMIT_SECONDS", 1.0)
+        monkeypatch.setattr(formulas, "WAIT_SECONDS", 1.0)
         assert process.are_equal([("5E10000000", "5")]) == [None]
         assert "gave up comparing ('5E10000000', '5')" in caplog.text
         assert process.values(["5E10000000"]) == [False]

@@ -322,6 +322,14 @@ def test_a_part_that_a_closed_top_up_has_left_out_gets_its_samples(ledger: Ledge
         assert part_metadata(ledger.store, part.name)["settings"]["sampling.n"] == 4
 
 
+def test_a_part_without_rows_is_not_short_of_samples(ledger: Ledger) -> None:
+    parts = [*PARTS, *split_parts([Shard("empty.parquet", "", 0, 1, "t")], 4)]
+    ledger.commit(PartRef.of(parts[-1]), Pass(0, 0, 1), SCHEMA, METADATA)
+    work(ledger, 1, parts)
+    assert work(ledger, 2, parts) == [(0, 0), (1, 13)]
+    assert work(ledger, 2, parts) == [(0, 0)]
+
+
 def test_a_top_up_for_a_part_that_was_left_out_goes_on_before_a_later_one(ledger: Ledger) -> None:
     work(ledger, 1)
     work(ledger, 2, [A0, A1, A2])
