@@ -5,7 +5,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ELOOP
 from operator import attrgetter
 from pathlib import Path
@@ -63,12 +63,14 @@ class FileInfo:
     """One listed file.
 
     ``name``: relative to the root of the listing. ``size``: in bytes. ``tag``: changes with the
-    content; the ETag where the store has one, otherwise the modification time.
+    content; the ETag where the store has one, otherwise the modification time. ``created``: when
+    the file got its name, by the store's clock, in nanoseconds; 0 if unknown.
     """
 
     name: str
     size: int
     tag: str
+    created: int = field(default=0, compare=False)
 
 
 def walk(root: str, folder: str, left_out: list[str]) -> list[FileInfo]:
@@ -150,7 +152,7 @@ def _info(file: "Path | os.DirEntry[str]", name: str) -> FileInfo | None:
         raise
     if not S_ISREG(stat.st_mode) or name.endswith(DRAFT):
         return None
-    return FileInfo(name, stat.st_size, str(stat.st_mtime_ns))
+    return FileInfo(name, stat.st_size, str(stat.st_mtime_ns), stat.st_ctime_ns)
 
 
 _BROKEN = " (a link that leads nowhere)"

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -133,7 +134,7 @@ class Storage:
         """What fsspec lists, by path, as `FileInfo`; without folders and their placeholders."""
         prefix = self.root.rstrip("/") + "/"
         infos = [
-            FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info))
+            FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info), _created(info))
             for path, info in details.items()
             if info["type"] == "file" and path.startswith(prefix) and not path.endswith("/")
         ]
@@ -352,3 +353,9 @@ def _s3_code(error: BaseException) -> str | None:
 def _tag(info: dict[str, Any]) -> str:
     tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
     return str(tag).strip('"')
+
+
+def _created(info: dict[str, Any]) -> int:
+    """When a remote file was written, in nanoseconds; S3 counts seconds."""
+    written = info.get("LastModified")
+    return int(written.timestamp() * 1e9) if isinstance(written, datetime) else 0

@@ -167,7 +167,7 @@ def _from_journal(
     ]  # fmt: skip
     numbers, tables = pa.array(rows, pa.int64()), [schema.empty_table()]
     try:
-        for table in fragment_tables(entries, ref.start, ledger.store.read_all):
+        for table in fragment_tables(entries, ledger.store.read_all):
             tables.append(conform(table, schema).filter(pc.is_in(table[ROW_COLUMN], numbers)))
     except FileNotFoundError:  # the part was finished meanwhile, which removes its fragments
         pass

@@ -276,7 +276,7 @@ class Ledger:
         fragments = self.fragments(part, run_pass.number)
         durable, tables = (
             ranges_of(fragments),
-            fragment_tables(fragments, part.start, self.store.read_all),
+            fragment_tables(fragments, self.store.read_all),
         )
         if copies is not None:
             new_copies, spans = with_spans(copies.filter(outside(copies, durable)))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.output.layout import JournalEntry
 from pipeline.output.parts import Tables, damage_named
-from pipeline.planning import PartRef
+from pipeline.planning import PartRef, gaps
 from pipeline.schema import (
     ORIGIN_COLUMNS,
     ROW_COLUMN,
@@ -24,29 +24,54 @@ from pipeline.schema import (
     row_numbers,
 )
 
+Rows = tuple[int, int]
 ReadAll = Callable[[Iterable[str]], Iterable[bytes]]
 EMPTY = pa.table({ROW_COLUMN: pa.array([], pa.int64())})
 
 
-def fragment_tables(
-    entries: Iterable[JournalEntry], start: int, read: ReadAll
-) -> Iterator[pa.Table]:
-    """The traces of fragments in row order, with their row numbers; overlaps are dropped.
+def fragment_tables(entries: Iterable[JournalEntry], read: ReadAll) -> Iterator[pa.Table]:
+    """The traces of fragments in row order, with their row numbers; each row once.
 
-    ``start``: the part's first row. ``read``: returns the bytes of files. Raises
-    `FileNotFoundError` if a fragment has been removed, `OutputError` if one is damaged.
+    ``read``: returns the bytes of files. Raises `FileNotFoundError` if a fragment has been removed,
+    `OutputError` if one is damaged.
     """
-    firsts, names = [start], []
-    for entry in sorted(entries, key=lambda entry: entry.rows or (0, 0)):
-        assert entry.rows is not None
-        if entry.rows[1] > firsts[-1]:
-            names.append(entry.file.name)
-            firsts.append(entry.rows[1])
-    whole = zip(names, read(names), firsts, strict=False)  # the last of firsts is the end
-    for name, data, first in whole:
-        with damage_named(name):
+    pieces = list(_pieces(entries))
+    names = [entry.file.name for entry, _, _ in pieces]
+    for data, (entry, low, high) in zip(read(names), pieces, strict=True):
+        with damage_named(entry.file.name):
             table = pq.read_table(BytesIO(data), page_checksum_verification=True)
-        yield table.filter(pc.greater_equal(table[ROW_COLUMN], first))
+        begin, end = np.searchsorted(table[ROW_COLUMN].to_numpy(), (low, high)).tolist()
+        yield table.slice(begin, end - begin)
+
+
+def _pieces(entries: Iterable[JournalEntry]) -> Iterator[tuple[JournalEntry, int, int]]:
+    """Which rows to take from which fragment, in row order.
+
+    Fragments overlap if a writer slept before its write while others did its rows. Of two with the
+    same row, the one that was there first counts: its trace may have been read already.
+    """
+    for overlapping in _clusters(entries):
+        taken = list[tuple[int, int]]()
+        pieces = list[tuple[int, int, JournalEntry]]()
+        for entry, rows in sorted(overlapping, key=lambda each: each[0].file.created):
+            pieces += [(low, high, entry) for low, high in gaps(*rows, taken)]
+            taken.append(rows)
+        for low, high, entry in sorted(pieces, key=lambda piece: piece[0]):
+            yield entry, low, high
+
+
+def _clusters(entries: Iterable[JournalEntry]) -> Iterator[list[tuple[JournalEntry, Rows]]]:
+    """The fragments by row, in lists of those that overlap."""
+    fragments = [(entry, entry.rows) for entry in entries if entry.rows is not None]
+    cluster, end = list[tuple[JournalEntry, Rows]](), 0
+    for entry, rows in sorted(fragments, key=lambda each: each[1]):
+        if cluster and rows[0] >= end:
+            yield cluster
+            cluster = []
+        cluster.append((entry, rows))
+        end = max(end, rows[1])
+    if cluster:
+        yield cluster
 
 
 def with_spans(rows: pa.Table) -> tuple[pa.Table, list[tuple[int, int]]]:

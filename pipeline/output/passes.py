@@ -215,7 +215,7 @@ def _traces_in_fragments(ledger: Ledger, part: Part, run_pass: Pass) -> Picks:
     sample = part_metadata(ledger.store, part.name)["columns"]["sample"]
     picks: dict[int, list[int]] = {}
     fragments = ledger.fragments(PartRef.of(part), run_pass.number)
-    for table in fragment_tables(fragments, part.start, ledger.store.read_all):
+    for table in fragment_tables(fragments, ledger.store.read_all):
         for row, number in zip(*(table[n].to_pylist() for n in (ROW_COLUMN, sample)), strict=True):
             picks.setdefault(row, []).append(number)
     return tuple((row, tuple(samples)) for row, samples in picks.items())

@@ -310,7 +310,7 @@ class Scenario:
         for part, entries in listing.journal.get(0, {}).items():
             if part not in listing.finished_parts():
                 fragments = [entry for entry in entries if entry.rows]
-                for table in fragment_tables(fragments, 0, ledger.store.read_all):
+                for table in fragment_tables(fragments, ledger.store.read_all):
                     traces |= traces_in(table)
         return traces
 

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -258,6 +259,24 @@ def test_a_second_retry_keeps_the_first_in_the_footer(ledger: Ledger) -> None:
     footer = part_metadata(ledger.store, PART.name)
     assert [run_pass["number"] for run_pass in footer["passes"]] == [1, 2]
     assert set(read(ledger)["think"].to_pylist()) == {"retry 2"}
+
+
+@pytest.mark.parametrize(("late", "early"), [((100, 102), (101, 104)), ((103, 110), (101, 104))])
+def test_of_fragments_that_overlap_the_one_that_was_there_first_counts(
+    ledger: Ledger, late: tuple[int, int], early: tuple[int, int]
+) -> None:
+    """A writer slept between its listing and its write, and others did its rows."""
+    ledger.write_block(block([*range(*early)], "early"))
+    time.sleep(0.01)
+    sleeper = Ledger(Storage(ledger.store.url))
+    sleeper.fragments = lambda *_: []  # type: ignore[method-assign]
+    sleeper.write_block(block([*range(*late)], "late"))
+    ledger.write_block(block([*range(100, 110)], "rest"))
+    assert ledger.commit(PART, RUN, SCHEMA, METADATA)
+    texts = dict(zip(*(read(ledger)[name].to_pylist() for name in ("id", "think")), strict=True))
+    assert [texts[row] for row in range(*early)] == ["early"] * 3
+    assert all(texts[row] == "late" for row in set(range(*late)) - set(range(*early)))
+    assert list(texts) == list(range(100, 110))
 
 
 class FrozenStorage(Storage):

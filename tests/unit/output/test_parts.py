@@ -85,7 +85,7 @@ def test_fragment_whose_rows_others_have_is_not_read() -> None:
 
     spans = [(6, 9), (0, 4), (1, 4), (3, 4), (2, 6)]
     entries = [JournalEntry("p", 0, FileInfo(f"{s}", 1, ""), rows=s) for s in spans]
-    found = [table["id"].to_pylist() for table in fragment_tables(entries, 0, read_all)]
+    found = [table["id"].to_pylist() for table in fragment_tables(entries, read_all)]
     assert read == ["(0, 4)", "(2, 6)", "(6, 9)"]
     assert found == [[0, 1, 2, 3], [4, 5], [6, 7, 8]]
 
