@@ -100,7 +100,7 @@ def to_run(ledger: Ledger, parts: Sequence[Part], samples: int) -> Iterator[Pass
         )
     yield Pass(0, 0, present)
     has_top_ups = any(not p.is_retry and p.number in listing.closed for p in known)
-    for stop in dict.fromkeys((present, samples)):
+    for stop in sorted({present, samples, *(top_up.stop for top_up in open_top_ups)}):
         if open_now := [p for p in open_top_ups if p.stop == stop]:
             yield open_now[0]
         elif stop > present:

@@ -322,6 +322,15 @@ def test_a_part_that_a_closed_top_up_has_left_out_gets_its_samples(ledger: Ledge
         assert part_metadata(ledger.store, part.name)["settings"]["sampling.n"] == 4
 
 
+def test_every_top_up_that_is_open_is_ended(ledger: Ledger) -> None:
+    """Two drivers have opened one each; one of them had slept."""
+    work(ledger, 1)
+    ledger.open_pass(Pass(1, 1, 3))
+    ledger.open_pass(Pass(2, 1, 2))
+    assert work(ledger, 3) == [(0, 0), (2, 13), (1, 26)]
+    assert ledger.listing().closed == {1, 2}
+
+
 def test_a_part_without_rows_is_not_short_of_samples(ledger: Ledger) -> None:
     parts = [*PARTS, *split_parts([Shard("empty.parquet", "", 0, 1, "t")], 4)]
     ledger.commit(PartRef.of(parts[-1]), Pass(0, 0, 1), SCHEMA, METADATA)
