@@ -274,10 +274,8 @@ class Ledger:
             self.discard(part, run_pass.number)
             return True
         fragments = self.fragments(part, run_pass.number)
-        durable, tables = (
-            ranges_of(fragments),
-            fragment_tables(fragments, self.store.read_all),
-        )
+        durable = ranges_of(fragments)
+        tables = fragment_tables(fragments, self.store.read_all)
         if copies is not None:
             new_copies, spans = with_spans(copies.filter(outside(copies, durable)))
             durable, tables = durable + spans, interleaved(tables, new_copies)

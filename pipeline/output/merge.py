@@ -156,8 +156,9 @@ def merged(old: Tables, updates: Tables, sample: str, is_retry: bool) -> Tables:
     for table in old:
         if table.num_rows:
             last = table[ROW_COLUMN][-1].as_py()
-            newer = [conform(each, table.schema) for each in new.through(last)]
-            yield _combined([*newer, table] if is_retry else [table, *newer], sample)
+            newer = [conform(each, table.schema) for each in new.through(last) if each.num_rows]
+            tables = [*newer, table] if is_retry else [table, *newer]
+            yield _combined(tables, sample) if newer else table
 
 
 def _combined(tables: Sequence[pa.Table], sample: str) -> pa.Table:
