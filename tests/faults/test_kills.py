@@ -220,6 +220,9 @@ def test_engine_that_can_not_start_again_on_a_node_starts_on_another(
     driver.must_reach(case.progress(), "a block")
     case.remember()
     (tmp_path / "bad-gpus").mkdir()
+    good = [pid for pid in cluster.engines() if pid not in bad.engines()]
+    for pid in good:
+        os.kill(pid, SIGSTOP)  # else it might do all that is left before a node has joined
     os.kill(bad.engines()[0], SIGKILL)
     starts = Storage(case.output.url)
     driver.must_reach(
@@ -227,6 +230,8 @@ def test_engine_that_can_not_start_again_on_a_node_starts_on_another(
     )
     spare = cluster.add_worker()
     driver.must_reach(spare.engines, "an engine on the spare node")
+    for pid in good:
+        os.kill(pid, SIGCONT)
     case.finish(driver)
     case.check()
     for worker in (bad, spare):
