@@ -26,7 +26,7 @@ from pipeline.answers.boxed import Boxed, last_box
 from pipeline.answers.references import Reading, cells
 from pipeline.errors import OutputError
 from pipeline.output.answers import format_of, not_compared_lines, why_not_compared
-from pipeline.output.ledger import AGREE
+from pipeline.output.parts import AGREE
 from pipeline.output.reader import FinishedPart, finished_parts, open_output
 
 DRAWS = 10_000

@@ -31,8 +31,8 @@ from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
 from pipeline.monitor.limits import Limits
 from pipeline.output import passes
-from pipeline.output.ledger import SAMPLES
 from pipeline.output.manifest import RETRY_MAY_CHANGE
+from pipeline.output.parts import SAMPLES
 from pipeline.printing import print_text
 from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage, check_reachable

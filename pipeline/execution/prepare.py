@@ -17,8 +17,9 @@ from pipeline.input.references import sample_references
 from pipeline.input.shards import Input, find_shards
 from pipeline.output import passes
 from pipeline.output.layout import check_names
-from pipeline.output.ledger import INPUT, SAMPLES, Ledger
+from pipeline.output.ledger import INPUT, Ledger
 from pipeline.output.manifest import run_settings, software_versions
+from pipeline.output.parts import SAMPLES
 from pipeline.planning import KnownShards, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer

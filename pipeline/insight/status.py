@@ -13,7 +13,8 @@ from pipeline.monitor.history import last_figures
 from pipeline.output import engine_starts
 from pipeline.output.engine_starts import EngineStart
 from pipeline.output.lease import Holder, holder
-from pipeline.output.ledger import SAMPLES, Ledger
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import SAMPLES
 from pipeline.output.passes import plan_run
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import Pass, Shard, split_parts

@@ -23,6 +23,7 @@ from pipeline.schema import ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
 
 METADATA_KEY = b"qwq-batch"
+SAMPLES, AGREE = "sampling.n", "sampling.agree"
 TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_tokens")
 # The size of row groups: large enough to read efficiently, small enough to hold in memory.
 GROUP_ROWS, GROUP_BYTES = 1024, 64 * 2**20
@@ -55,7 +56,8 @@ def write_part(
     """Write a part to ``file``, as Parquet; returns the counts of its traces.
 
     ``tables``: whole rows in order, with their row numbers. ``metadata``: for the footer, which
-    also gets the counts under ``summary``. One row group is in memory at a time.
+    also gets the counts under ``summary``, and as `SAMPLES` what the row with the fewest has. (Not
+    with `AGREE`: there rows may have fewer.) One row group is in memory at a time.
     """
     summary, answers = PartSummary(metadata["columns"]), AnswerCounts(metadata)
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -66,6 +68,8 @@ def write_part(
             answers.add(table)
         if counts := dict(+answers.counts):
             summary.counts["answers"] = counts
+        if summary.fewest and metadata["settings"].get(AGREE) is None:
+            metadata = {**metadata, "settings": {**metadata["settings"], SAMPLES: summary.fewest}}
         writer.add_key_value_metadata(
             {METADATA_KEY.decode(): json.dumps({**metadata, "summary": summary.counts})}
         )
@@ -89,7 +93,7 @@ def part_metadata(store: Storage, name: str) -> dict[str, Any]:
 
 def samples_in(metadata: Mapping[str, Any]) -> int:
     """The number of samples of each row in the part with this footer."""
-    return int(metadata["settings"]["sampling.n"])
+    return int(metadata["settings"][SAMPLES])
 
 
 def holds_pass(metadata: Mapping[str, Any], run_pass: Pass) -> bool:
@@ -121,11 +125,11 @@ def known_columns(
 class PartSummary:
     """Counts of the traces of a part; the tokens of traces copied from duplicates are omitted.
 
-    ``names``: the run's column name by our name.
+    ``names``: the run's column name by our name. ``fewest``: samples of a row; 0 without rows.
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
+        self._names, self.fewest = names, 0
         self.counts: dict[str, Any] = {
             "rows": 0,
             "traces": 0,
@@ -135,10 +139,14 @@ class PartSummary:
         }
 
     def add(self, table: pa.Table) -> None:
-        """Count the traces of ``table``."""
+        """Count the traces of ``table``, which holds whole rows."""
         states = self.counts["states"]
+        begins = np.flatnonzero(table[self._names["sample"]].to_numpy() == 0)
         self.counts["traces"] += table.num_rows
-        self.counts["rows"] += pc.sum(pc.equal(table[self._names["sample"]], 0)).as_py() or 0
+        self.counts["rows"] += len(begins)
+        if len(begins):
+            fewest = int(np.diff(begins, append=table.num_rows).min())
+            self.fewest = min(fewest, self.fewest or fewest)
         for entry in table[self._names["state"]].value_counts().to_pylist():
             states[entry["values"]] = states.get(entry["values"], 0) + entry["counts"]
         is_unreadable = pc.starts_with(table[self._names["error"]], f"{UnreadableRowError.kind}:")

@@ -9,9 +9,16 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.output.layout import OutputListing
-from pipeline.output.ledger import AGREE, SAMPLES, Ledger, differences
+from pipeline.output.ledger import Ledger, differences
 from pipeline.output.merge import fragment_tables
-from pipeline.output.parts import holds_pass, part_metadata, read_footers, samples_in
+from pipeline.output.parts import (
+    AGREE,
+    SAMPLES,
+    holds_pass,
+    part_metadata,
+    read_footers,
+    samples_in,
+)
 from pipeline.planning import Part, PartRef, Pass, Picks, Plan, Range, gaps, make_plan
 from pipeline.reasoning.think_format import State
 from pipeline.schema import ROW_COLUMN, row_numbers
@@ -164,7 +171,7 @@ def samples_per_row(ledger: Ledger) -> int:
 
 def _samples_per_row(ledger: Ledger, listing: OutputListing, known: Iterable[Pass]) -> int:
     top_ups = [p.stop for p in known if not p.is_retry and p.number in listing.closed]
-    return max([int(_manifest(ledger)["settings"][SAMPLES]), *top_ups])
+    return max([ledger.first_samples(), *top_ups])
 
 
 def _manifest(ledger: Ledger) -> dict[str, Any]:

@@ -162,6 +162,7 @@ def test_part_is_complete_after_concurrent_commits(ledger: Ledger) -> None:
 
 
 def test_part_without_all_samples_is_not_finished(ledger: Ledger) -> None:
+    ledger.open_run({"sampling.n": 3}, {})
     ledger.write_block(block([*range(100, 110)], samples=(0, 1)))
     with pytest.raises(OutputError, match=r"make 20 traces of 10 rows, not 30 of 10"):
         ledger.commit(PART, replace(RUN, stop=3), SCHEMA, METADATA)

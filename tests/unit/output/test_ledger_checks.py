@@ -17,8 +17,8 @@ from pipeline.output.layout import (
     journal_folder,
     pass_name,
 )
-from pipeline.output.ledger import AGREE, Ledger, differences
-from pipeline.output.parts import part_metadata
+from pipeline.output.ledger import Ledger, differences
+from pipeline.output.parts import AGREE, part_metadata
 from pipeline.planning import Pass, Shard
 from pipeline.storage import Storage
 from tests.unit.output.test_ledger import METADATA, PART, RUN, SCHEMA, block

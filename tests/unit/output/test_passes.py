@@ -322,6 +322,23 @@ def test_a_part_that_a_closed_top_up_has_left_out_gets_its_samples(ledger: Ledge
         assert part_metadata(ledger.store, part.name)["settings"]["sampling.n"] == 4
 
 
+def test_rows_from_before_a_top_up_that_a_driver_closed_in_its_sleep_are_topped_up(
+    ledger: Ledger,
+) -> None:
+    carry_out(ledger, [A0], Pass(0, 0, 1))
+    top_up = list(to_run(ledger, [A0], 2))[-1]
+    carry_out(ledger, [A0], top_up, closes=False)
+    write(
+        ledger, Pass(0, 0, 1), Range(B0, 0, 1), {}
+    )  # by another driver; a shard has come meanwhile
+    ledger.close_pass(top_up)
+    made = [carry_out(ledger, [A0, B0], run_pass) for run_pass in to_run(ledger, [A0, B0], 2)]
+    assert made == [4, 3]
+    footer = part_metadata(ledger.store, B0.name)
+    assert footer["settings"]["sampling.n"] == 2
+    assert (footer["summary"]["rows"], footer["summary"]["traces"]) == (3, 6)
+
+
 def test_every_top_up_that_is_open_is_ended(ledger: Ledger) -> None:
     """Two drivers have opened one each; one of them had slept."""
     work(ledger, 1)
