@@ -1,6 +1,6 @@
 """The Arrow schemas of prompts and traces; no I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,17 @@ TRACE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("raw", pa.string()),
 )
 TRACE_COLUMNS: tuple[str, ...] = tuple(field.name for field in TRACE_FIELDS)
+# Only of runs with ``thinking.early_answer``.
+EARLY_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("control", pa.bool_(), nullable=False),
+    pa.field("probes", pa.int32(), nullable=False),
+    pa.field("probe_tokens", pa.int32(), nullable=False),
+    pa.field("early_answer", pa.string()),
+    pa.field("early_tokens", pa.int32()),
+    pa.field("early_agrees", pa.bool_()),
+    pa.field("early_correct", pa.bool_()),
+)
+EARLY_COLUMNS: tuple[str, ...] = tuple(field.name for field in EARLY_FIELDS)
 
 # Provenance and requested samples, carried with each row through Ray Data; dropped from finished
 # parts. A row accounts for the rows ``__qwq_start`` to ``__qwq_stop`` (exclusive): itself and, in a
@@ -58,24 +69,29 @@ UNREADABLE_FIELD = pa.field(UNREADABLE_COLUMN, pa.string())
 RESERVED_COLUMNS = (*ORIGIN_COLUMNS, UNREADABLE_COLUMN)
 
 
-def trace_fields(rename: Mapping[str, str], raw_text: bool) -> list[pa.Field]:
+def trace_fields(rename: Mapping[str, str], raw_text: bool, early: bool = False) -> list[pa.Field]:
     """Our columns under the run's names; ``raw`` only with ``raw_text``.
 
-    ``rename``: the run's name by our name, for the renamed columns only.
+    ``rename``: the run's name by our name, for the renamed columns only. ``early``: whether the run
+    may close thinking early.
     """
     fields = TRACE_FIELDS if raw_text else TRACE_FIELDS[:-1]
+    if early:
+        fields = (*fields, *EARLY_FIELDS)
     return [field.with_name(rename.get(field.name, field.name)) for field in fields]
 
 
 def output_schema(
-    prompts: pa.Schema, rename: Mapping[str, str], raw_text: bool, ignore_case: bool = True
+    prompts: pa.Schema,
+    ours: Sequence[pa.Field],
+    rename: Mapping[str, str],
+    ignore_case: bool = True,
 ) -> pa.Schema:
-    """The schema of a finished part: all input columns, then ours as in `trace_fields`.
+    """The schema of a finished part: all input columns, then ``ours``, which `trace_fields` made.
 
     Raises `InputError` if two columns would have the same name; with ``ignore_case`` also if they
     differ by case only, because SQL engines take these for one.
     """
-    ours = trace_fields(rename, raw_text)
     key = str.lower if ignore_case else str
     original = {new: old for old, new in rename.items()}
     theirs = {key(name): name for name in prompts.names}

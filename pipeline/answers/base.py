@@ -25,6 +25,22 @@ class Vote:
     given_up: int = 0
 
 
+@dataclass(frozen=True)
+class ShortForm:
+    """How the answer alone is asked for after thinking that goes on: the form of a probe.
+
+    ``opening``: the text that begins the answer for the model. ``ending``: a character of the token
+    that ends it; without one, the end of the turn does. ``schema``: the JSON Schema of what is
+    generated. ``closing``: completes it. ``tokens``: the most that it may take.
+    """
+
+    opening: str = ""
+    ending: str = ""
+    schema: str | None = None
+    closing: str = ""
+    tokens: int = 64
+
+
 class AnswerFormat:
     r"""Base of all answer formats. Subclasses define `parse`; the other defaults often fit.
 
@@ -56,6 +72,14 @@ class AnswerFormat:
     def suffix(self) -> str | None:
         """The text that, after the user's turn, asks for this format."""
         return None
+
+    @property
+    def short_form(self) -> ShortForm:
+        """How the answer alone is asked for; `parse` must read ``opening``, text and ``closing``.
+
+        By default the model writes the whole answer, in 64 tokens at most.
+        """
+        return ShortForm(schema=self.schema)
 
     @property
     def schema(self) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from pipeline.answers import equality
-from pipeline.answers.base import AnswerFormat
+from pipeline.answers.base import AnswerFormat, ShortForm
 from pipeline.answers.marked import last_marked, last_sentence, only_value
 from pipeline.answers.numbers import number
 from pipeline.answers.plain_text import tidy
@@ -28,6 +28,11 @@ class Boxed(AnswerFormat):
     suffix_name = "math"
     # Qwen's own words, from the model card.
     suffix = r"Please reason step by step, and put your final answer within \boxed{}."
+
+    @property
+    def short_form(self) -> ShortForm:
+        """The inside of a box; braces inside it may end it several times."""
+        return ShortForm(r"\boxed{", "}")
 
     def parse(self, answer: str) -> str | None:
         """The content of the last whole box; else the marked number or formula, or the only one."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.answers.base import AnswerFormat
+from pipeline.answers.base import AnswerFormat, ShortForm
 from pipeline.answers.boxed import last_box
 from pipeline.answers.marked import TAGGED_ANSWER
 from pipeline.answers.plain_text import plain
@@ -64,6 +64,11 @@ class Choice(AnswerFormat):
         "Please show your choice in the `answer` field with only the choice letter, "
         'e.g.,`"answer": "C"`.'
     )
+
+    @property
+    def short_form(self) -> ShortForm:
+        """The letter in Qwen's field."""
+        return ShortForm('"answer": "', '"', tokens=4)
 
     def parse(self, answer: str) -> str | None:
         """The letter of the last ``"answer": "C"``; else of the last box, a sentence or line.

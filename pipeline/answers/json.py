@@ -4,9 +4,12 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 
-from pipeline.answers.base import AnswerFormat
+from pipeline.answers.base import AnswerFormat, ShortForm
 from pipeline.answers.json_schema import canonical, without_nulls
 from pipeline.answers.references import Reading, is_nothing
+
+# Tokens of a probe: labels are short, other objects may take some lines.
+LONGEST_SHORT = 256
 
 
 class Json(AnswerFormat):
@@ -27,6 +30,15 @@ class Json(AnswerFormat):
     def schema(self) -> str | None:
         """The schema as compact JSON text."""
         return None if self.form is None else self.form.text
+
+    @property
+    def short_form(self) -> ShortForm:
+        """The value of an object's only property, if it is one; else the whole."""
+        only = None if self.form is None else self.form.only_property
+        if only is None:
+            return ShortForm(schema=self.schema, tokens=LONGEST_SHORT)
+        name, schema = only
+        return ShortForm(f"{{{json.dumps(name)}: ", "", schema, "}", LONGEST_SHORT)
 
     def parse(self, answer: str) -> str | None:
         """The value that ``answer`` is, if it fits the schema. Needs the schema."""

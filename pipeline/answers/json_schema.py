@@ -35,7 +35,22 @@ class JsonForm:
     @property
     def text(self) -> str:
         """The schema as compact JSON text."""
-        return json.dumps(self.schema, ensure_ascii=False, separators=(",", ":"))
+        return _compact(self.schema)
+
+    @property
+    def only_property(self) -> tuple[str, str] | None:
+        """Name and schema, as text, of the one property that an object of this form must have.
+
+        None for other forms, and where the property's schema does not stand by itself.
+        """
+        properties = self.schema.get("properties")
+        if self.schema.get("type") != "object" or not isinstance(properties, Mapping):
+            return None
+        if len(properties) != 1 or list(self.schema.get("required", ())) != list(properties):
+            return None
+        [(name, schema)] = properties.items()
+        is_whole = isinstance(schema, Mapping) and not any(_references(schema))
+        return (name, _compact(schema)) if is_whole else None
 
     @cached_property
     def _validator(self) -> Any:
@@ -63,6 +78,10 @@ class JsonForm:
                 resolver.lookup(reference)
             except Unresolvable:
                 raise ValueError(f"json_schema: $ref {reference} is not in the schema") from None
+
+
+def _compact(schema: Any) -> str:
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def canonical(value: Any) -> str:

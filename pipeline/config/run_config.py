@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Self
 
+import pyarrow as pa
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import format_asked_for, mistaken_suffix, parsed_formats
 from pipeline.config.section import Section
 from pipeline.config.sections import (
@@ -21,6 +23,7 @@ from pipeline.config.sections import (
 from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
 from pipeline.reasoning.think_format import ThinkFormat
+from pipeline.schema import trace_fields
 
 
 class RunConfig(Section):
@@ -60,6 +63,12 @@ class RunConfig(Section):
         return ThinkFormat(**self.model.format.model_dump())
 
     @property
+    def trace_fields(self) -> list[pa.Field]:
+        """The columns that the run adds to those of its input, under the run's names."""
+        early = self.thinking.early_answer is not None
+        return trace_fields(self.output.rename, self.output.raw_text, early)
+
+    @property
     def suffix_text(self) -> str | None:
         """The text after the user's turn, a named suffix spelled out."""
         asked_for = format_asked_for(self.prompt.suffix, self.answer.load_format())
@@ -84,9 +93,20 @@ class RunConfig(Section):
         agree = self.sampling.agree
         if agree is not None and not answer_format.is_parsed:
             raise ValueError(f"sampling.agree needs an answer.format: {parsed_formats()}")
+        if self.thinking.early_answer is not None:
+            self._check_early_answer(answer_format)
         if agree is not None and agree > self.sampling.n:
             raise ValueError(f"sampling.agree is {agree}, more than sampling.n, {self.sampling.n}")
         return self
+
+    def _check_early_answer(self, answers: AnswerFormat) -> None:
+        if not answers.is_parsed:
+            raise ValueError(
+                "thinking.early_answer needs an answer.format that can be compared: "
+                f"{parsed_formats()}"
+            )
+        if self.think_format.close is None:
+            raise ValueError("thinking.early_answer: the model does not think (model.format)")
 
     @property
     def warnings(self) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pipeline.config.section import Section
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
 from pipeline.registry import did_you_mean
-from pipeline.schema import TRACE_COLUMNS
+from pipeline.schema import EARLY_COLUMNS, TRACE_COLUMNS
 
 
 class InputConfig(Section):
@@ -72,15 +72,16 @@ class OutputConfig(Section):
     @classmethod
     def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
         for name in rename:
-            if name not in TRACE_COLUMNS:
-                raise ValueError(did_you_mean(name, TRACE_COLUMNS, "key"))
-        taken = [rename.get(name, name) for name in TRACE_COLUMNS]
+            if name not in OUR_COLUMNS:
+                raise ValueError(did_you_mean(name, OUR_COLUMNS, "key"))
+        taken = [rename.get(name, name) for name in OUR_COLUMNS]
         twice = {name for name in taken if taken.count(name) > 1}
         if twice:
             raise ValueError(f"two columns would be named {', '.join(sorted(twice))}")
         return rename
 
 
+OUR_COLUMNS = (*TRACE_COLUMNS, *EARLY_COLUMNS)
 Tag = Annotated[str, Field(min_length=1)]
 
 

@@ -29,7 +29,7 @@ class Request:
     """One sample of one row, from its prompt or from where an earlier run stopped.
 
     ``id``: for logs. ``carried_token_ids``: generated before; new tokens continue them, and
-    ``policy.max_tokens`` counts them too. ``stop_id``: a token that ends the request, besides those
+    ``policy.max_tokens`` counts them too. ``stop_ids``: tokens that end the request, besides those
     that end a turn. ``schema``: a JSON Schema that the generated text must fit. Its tokens are
     passed on all at once, because a grammar can't continue from the middle.
     """
@@ -39,7 +39,7 @@ class Request:
     carried_token_ids: Sequence[int]
     policy: SamplingPolicy
     seed: int
-    stop_id: int | None = None
+    stop_ids: Sequence[int] = ()
     schema: str | None = None
 
 
@@ -80,6 +80,7 @@ class Engine(Protocol):
 
         ``on_tokens`` gets every new token id once, in order, some `TOKENS_A_REPORT` at a time, and
         all of them before this returns. If it returns True, the request ends with ``repetition``.
+        A request that is cancelled ends soon.
         An engine that passes nothing on for `HUNG_SECONDS`, and whose `load` does not change, is
         taken for hung.
         Raises `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.

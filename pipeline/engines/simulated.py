@@ -10,7 +10,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,18 @@ from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, OnTokens, Request
 from pipeline.engines.simulated_scheduler import Scheduler, Sequence, Steps
-from pipeline.engines.vllm_arguments import VllmArguments, context_tokens, watermark
+from pipeline.engines.vllm_arguments import (
+    VllmArguments,
+    context_tokens,
+    probe_slots,
+    watermark,
+)
 from pipeline.errors import EngineDeadError, ModelError
 from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.reasoning.think_format import ThinkFormat
 
 CONTEXT_TOKENS = 40_960
+BOX = "\\boxed{"
 LOOP = "Wait, let me think about this once more.\n"
 
 
@@ -116,8 +122,10 @@ class SimulatedEngine:
             right = answer == "\\boxed{42}"
             value = example(json.loads(request.schema), 42 if right else rng.randrange(1000))
             return [*carried, *self._encode(json.dumps(value))]
-        if carried and EARLY_STOP in self._tokenizer.decode(carried[-400:]):
-            return [*carried, *self._encode(answer)]
+        end = self._tokenizer.decode(carried[-400:]) if carried else ""
+        if EARLY_STOP in end:
+            answer = answer.removeprefix(BOX) if end.endswith(BOX) else answer
+            return [*carried, *self._until(request.stop_ids, self._encode(answer))]
         if loops:
             longest = request.policy.max_tokens + 1
             return (self._loop * (longest // len(self._loop) + 1))[:longest]
@@ -125,9 +133,13 @@ class SimulatedEngine:
         thoughts = self._thoughts(max(1, length - len(tail)))
         if rng.random() < config.mixes:
             thoughts += self._encode("让我再想一想。" * 20)
-        if request.stop_id in tail:
-            tail = tail[: tail.index(request.stop_id) + 1]
-        return [*thoughts, *tail]
+        return [*thoughts, *self._until(request.stop_ids, tail)]
+
+    def _until(self, stop_ids: Iterable[int], token_ids: list[int]) -> list[int]:
+        """``token_ids`` up to the first of ``stop_ids``."""
+        stops = set(stop_ids)
+        end = next((i for i, number in enumerate(token_ids) if number in stops), len(token_ids))
+        return token_ids[: end + 1]
 
     def _thoughts(self, length: int) -> list[int]:
         if len(self._thinking) < length:
@@ -183,7 +195,7 @@ class Simulated(VllmArguments):
         if flag is not None and _take(Path(os.path.expandvars(flag))):
             raise ModelError("the simulated engine was told not to start")
         scheduler = Scheduler(
-            self.slots(engine),
+            self.slots(engine) + probe_slots(config),
             Steps(engine.simulated),
             engine.simulated.kv_tokens or math.inf,
             watermark(engine),

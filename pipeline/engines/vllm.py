@@ -19,7 +19,12 @@ from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines.memory import MemoryNeed
 from pipeline.engines.protocol import EngineLoad, OnTokens, Request
-from pipeline.engines.vllm_arguments import BACKEND, VllmArguments, engine_arguments, memory_need
+from pipeline.engines.vllm_arguments import (
+    BACKEND,
+    VllmArguments,
+    engine_arguments,
+    memory_need,
+)
 from pipeline.engines.vllm_startup import ProcessOutput, root_cause
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
 from pipeline.reasoning.sampling import continued_seed
@@ -264,7 +269,7 @@ class VllmEngine:
                 return
             trial = replace(
                 request, id="schema", prompt_token_ids=(0,), carried_token_ids=(), seed=0,
-                stop_id=None, schema=self._unchecked,
+                stop_ids=(), schema=self._unchecked,
             )  # fmt: skip
             try:
                 await self._try(trial, [], lambda _: False, 1)
@@ -285,7 +290,7 @@ class VllmEngine:
             n=1,
             max_tokens=max_tokens,
             seed=seed,
-            stop_token_ids=None if request.stop_id is None else [request.stop_id],
+            stop_token_ids=list(request.stop_ids) or None,
             structured_outputs=grammar,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,

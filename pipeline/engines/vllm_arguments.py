@@ -58,6 +58,8 @@ RESULT_ARGS = (
 )
 # What the ranks of an engine are: ``mp``, processes of one node; ``ray``, actors on any.
 BACKEND = "distributed_executor_backend"
+# Slots for traces to one for their probes: a probe takes some ten tokens of a few hundred.
+SLOTS_A_PROBE = 8
 # Speculation spends arithmetic that a step with few sequences leaves idle.
 FEW_SLOTS = 32
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -243,6 +245,13 @@ class VllmArguments(EngineType):
             yield f"vllm      {json.dumps(engine.vllm)}"
 
 
+def probe_slots(config: RunConfig) -> int:
+    """The slots that an engine has for probes, besides those for traces."""
+    if config.thinking.early_answer is None:
+        return 0
+    return -(-int(config.engine.vllm.get("max_num_seqs", DEFAULT_SLOTS)) // SLOTS_A_PROBE)
+
+
 def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
     """What a vLLM engine takes of its GPUs' memory; ``model``: its config.json; None: unknown.
 
@@ -303,4 +312,5 @@ def engine_arguments(config: RunConfig) -> dict[str, Any]:
         # A seeded request whose prompt is cut in chunks ends the engine on CPU: the model runner
         # winds its random generator back, and PyTorch's CPU generator "does not use offset".
         args["enable_chunked_prefill"] = False
-    return {**args, **config.engine.vllm}
+    args |= config.engine.vllm
+    return {**args, "max_num_seqs": args["max_num_seqs"] + probe_slots(config)}

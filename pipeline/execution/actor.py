@@ -211,7 +211,7 @@ class EngineActor:
             self._die(error)
         except concurrent.futures.CancelledError:
             threading.Event().wait()  # told to stop: the process ends, this block with it
-        table = with_traces(block, traces, self._config.output)
+        table = with_traces(block, traces, self._config)
         self._loop.call_soon_threadsafe(self._reporter.release, [o.row_key for o in origins])
         return table
 

@@ -32,7 +32,6 @@ from pipeline.schema import (
     UNREADABLE_COLUMN,
     conform,
     row_numbers,
-    trace_fields,
     with_origin,
 )
 from pipeline.storage import Storage
@@ -142,8 +141,7 @@ def traces_of(ledger: Ledger, context: PassContext, part: Part, rows: Sequence[i
     They are in the journal until the pass finishes the part, which may happen meanwhile. Raises
     `OutputError` if a row is not durable.
     """
-    output, ref = context.config.output, PartRef.of(part)
-    fields = trace_fields(output.rename, output.raw_text)
+    ref, fields = PartRef.of(part), context.config.trace_fields
     # With offsets of 64 bits: pyarrow can't take from more than 2 GB of text otherwise.
     large = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in fields]
     schema = pa.schema([*large, pa.field(ROW_COLUMN, pa.int64())])

@@ -6,17 +6,22 @@ end. Errors of a row end up in its traces; the death of the engine passes throug
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import OutputConfig
-from pipeline.engines import Engine, Request
+from pipeline.engines import Engine, Request, engine_slots
 from pipeline.errors import EngineDeadError, EngineKilledError, RowError
+from pipeline.execution.probing import Prober, Probing
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
 from pipeline.monitor.engine_processes import RowKey
 from pipeline.monitor.figures import length_bin
@@ -25,12 +30,19 @@ from pipeline.output.checkpoints import Key
 from pipeline.planning import PartRef, Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.render import PromptRenderer, TableRow, render_row
-from pipeline.reasoning.policy import TracePolicy, TraceProgress
+from pipeline.reasoning.early_answer import Probe, is_control
+from pipeline.reasoning.policy import SETTLED, Step, TracePolicy, TraceProgress
 from pipeline.reasoning.repetition import RepetitionDetector
 from pipeline.reasoning.sampling import derive_seed, still_to_draw
 from pipeline.reasoning.think_format import State
 from pipeline.reasoning.trace import Trace, TraceMaker
-from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, UNREADABLE_COLUMN, trace_fields
+from pipeline.schema import (
+    PART_COLUMN,
+    ROW_COLUMN,
+    SAMPLES_COLUMN,
+    UNREADABLE_COLUMN,
+    trace_fields,
+)
 
 ORIGIN = (PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN)
 
@@ -58,7 +70,8 @@ class Sample:
     """One sample of one row, with all that its generation needs.
 
     ``prompt``: token ids; empty if ``error`` says why there is no prompt. ``progress``: what
-    earlier engines have generated, and what this one adds. ``suspicion``: of the row.
+    earlier engines have generated, and what this one adds. ``suspicion``: of the row. ``control``:
+    whether its thinking is never closed early.
     """
 
     key: Key
@@ -67,6 +80,7 @@ class Sample:
     error: RowError | None = None
     progress: TraceProgress = field(default_factory=TraceProgress)
     suspicion: Suspicion = Suspicion.NONE
+    control: bool = False
 
     @property
     def row_key(self) -> RowKey:
@@ -109,6 +123,8 @@ class SampleBuilder:
         self._columns, self._renderer = columns, renderer
         self._system, self._suffix = config.prompt.system, config.suffix_text
         self._seed, self._attempt = config.sampling.seed, run_pass.attempt
+        early = config.thinking.early_answer
+        self._control_share = 0.0 if early is None else early.control_share
 
     def samples(
         self,
@@ -131,8 +147,10 @@ class SampleBuilder:
             prompt = rendered.token_ids
         except RowError as error:
             problem = error.with_traceback(None)
+        shard, row_number = origin.part.shard, origin.row
+        control = is_control(self._seed, shard, row_number, self._control_share)
         return [
-            Sample(key, self._seed_of(key), prompt, problem, of_sample, suspicion)
+            Sample(key, self._seed_of(key), prompt, problem, of_sample, suspicion, control)
             for key, of_sample in zip(origin.keys, progress, strict=True)
         ]
 
@@ -193,6 +211,18 @@ class Generator:
         self._gate, self._suspects = CrashIsolationGate(), list[RowKey]()
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
         self._cancelled = False
+        self._probing: Probing | None = None
+        # With probes, traces leave them the slots that are theirs.
+        self._slots: AbstractAsyncContextManager[None] = nullcontext()
+        if config.thinking.early_answer is not None:
+            form = maker.probe_form(config.thinking.early_answer)
+            self._slots = asyncio.Semaphore(engine_slots(config))
+            self._probing = Probing(engine, form, maker.is_closed, self._count_probe)
+        self._closes = True  # thinking early, of rows outside the control group
+
+    def close_no_more(self) -> None:
+        """Close no more thinking early: the control group does not agree."""
+        self._closes = False
 
     async def run(self, rows: Sequence[Sequence[Sample]]) -> list[list[Trace]]:
         """Run all rows of a block at once; returns the traces of each, in the samples' order.
@@ -233,15 +263,15 @@ class Generator:
         room = self._policy.max_output_tokens(len(sample.prompt))
         try:
             needs_engine = sample.needs_engine()
-            async with self._gate.turn(sample.suspicion), self._announced(sample):
+            async with self._gate.turn(sample.suspicion), self._announced(sample), self._slots:
                 while progress.finish_reason is None:
-                    request, detector = self._next_request(sample, room)
-                    on_tokens = partial(self._on_tokens, progress, detector)
+                    step = self._policy.next_step(progress, sample.seed, room)
+                    request = self._request(sample, step)
                     with self.in_flight.running(request, sample.row_key):
-                        reason = await self._engine.generate(request, on_tokens)
+                        reason = await self._run_step(sample, step, request)
                     self._policy.end_step(progress, reason, room)
                 self._reporter.done.generated += needs_engine
-                trace = self._trace(sample)  # which may kill the process, too
+                trace = await self._trace(sample)  # which may kill the process, too
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
@@ -262,27 +292,51 @@ class Generator:
             self._suspects.remove(sample.row_key)
             self._reporter.suspects_run(self._suspects)
 
-    def _next_request(self, sample: Sample, room: int) -> tuple[Request, RepetitionDetector | None]:
-        """The policy's next step as a request, and what watches its tokens for loops, if anything.
-
-        ``room``: the output tokens for which the context has room.
-        """
-        step = self._policy.next_step(sample.progress, sample.seed, room)
-        carried = tuple(sample.progress.token_ids)
-        detector = RepetitionDetector(self._maker.text) if step.watch_loops else None
-        if detector is not None:
-            detector.add(carried)
+    def _request(self, sample: Sample, step: Step) -> Request:
+        """What ``step`` asks the engine for."""
         ref, row, number = sample.key
-        request = Request(
+        return Request(
             f"{ref.shard}:{row}:{number}",
             sample.prompt,
-            carried,
+            tuple(sample.progress.token_ids),
             step.policy,
             step.seed,
-            step.stop_id,
+            () if step.stop_id is None else (step.stop_id,),
             step.schema,
         )
-        return request, detector
+
+    async def _run_step(self, sample: Sample, step: Step, request: Request) -> str:
+        """Run one step to its end; returns why it ended."""
+        progress = sample.progress
+        detector = RepetitionDetector(self._maker.text) if step.watch_loops else None
+        if detector is not None:
+            detector.add(request.carried_token_ids)
+        on_tokens = partial(self._on_tokens, progress, detector)
+        if self._probing is None or not step.probes or not (sample.control or self._closes):
+            return await self._engine.generate(request, on_tokens)
+        if not sample.control and self._probing.has_settled(progress):  # before a restart
+            return SETTLED
+
+        def on_probed(new: Sequence[int]) -> bool:
+            loops = on_tokens(new)
+            prober.look()
+            return loops
+
+        generating = asyncio.ensure_future(self._engine.generate(request, on_probed))
+        prober = Prober(
+            self._probing, progress, request, lambda: sample.control or generating.cancel()
+        )
+        try:
+            return await generating
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            has_settled = not sample.control and self._probing.has_settled(progress)
+            if not has_settled or (task is not None and task.cancelling()):
+                raise
+            return SETTLED
+        finally:
+            generating.cancel()
+            prober.end()
 
     def _on_tokens(
         self, progress: TraceProgress, detector: RepetitionDetector | None, new: Sequence[int]
@@ -292,14 +346,34 @@ class Generator:
         progress.report(new)
         return detector is not None and detector.add(new)
 
-    def _trace(self, sample: Sample) -> Trace:
-        return self._maker.trace(
+    def _count_probe(self, tokens: int) -> None:
+        self._reporter.done.spent_tokens += tokens
+        self._reporter.done.probe_tokens += tokens
+
+    async def _trace(self, sample: Sample) -> Trace:
+        trace = self._maker.trace(
             sample.progress,
             sample.prompt,
             sample=sample.key[2],
             seed=sample.seed,
             attempt=self._attempt,
         )
+        if self._probing is None:
+            return trace
+        trace = replace(trace, control=sample.control)
+        early = self._probing.settled(sample.progress)
+        return trace if early is None else await self._compared(trace, early)
+
+    async def _compared(self, trace: Trace, early: Probe) -> Trace:
+        """``trace``, whose answer had settled with ``early``, with whether its own is the same."""
+        trace = replace(trace, early_answer=early.answer, early_tokens=early.at)
+        if trace.parsed is None or self._probing is None:
+            return trace
+        agrees = await self._probing.same(early.answer or "", trace.parsed)
+        if trace.control:
+            self._reporter.done.compared += 1
+            self._reporter.done.agreeing += agrees
+        return replace(trace, early_agrees=agrees)
 
     def _count(self, trace: Trace) -> None:
         done = self._reporter.done
@@ -310,7 +384,7 @@ class Generator:
             done.think_lengths[length_bin(trace.think_tokens)] += 1
 
 
-def with_traces(block: pa.Table, rows: Sequence[Sequence[Trace]], output: OutputConfig) -> pa.Table:
+def with_traces(block: pa.Table, rows: Sequence[Sequence[Trace]], config: RunConfig) -> pa.Table:
     """``block`` with each row repeated for each of its traces, and the traces' columns added.
 
     `UNREADABLE_COLUMN` is dropped: it is in the traces' errors.
@@ -319,9 +393,9 @@ def with_traces(block: pa.Table, rows: Sequence[Sequence[Trace]], output: Output
     table, traces = block, [trace for row in rows for trace in row]
     if any(len(row) != 1 for row in rows):
         table = block.take([i for i, row in enumerate(rows) for _ in row])
-    fields = trace_fields({}, output.raw_text)
-    renamed_fields = trace_fields(output.rename, output.raw_text)
-    for column, renamed in zip(fields, renamed_fields, strict=True):
+    early = config.thinking.early_answer is not None
+    fields = trace_fields({}, config.output.raw_text, early)
+    for column, renamed in zip(fields, config.trace_fields, strict=True):
         values = pa.array([getattr(trace, column.name) for trace in traces], column.type)
         table = table.append_column(renamed, values)
     return table

@@ -76,11 +76,19 @@ def compared(
     ``kind``: of the references' `Reading`. Not in the engine's process: a formula that takes
     seconds would hold it up.
     """
-    column = answer.reference_column
+    column, verdicts = answer.reference_column, {"parsed": "correct"}
     if column is None:
         return block
-    pairs = zip(block[names["parsed"]].to_pylist(), cells(block[column]), strict=True)
-    is_correct = answer.load_format().is_correct
-    correct = [is_correct(parsed, reference, kind) for parsed, reference in pairs]
-    at = block.column_names.index(names["correct"])
-    return block.set_column(at, block.schema.field(at), pa.array(correct, pa.bool_()))
+    if "early_answer" in names:
+        verdicts["early_answer"] = "early_correct"
+    references, is_correct = cells(block[column]), answer.load_format().is_correct
+    for name, verdict in verdicts.items():
+        pairs = zip(block[names[name]].to_pylist(), references, strict=True)
+        correct = [
+            # Without an early answer there is nothing to be wrong.
+            None if parsed is None and name != "parsed" else is_correct(parsed, reference, kind)
+            for parsed, reference in pairs
+        ]
+        at = block.column_names.index(names[verdict])
+        block = block.set_column(at, block.schema.field(at), pa.array(correct, pa.bool_()))
+    return block

@@ -211,6 +211,8 @@ class Totals:
     ``generated``: traces that ended on an engine. ``output_tokens``: of ended traces;
     ``spent_tokens``: all generated tokens; ``recomputed_tokens``: those, and prompts, that were
     computed again after a preemption; ``drafted_tokens`` and ``accepted_tokens``: see `EngineLoad`.
+    ``probe_tokens``: of the spent ones, those of probes. ``compared``: traces of the control group
+    whose early answer was compared with the full one; ``agreeing``: of these, those that agree.
     ``think_lengths``: the number of traces by `length_bin`.
     """
 
@@ -223,6 +225,9 @@ class Totals:
     preemptions: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    probe_tokens: int = 0
+    compared: int = 0
+    agreeing: int = 0
     states: Counter[str] = field(default_factory=Counter)
     think_lengths: Counter[int] = field(default_factory=Counter)
 
@@ -237,6 +242,9 @@ class Totals:
         self.preemptions += other.preemptions
         self.drafted_tokens += other.drafted_tokens
         self.accepted_tokens += other.accepted_tokens
+        self.probe_tokens += other.probe_tokens
+        self.compared += other.compared
+        self.agreeing += other.agreeing
         self.states.update(other.states)
         self.think_lengths.update(other.think_lengths)
 

@@ -24,6 +24,9 @@ from pipeline.reasoning.policy import TraceProgress
 
 logger = logging.getLogger(__name__)
 
+PROBE = pa.struct(
+    {"at": pa.int32(), "tokens": pa.int32(), "answer": pa.string(), "alike": pa.int32()}
+)
 SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -35,6 +38,7 @@ SCHEMA = pa.schema(
         pa.field("closed_by", pa.string()),
         pa.field("tries", pa.int32(), nullable=False),
         pa.field("wasted_tokens", pa.int32(), nullable=False),
+        pa.field("probes", pa.list_(PROBE)),
     ]
 )
 RowSample = tuple[int, int]  # row and sample, in one part
@@ -173,5 +177,7 @@ def _table(traces: Mapping[RowSample, TraceProgress]) -> pa.Table:
     for (row, sample), progress in traces.items():
         snapshot = progress.snapshot()
         token_ids = np.asarray(snapshot["token_ids"])
-        rows.append({"row": row, "sample": sample, **snapshot, "token_ids": token_ids})
+        probes = [probe._asdict() for probe in snapshot["probes"]] or None
+        named = {"row": row, "sample": sample, "token_ids": token_ids, "probes": probes}
+        rows.append({**snapshot, **named})
     return pa.Table.from_pylist(rows, SCHEMA)

@@ -40,7 +40,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.suffix_text,
         **{f"sampling.{key}": value for key, value in vars(config.sampling).items()},
-        **{f"thinking.{key}": value for key, value in config.thinking.model_dump().items()},
+        **{f"thinking.{key}": value for key, value in config.thinking.settings().items()},
         "answer.format": config.answer.format,
         "answer.json_schema": config.answer.schema_text,
         "answer.reference_column": config.answer.reference_column,

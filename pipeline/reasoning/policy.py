@@ -2,8 +2,9 @@
 
 A first pass thinks and, if all goes well, answers. Where the thinking goes in circles it is begun
 again under another seed; where it goes in circles still, or uses up its budget, it is closed with
-Qwen's own early-stop phrase, and a second pass answers from there. The engine's prefix cache makes
-the second pass cheap: all its prompt but the phrase has just been computed.
+Qwen's own early-stop phrase, and a second pass answers from there. The same is done where probes
+find that the answer has settled (`early_answer`). The engine's prefix cache makes the second pass
+cheap: all its prompt but the phrase has just been computed.
 """
 
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from pipeline.reasoning.early_answer import EarlyAnswer, Probe, settled
 from pipeline.reasoning.sampling import SamplingPolicy, derive_again
 from pipeline.reasoning.think_format import ThinkFormat
 
@@ -35,6 +37,11 @@ class ClosedBy(StrEnum):
 
     BUDGET = "budget"
     LOOP = "loop"
+    EARLY_ANSWER = "early_answer"
+
+
+# Why a request ended, besides what engines say: it loops; its answer has settled.
+REPETITION, SETTLED = "repetition", "settled"
 
 
 class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
@@ -60,6 +67,17 @@ class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
     loop_presence_penalty: float = Field(
         0.5, ge=0, le=2, description="Least presence penalty of a trace that starts again."
     )
+    early_answer: EarlyAnswer | None = Field(
+        None,
+        description="Closes thinking whose answer has settled; `{}`: with its defaults. Default: "
+        "never.",
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, those of early answers only if there are any."""
+        values = self.model_dump(exclude={"early_answer"})
+        early = {} if self.early_answer is None else self.early_answer.model_dump(mode="json")
+        return values | {f"early_answer.{name}": value for name, value in early.items()}
 
 
 @dataclass
@@ -70,7 +88,8 @@ class TraceProgress:
     phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
     an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
     circles and were given up. ``closed_by`` stays None where the model closed its thinking itself
-    and only the answer is a pass of its own. ``finish_reason`` ends it.
+    and only the answer is a pass of its own. ``finish_reason`` ends it. ``probes``: of the present
+    try; those of given-up tries are among the wasted tokens.
     """
 
     token_ids: "array[int]" = field(default_factory=lambda: array("i"))
@@ -81,6 +100,7 @@ class TraceProgress:
     closed_by: str | None = None
     tries: int = 0
     wasted_tokens: int = 0
+    probes: list[Probe] = field(default_factory=list)
 
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
@@ -90,8 +110,15 @@ class TraceProgress:
 
     def begin_again(self) -> None:
         """Give the present try up."""
-        self.wasted_tokens += len(self.token_ids)
+        self.wasted_tokens += len(self.token_ids) + self.probe_tokens
         self.tries, self.carried, self.token_ids = self.tries + 1, 0, array("i")
+        self.probes = []
+
+    def cut(self, at: int) -> None:
+        """Give up the thinking after its first ``at`` tokens."""
+        self.wasted_tokens += len(self.token_ids) - at
+        self.carried = min(self.carried, at)
+        del self.token_ids[at:]
 
     def close(self, closing: Sequence[int], by: ClosedBy | None) -> None:
         """Close the thinking with the tokens ``closing``, or lead over to the answer with them."""
@@ -103,13 +130,15 @@ class TraceProgress:
         """All of it but ``carried``, at one moment: plain values, and an array of token ids."""
         with self.lock:
             # How it ended is looked at first: when that is set, all its tokens are there.
-            return {name: getattr(self, name) for name in SAVED} | {"token_ids": self.token_ids[:]}
+            plain = {name: getattr(self, name) for name in SAVED}
+            return plain | {"token_ids": self.token_ids[:], "probes": self.probes[:]}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> "TraceProgress":
         """The inverse of `snapshot`; of any sequence of token ids."""
         plain = {name: saved[name] for name in SAVED}
-        return cls(token_ids=array("i", saved["token_ids"]), **plain)
+        probes = [Probe(**probe) for probe in saved["probes"] or ()]
+        return cls(token_ids=array("i", saved["token_ids"]), probes=probes, **plain)
 
     @property
     def generated(self) -> int:
@@ -117,14 +146,19 @@ class TraceProgress:
         return len(self.token_ids) - self.closing_tokens
 
     @property
+    def probe_tokens(self) -> int:
+        """How many tokens the probes of the present try generated."""
+        return sum(probe.tokens for probe in self.probes)
+
+    @property
     def has_begun(self) -> bool:
         """Whether there is anything to save."""
         return bool(self.token_ids) or self.tries > 0
 
     @property
-    def _rank(self) -> tuple[bool, int, bool, int]:
-        closed = self.closed_at is not None
-        return self.finish_reason is not None, self.tries, closed, len(self.token_ids)
+    def _rank(self) -> tuple[bool, int, bool, int, int]:
+        closed, length = self.closed_at is not None, len(self.token_ids)
+        return self.finish_reason is not None, self.tries, closed, length, len(self.probes)
 
     def is_ahead_of(self, other: "TraceProgress") -> bool:
         """Whether this has come further than ``other`` of the same trace."""
@@ -157,7 +191,8 @@ class Step:
     """What to ask an engine for next.
 
     ``policy.max_tokens`` bounds the whole output, closing phrase included. ``stop_id``: a token
-    that ends the step; ``schema``: what it generates is JSON that fits it.
+    that ends the step; ``schema``: what it generates is JSON that fits it. ``probes``: whether the
+    thinking may be probed meanwhile.
     """
 
     policy: SamplingPolicy
@@ -165,6 +200,7 @@ class Step:
     watch_loops: bool
     stop_id: int | None = None
     schema: str | None = None
+    probes: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,13 +249,16 @@ class TracePolicy:
         stop_id = None if self.answer is None else self.answer.stop_id
         if limit != sampling.max_tokens:
             sampling = sampling.model_copy(update={"max_tokens": limit})
-        return Step(sampling, seed, self.thinking.detect_loops, stop_id)
+        probes = self.thinking.early_answer is not None
+        return Step(sampling, seed, self.thinking.detect_loops, stop_id, probes=probes)
 
     def end_step(self, progress: TraceProgress, finish_reason: str, max_output_tokens: int) -> None:
         """Take note of how a step ended: set ``finish_reason``, or change what comes next."""
-        looped = finish_reason == "repetition"
+        looped = finish_reason == REPETITION
         with progress.lock:
-            if self._has_thought(progress, finish_reason):
+            if finish_reason == SETTLED:
+                self._close_early(progress)
+            elif self._has_thought(progress, finish_reason):
                 self._start_answer(progress)
             elif progress.closed_at is not None or finish_reason == "stop":
                 progress.finish_reason = finish_reason
@@ -235,6 +274,14 @@ class TracePolicy:
                 progress.close(self.closing, ClosedBy.LOOP if looped else ClosedBy.BUDGET)
             else:
                 progress.finish_reason = finish_reason
+
+    def _close_early(self, progress: TraceProgress) -> None:
+        """Close the thinking where its answer had settled, however far it has gone meanwhile."""
+        early = self.thinking.early_answer
+        found = None if early is None else settled(progress.probes, early.agree)
+        assert found is not None
+        progress.cut(found.at)
+        progress.close(self.closing, ClosedBy.EARLY_ANSWER)
 
     def _has_thought(self, progress: TraceProgress, finish_reason: str) -> bool:
         """Whether the model has closed its thinking itself, and the answer is still to come."""

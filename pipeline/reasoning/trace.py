@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.text import Text
+from pipeline.reasoning.early_answer import EarlyAnswer
 from pipeline.reasoning.languages import foreign_share
-from pipeline.reasoning.policy import AnswerPass, TraceProgress, closing_text
+from pipeline.reasoning.policy import AnswerPass, ClosedBy, TraceProgress, closing_text
+from pipeline.reasoning.probes import ProbeForm
 from pipeline.reasoning.think_format import (
     Split,
     State,
@@ -25,7 +27,7 @@ TAIL_TOKENS = 64
 
 @dataclass(frozen=True)
 class Trace:
-    """One sample of one row: our output columns, see `pipeline.schema.TRACE_FIELDS`."""
+    """One sample of one row: our output columns, see `TRACE_FIELDS`, `EARLY_FIELDS`."""
 
     state: str
     sample: int = 0
@@ -51,6 +53,13 @@ class Trace:
     yarn_factor: float | None = None
     error: str | None = None
     raw: str | None = None
+    control: bool = False
+    probes: int = 0
+    probe_tokens: int = 0
+    early_answer: str | None = None
+    early_tokens: int | None = None
+    early_agrees: bool | None = None
+    early_correct: bool | None = None
 
 
 class Pieces(NamedTuple):
@@ -107,6 +116,10 @@ class TraceMaker:
             after_thinking=self._think_format.close is not None,
         )
 
+    def probe_form(self, early: EarlyAnswer) -> ProbeForm:
+        """How the answer of a trace that still thinks is asked for."""
+        return ProbeForm(self._tokenizer, self.text, self.closing, self._answer_format, early)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The text without control tokens, such as the end of turn."""
         if self._unseen.isdisjoint(token_ids):
@@ -162,6 +175,8 @@ class TraceMaker:
             carried_tokens=progress.carried,
             yarn_factor=self._yarn_factor,
             raw=raw,
+            probes=len(progress.probes),
+            probe_tokens=progress.probe_tokens,
         )
 
     def _whole(self, progress: TraceProgress, prompt: Sequence[int]) -> Pieces:
@@ -200,7 +215,7 @@ class TraceMaker:
         think = split(text, self._think_format, ended=False).think if at else None
         answer = self._think_format.unwrap(self.text(answer_ids)) if answer_ids else None
         reason = progress.finish_reason or ""
-        if progress.closed_by is None:
+        if progress.closed_by in (None, ClosedBy.EARLY_ANSWER):
             state = state_of(Split(think, answer, at), reason)
         else:
             state = rescued_state(answer, reason == "stop", progress.closed_by == "loop")

@@ -1,0 +1,149 @@
+"""Probes a trace while it thinks, on the same engine; in the event loop of the engine's front end.
+
+One probe of a trace runs at a time, beside the trace itself. The points that come meanwhile wait,
+and are probed where they were found: so which probes there are does not depend on how fast they
+are.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.engines import Engine, Request
+from pipeline.errors import EngineDeadError, RowError
+from pipeline.reasoning.early_answer import Probe, may_probe, settled
+from pipeline.reasoning.policy import TraceProgress
+from pipeline.reasoning.probes import ProbeForm
+
+# Of the tokens before a point, those in which the end of the thinking is looked for again.
+OVERLAP = 64
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What all probes on an engine share.
+
+    ``is_closed``: whether token ids hold the end of the thinking. ``count``: gets the number of
+    tokens that a probe has generated.
+    """
+
+    engine: Engine
+    form: ProbeForm
+    is_closed: Callable[[Sequence[int]], bool]
+    count: Callable[[int], None]
+
+    def settled(self, progress: TraceProgress) -> Probe | None:
+        """The probe with which the answer of a trace had settled."""
+        return settled(progress.probes, self.form.early.agree)
+
+    def has_settled(self, progress: TraceProgress) -> bool:
+        """Whether a trace that still thinks can be closed where its answer had settled."""
+        return self.settled(progress) is not None and not self.is_closed(progress.token_ids)
+
+    async def same(self, one: str, other: str) -> bool:
+        """Whether two parsed answers are equal, as in votes; formulas are compared in a thread."""
+        return one == other or await asyncio.to_thread(self.form.same, one, other)
+
+
+class Prober:
+    """The probes of one trace during one request.
+
+    ``request``: that of the trace. ``on_settled``: called once, when the probes agree while the
+    trace still thinks.
+    """
+
+    def __init__(
+        self,
+        probing: Probing,
+        progress: TraceProgress,
+        request: Request,
+        on_settled: Callable[[], object],
+    ) -> None:
+        self._probing, self._progress, self._request = probing, progress, request
+        self._on_settled = on_settled
+        self._points, self._due = probing.form.points(), deque[int]()
+        self._checked = 0
+        self._task: asyncio.Task[None] | None = None
+        self._is_over = probing.settled(progress) is not None
+        self.look()
+
+    def look(self) -> None:
+        """Probe at the points that new tokens have added."""
+        if self._is_over:
+            return
+        probed = self._progress.probes[-1].at if self._progress.probes else 0
+        self._due += (at for at in self._points.new(self._progress.token_ids) if at > probed)
+        if self._due and self._task is None:
+            self._task = asyncio.ensure_future(self._run())
+
+    def end(self) -> None:
+        """End the probe that runs, if one does: the thinking is over."""
+        self._is_over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        """Probe at all points that are due, in order."""
+        try:
+            while self._due and not self._is_over:
+                await self._look_at(self._due.popleft())
+        except (RowError, EngineDeadError):  # an engine that is dead ends the trace's request too
+            self._is_over = True
+        finally:
+            self._task = None
+
+    async def _look_at(self, at: int) -> None:
+        progress, probing = self._progress, self._probing
+        if self._thinking_ends(at) or not self._has_room(at):
+            self._is_over = True
+            return
+        if not may_probe(probing.form.early, progress.probes, at):
+            return
+        tokens, answer = await self._probe(at)
+        alike = 0
+        if answer is not None:
+            last = progress.probes[-1] if progress.probes else None
+            is_same = last is not None and await probing.same(last.answer or "", answer)
+            alike = 1 + (last.alike if last is not None and is_same else 0)
+        progress.probes.append(Probe(at, tokens, answer, alike))
+        if probing.settled(progress) is not None:
+            self._is_over = True
+            if not self._thinking_ends(len(progress.token_ids)):
+                self._on_settled()
+
+    def _thinking_ends(self, at: int) -> bool:
+        """Whether the thinking is over before ``at``, as far as it was not looked at before."""
+        begin, self._checked = max(0, self._checked - OVERLAP), at
+        return self._probing.is_closed(self._progress.token_ids[begin:at])
+
+    def _has_room(self, at: int) -> bool:
+        """Whether the context has room for a probe after ``at`` tokens."""
+        form = self._probing.form
+        length = len(self._request.prompt_token_ids) + at + len(form.opening) + form.tokens
+        return length <= self._probing.engine.context_tokens
+
+    async def _probe(self, at: int) -> tuple[int, str | None]:
+        """How many tokens a probe after ``at`` tokens of thinking generates, and its answer."""
+        form, answer, reason = self._probing.form, list[int](), "stop"
+        carried = [*self._progress.token_ids[:at], *form.opening]
+
+        def on_tokens(new: Sequence[int]) -> bool:
+            answer.extend(new)
+            self._probing.count(len(new))
+            return False
+
+        begun = -1
+        while reason == "stop" and len(answer) > begun and not form.is_whole(answer):
+            begun = len(answer)
+            request = Request(
+                f"{self._request.id}:probe",
+                self._request.prompt_token_ids,
+                (*carried, *answer),
+                form.sampling(self._request.policy, len(carried)),
+                self._request.seed,
+                form.stop_ids,
+                form.schema,
+            )
+            reason = await self._probing.engine.generate(request, on_tokens)
+        return len(answer), form.read(answer) if reason == "stop" else None

@@ -1,0 +1,79 @@
+"""Probes in a model's tokens: what they ask, and what they read; no I/O."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from pipeline.answers.base import AnswerFormat
+from pipeline.reasoning.early_answer import EarlyAnswer, ProbePoints
+from pipeline.reasoning.sampling import SamplingPolicy
+
+# A probe asks for the likeliest answer. It is too short to loop.
+GREEDY = {
+    "temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
+class ProbeForm:
+    """How the answer of a trace that still thinks is asked for and read.
+
+    ``text``: decodes token ids. ``closing``: those that close the thinking. ``opening``: those that
+    follow the thinking. ``stop_ids``: the tokens that may end the answer. ``schema``: what is
+    generated fits it. ``tokens``: the most that it takes.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text: Callable[[Sequence[int]], str],
+        closing: Sequence[int],
+        answers: AnswerFormat,
+        early: EarlyAnswer,
+    ) -> None:
+        self._tokenizer, self._text, self._answers, self.early = tokenizer, text, answers, early
+        self._short = answers.short_form
+        self.schema, self.tokens = self._short.schema, self._short.tokens
+        self.opening = (*closing, *self._encode(self._short.opening))
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens whose text has the character that ends an answer."""
+        ending = self._short.ending
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab() if ending else {}
+        return tuple(sorted(number for token, number in vocabulary.items() if ending in token))
+
+    def points(self) -> ProbePoints:
+        """What finds the points of one trace."""
+        return ProbePoints(self._signs, self.early.every_tokens)
+
+    def sampling(self, policy: SamplingPolicy, carried: int) -> SamplingPolicy:
+        """``policy`` for a probe that continues ``carried`` tokens."""
+        return policy.model_copy(update={**GREEDY, "max_tokens": carried + self.tokens})
+
+    def is_whole(self, token_ids: Sequence[int]) -> bool:
+        """Whether an answer that has come to a stop is at its end: braces inside it may stop it."""
+        if not token_ids or self._short.ending != "}":
+            return bool(token_ids)
+        text = self._short.opening + self._text(token_ids)
+        return "}" not in text[-8:] or text.count("{") <= text.count("}")
+
+    def read(self, token_ids: Sequence[int]) -> str | None:
+        """The value of an answer that ended with ``token_ids``."""
+        text, short = self._text(token_ids), self._short
+        if short.ending not in text:
+            return None
+        return self._answers.parse(short.opening + text + short.closing)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two parsed answers are equal, as in votes; may take seconds for formulas."""
+        return one == other or len(self._answers.group([one, other])[0]) == 1
+
+    @cached_property
+    def _signs(self) -> list[list[int]]:
+        """The signs in tokens, at the begin of a text and behind a space."""
+        return [self._encode(space + sign) for sign in self.early.signs for space in ("", " ")]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
