@@ -1,6 +1,6 @@
 """The Arrow schemas of prompts and traces; no I/O."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -83,15 +83,17 @@ def trace_fields(rename: Mapping[str, str], raw_text: bool, early: bool = False)
 
 def output_schema(
     prompts: pa.Schema,
-    ours: Sequence[pa.Field],
     rename: Mapping[str, str],
+    raw_text: bool,
     ignore_case: bool = True,
+    early: bool = False,
 ) -> pa.Schema:
-    """The schema of a finished part: all input columns, then ``ours``, which `trace_fields` made.
+    """The schema of a finished part: all input columns, then ours as in `trace_fields`.
 
     Raises `InputError` if two columns would have the same name; with ``ignore_case`` also if they
     differ by case only, because SQL engines take these for one.
     """
+    ours = trace_fields(rename, raw_text, early)
     key = str.lower if ignore_case else str
     original = {new: old for old, new in rename.items()}
     theirs = {key(name): name for name in prompts.names}

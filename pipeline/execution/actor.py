@@ -30,18 +30,18 @@ from pipeline.answers.base import AnswerFormat
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import Engine, build_engine, engine_type
 from pipeline.errors import EngineDeadError, EngineError, ModelError, QwqBatchError
-from pipeline.execution.generation import (
-    Generator,
+from pipeline.execution.generation import Generator
+from pipeline.execution.hung_engines import address_here
+from pipeline.execution.nodes import gpus_here
+from pipeline.execution.placement import wait_until_placed
+from pipeline.execution.ray_private import map_actor_context
+from pipeline.execution.samples import (
     Origin,
     Sample,
     SampleBuilder,
     origins_of,
     with_traces,
 )
-from pipeline.execution.hung_engines import address_here
-from pipeline.execution.nodes import gpus_here
-from pipeline.execution.placement import wait_until_placed
-from pipeline.execution.ray_private import map_actor_context
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.crash_isolation import rendered_together
 from pipeline.monitor.reporter import EngineReporter

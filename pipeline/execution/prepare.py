@@ -129,7 +129,9 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     columns = check_columns(config, found)
     # An output of an older version may have such names; it has to be finished as it is.
     is_new = manifest is None
-    traces = output_schema(found.schema, config.trace_fields, config.output.rename, is_new)
+    early = config.thinking.early_answer is not None
+    output = config.output
+    traces = output_schema(found.schema, output.rename, output.raw_text, is_new, early)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
     settings |= engine.result_settings(config.engine)

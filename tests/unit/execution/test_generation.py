@@ -13,8 +13,8 @@ from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import EngineLoad, Request
 from pipeline.errors import EngineDeadError, EngineKilledError, InvalidPromptError
-from pipeline.execution.generation import (
-    Generator,
+from pipeline.execution.generation import Generator
+from pipeline.execution.samples import (
     Origin,
     Sample,
     SampleBuilder,
@@ -303,7 +303,7 @@ def test_samples_of_a_block_and_its_table_of_traces() -> None:
     assert rows[0][0].prompt
     assert isinstance(rows[1][0].error, InvalidPromptError)
     traces = [[Trace("finished", 0), Trace("finished", 1)], [Trace("failed", 1)]]
-    table = with_traces(block, traces, config.output)
+    table = with_traces(block, traces, config)
     assert table["__qwq_row"].to_pylist() == [3, 3, 4]
     assert table["sample"].to_pylist() == [0, 1, 1]
     assert table["state"].to_pylist() == ["finished", "finished", "failed"]
