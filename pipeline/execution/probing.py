@@ -101,11 +101,10 @@ class Prober:
         if not may_probe(probing.form.early, progress.probes, at):
             return
         tokens, answer = await self._probe(at)
-        alike = 0
-        if answer is not None:
-            last = progress.probes[-1] if progress.probes else None
-            is_same = last is not None and await probing.same(last.answer or "", answer)
-            alike = 1 + (last.alike if last is not None and is_same else 0)
+        last = progress.probes[-1] if progress.probes else Probe(0, 0, None, 0)
+        alike = 0 if answer is None else 1
+        if answer is not None and last.answer is not None:
+            alike += last.alike if await probing.same(last.answer, answer) else 0
         progress.probes.append(Probe(at, tokens, answer, alike))
         if probing.settled(progress) is not None:
             self._is_over = True

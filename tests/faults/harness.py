@@ -226,6 +226,7 @@ class Case:
             "model": {"path": "qwq-nano"},
             "sampling": {"n": self.samples, **self.sections.get("sampling", {})},
             "thinking": dict(self.sections.get("thinking", {})),
+            "answer": dict(self.sections.get("answer", {})),
             "engine": {
                 "kind": "simulated", "device": "cpu", "replicas": 2, "block_rows": 4,
                 "vllm": {"max_num_seqs": 16}, **engine, "simulated": simulated,

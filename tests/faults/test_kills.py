@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.output import engine_starts
+from pipeline.reasoning.early_answer import is_control
 from pipeline.storage import Storage
 from tests.faults.conftest import NewCase
 from tests.faults.harness import ONE_ENGINE, Case, wait_until
@@ -86,7 +87,15 @@ def test_driver_killed_at_random_moments_loses_nothing(
 def test_engine_killed_and_engine_told_to_end_while_the_driver_lives(
     new_case: NewCase, cluster: RayCluster
 ) -> None:
-    case = new_case("one engine SIGKILLed, one SIGTERMed", sizes=[50, 50])
+    """Its thinking is probed meanwhile, and closed early but in the control group."""
+    early = {"agree": 4, "every_tokens": 64, "signs": [], "control_share": 0.2}
+    case = new_case(
+        "one engine SIGKILLed, one SIGTERMed, while traces are probed",
+        sizes=[50, 50],
+        engine={"simulated": {"tokens_median": 400}},
+        thinking={"early_answer": early},
+        answer={"format": "boxed"},
+    )
     driver = case.start()
     for number in (SIGKILL, SIGTERM):
         driver.must_reach(case.progress(), "another block")
@@ -95,6 +104,16 @@ def test_engine_killed_and_engine_told_to_end_while_the_driver_lives(
         os.kill(cluster.engines()[0], number)
     case.finish(driver)
     case.check()
+    group = [is_control(0, f"shard-{row // 50:05}.parquet", row % 50, 0.2) for row in range(100)]
+    traces = pq.read_table(case.output.url).to_pylist()
+    assert [trace["control"] for trace in traces] == [group[trace["id"]] for trace in traces]
+    for trace in traces:
+        is_closed = trace["closed_by"] == "early_answer"
+        assert is_closed == (trace["early_answer"] is not None and not trace["control"]), trace
+        if trace["early_answer"] is not None:  # each point was probed once, whoever did it
+            assert (trace["probes"], trace["early_tokens"], trace["early_agrees"]) == (4, 256, True)
+            assert trace["control"] or trace["think_tokens"] == 256
+    assert any(t["control"] and t["early_answer"] for t in traces), "no control group to speak of"
 
 
 def test_node_lost_with_an_engine_on_it_and_another_joins(

@@ -104,6 +104,9 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("output.path=' '", "output.path: is empty"),
         ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
         ("sampling.agree=2", "sampling.agree needs an answer.format"),
+        ("thinking.early_answer={}", "thinking.early_answer needs an answer.format"),
+        ("thinking.early_answer.agree=0", "thinking.early_answer.agree"),
+        ("thinking.early_answer.control_share=0", "thinking.early_answer.control_share"),
         ("sampling.agree=0", "sampling.agree: Input should be greater than or equal to 1"),
     ],
 )

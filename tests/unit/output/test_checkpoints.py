@@ -15,6 +15,7 @@ from pipeline.output.checkpoints import Checkpoints
 from pipeline.output.layout import RUNNING, checkpoint_name
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef, Pass
+from pipeline.reasoning.early_answer import Probe
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.storage import Storage
 from tests.unit.output.test_ledger import METADATA, PART, SCHEMA, block
@@ -251,3 +252,28 @@ def test_checkpoint_that_is_removed_while_it_is_read_is_passed_over(
     monkeypatch.setattr(ledger.store, "read", removed)
     [trace] = Checkpoints(ledger, "one", 0).start(KEYS[:1], set())
     assert (trace.token_ids.tolist(), caplog.text) == ([], "")
+
+
+def test_next_engine_knows_the_probes_of_a_trace(ledger: Ledger) -> None:
+    first = Checkpoints(ledger, "one", 0)
+    a, b, _ = first.start(KEYS, set())
+    for trace in (a, b):
+        trace.report([1, 2, 3])
+    probes = [Probe(1, 4, "1/2", 1), Probe(2, 6, None, 0)]
+    a.probes += probes
+    first.save()
+    a, b, _ = Checkpoints(ledger, "two", 0).start(KEYS, set())
+    assert (a.probes, b.probes) == (probes, [])
+
+
+def test_checkpoint_of_an_older_version_has_no_probes(ledger: Ledger) -> None:
+    first = Checkpoints(ledger, "one", 0)
+    first.start(KEYS, set())[0].report([1, 2, 3])
+    first.save()
+    [name] = saved(ledger)
+    table = pq.read_table(BytesIO(ledger.store.read(name))).drop_columns(["probes"])
+    sink = BytesIO()
+    pq.write_table(table, sink)
+    ledger.store.put(name, sink.getvalue())
+    [trace, *_] = Checkpoints(ledger, "two", 0).start(KEYS, set())
+    assert (trace.token_ids.tolist(), trace.probes) == ([1, 2, 3], [])
