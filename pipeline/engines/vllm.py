@@ -236,8 +236,7 @@ class VllmEngine:
                     if loops and reason is None:
                         reason = "repetition"
                         break
-            self.prompt_tokens += len(prompt["prompt_token_ids"])
-            self.cached_tokens += cached
+            self.count_prompt(request, len(prompt["prompt_token_ids"]), cached)
         except VllmDead as error:
             raise EngineDeadError(str(error)) from error
         except VllmBroken:
@@ -247,6 +246,11 @@ class VllmEngine:
         finally:
             self._requests -= 1
         return None if reason in ("abort", "error") else reason
+
+    def count_prompt(self, request: Request, tokens: int, cached: int) -> None:
+        """Count the prompt of a request that has ended, and how much of it the cache had."""
+        self.prompt_tokens += tokens
+        self.cached_tokens += cached
 
     def close(self) -> None:
         """End the front end's task, then the engine's processes."""
