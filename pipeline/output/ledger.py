@@ -56,6 +56,8 @@ from pipeline.schema import (
 from pipeline.storage import Storage
 
 INPUT = "input.path"
+# Settings that no retry changes: how many samples a row has, and which columns the output has.
+FIXED = (AGREE, "thinking.early_answer.")
 SCHEMA = "_schema"  # a key beside shard names, which never begin with an underscore
 
 
@@ -82,7 +84,7 @@ class Ledger:
         changes = [
             f"  {key}: there {existing.get(key)!r}, now {now!r}"
             for key, now in differences(existing, settings)
-            if not (prefixes and key.startswith(prefixes) and key != AGREE)
+            if not (prefixes and key.startswith(prefixes) and not key.startswith(FIXED))
             and not (key == SAMPLES and now > existing[key])
         ]
         if changes:

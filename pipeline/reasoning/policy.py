@@ -40,6 +40,8 @@ class ClosedBy(StrEnum):
     EARLY_ANSWER = "early_answer"
 
 
+# Of the settings of early answers, those that may change while a run goes on.
+EARLY, FLOOR = "early_answer", ("min_agreement", "below")
 # Why a request ended, besides what engines say: it loops; its answer has settled.
 REPETITION, SETTLED = "repetition", "settled"
 
@@ -74,10 +76,14 @@ class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
     )
 
     def settings(self) -> dict[str, Any]:
-        """All settings by name, those of early answers only if there are any."""
+        """The settings that change traces, by name; those of early answers only if there are any.
+
+        What is done below the floor of agreement is no such setting: it may change at any time.
+        """
         values = self.model_dump(exclude={"early_answer"})
         early = {} if self.early_answer is None else self.early_answer.model_dump(mode="json")
-        return values | {f"early_answer.{name}": value for name, value in early.items()}
+        named = {f"{EARLY}.{name}": early[name] for name in early if name not in FLOOR}
+        return values | named
 
 
 @dataclass

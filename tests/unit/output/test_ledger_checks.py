@@ -48,7 +48,7 @@ def test_retry_may_change_only_what_its_prefixes_name(ledger: Ledger) -> None:
     ledger.open_run(settings, {})
     may_change = ["sampling.", "thinking."]
     ledger.check_run({**settings, "sampling.top_p": 1}, may_change)
-    for changed in ({"model.path": "x"}, {AGREE: 2}):
+    for changed in ({"model.path": "x"}, {AGREE: 2}, {"thinking.early_answer.agree": 3}):
         with pytest.raises(OutputError, match="holds a run with other settings"):
             ledger.check_run({**settings, **changed}, may_change)
 

@@ -226,3 +226,4 @@ def test_without_the_setting_no_step_is_probed_and_no_setting_is_named() -> None
     named = ThinkingPolicy(early_answer=EarlyAnswer(agree=2)).settings()
     assert (named["early_answer.agree"], named["early_answer.control_share"]) == (2, 0.05)
     assert isinstance(named["early_answer.signs"], list)
+    assert "early_answer.min_agreement" not in named
