@@ -18,6 +18,7 @@ from functools import partial
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import Engine, Request, engine_slots
 from pipeline.errors import EngineDeadError, RowError
+from pipeline.execution.agreement import AgreeingRow, SpareSlots
 from pipeline.execution.probing import Prober, Probing
 from pipeline.execution.samples import Sample
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
@@ -28,7 +29,6 @@ from pipeline.planning import Pass
 from pipeline.reasoning.early_answer import Probe
 from pipeline.reasoning.policy import SETTLED, Step, TracePolicy, TraceProgress
 from pipeline.reasoning.repetition import RepetitionDetector
-from pipeline.reasoning.sampling import still_to_draw
 from pipeline.reasoning.think_format import State
 from pipeline.reasoning.trace import Trace, TraceMaker
 
@@ -73,6 +73,7 @@ class Generator:
         self._engine, self._maker, self._reporter = engine, maker, reporter
         self._attempt = run_pass.attempt
         self._agree = None if run_pass.is_retry else config.sampling.agree
+        self._spare = SpareSlots(engine_slots(config), lambda: engine.load)
         self._policy = TracePolicy(
             config.sampling,
             config.thinking,
@@ -122,14 +123,18 @@ class Generator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _row(self, samples: Sequence[Sample]) -> list[Trace]:
-        """The traces of one row: of all samples at once, or of as many as it takes to agree."""
-        traces = list[Trace]()
-        agree = len(samples) if self._agree is None else self._agree
-        while draw := still_to_draw([t.parsed for t in traces], agree, len(samples)):
-            drawn = [self._sample(s) for s in samples[len(traces) : len(traces) + draw]]
-            # A single sample needs no task of its own.
-            traces += [await drawn[0]] if len(drawn) == 1 else await asyncio.gather(*drawn)
-        return traces
+        """The traces of one row: of all samples, or of as many as it takes to agree."""
+        if self._agree is not None and self._agree < len(samples):
+            row = AgreeingRow(samples, self._agree, self._sample, self._count, self._spare)
+            return await row.run()
+        drawn = [self._counted(sample) for sample in samples]
+        # A single sample needs no task of its own.
+        return [await drawn[0]] if len(drawn) == 1 else await asyncio.gather(*drawn)
+
+    async def _counted(self, sample: Sample) -> Trace:
+        trace = await self._sample(sample)
+        self._count(trace)
+        return trace
 
     async def _sample(self, sample: Sample) -> Trace:
         """The trace of one sample: step by step as the policy says; failed after a `RowError`."""
@@ -149,7 +154,6 @@ class Generator:
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
-        self._count(trace)
         return trace
 
     @asynccontextmanager
@@ -244,9 +248,6 @@ class Generator:
         if trace.parsed is None or self._probing is None:
             return trace
         agrees = await self._probing.same(early.answer or "", trace.parsed)
-        if trace.control:
-            self._reporter.done.compared += 1
-            self._reporter.done.agreeing += agrees
         return replace(trace, early_agrees=agrees)
 
     def _count(self, trace: Trace) -> None:
@@ -256,3 +257,6 @@ class Generator:
         done.states[trace.state] += 1
         if trace.state != State.FAILED:
             done.think_lengths[length_bin(trace.think_tokens)] += 1
+        if trace.control and trace.early_agrees is not None:
+            done.compared += 1
+            done.agreeing += trace.early_agrees

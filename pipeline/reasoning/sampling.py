@@ -7,7 +7,7 @@ DeepSeek's distilled models name the same temperature and top_p, and no other va
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -152,16 +152,20 @@ def warnings(policy: SamplingPolicy, preset: PresetName) -> Iterator[str]:
         )
 
 
-def still_to_draw(answers: Sequence[str | None], agree: int, most: int) -> int:
-    """How many more samples it takes until ``agree`` answers can be the same, ``most`` in all.
+def needed_samples(answers: Mapping[int, str | None], agree: int, most: int) -> int:
+    """How many samples it takes, as far as is known, until ``agree`` are the same; ``most`` in all.
 
+    ``answers``: of the samples that have ended, by number. All samples that are needed are the
+    first ones, up to the one with which ``agree`` of them are the same. When those have ended that
+    this says, and it still says so, these are all. Answers of others do not count yet.
     Only the same text agrees: to find that 1/2 is 0.5 takes algebra, to draw once more does not.
     """
-    left = most - len(answers)
-    if left <= 0:
-        return 0
-    counts = Counter(answer for answer in answers if answer is not None)
-    return max(0, min(agree - max(counts.values(), default=0), left))
+    needed, before = min(agree, most), 0
+    while needed > before:
+        before, known = needed, [answers[i] for i in range(needed) if i in answers]
+        counts = Counter(answer for answer in known if answer is not None)
+        needed = min(most, agree + len(known) - max(counts.values(), default=0))
+    return needed
 
 
 def derive_seed(run_seed: int, shard: str, row: int, sample: int, attempt: int = 0) -> int:

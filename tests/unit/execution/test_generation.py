@@ -135,6 +135,45 @@ def test_samples_are_drawn_until_they_agree_but_not_in_a_retry() -> None:
     assert run(lambda: drawn(retry)) == list("012345")
 
 
+def test_checkpoint_of_a_sample_that_is_not_needed_changes_nothing() -> None:
+    async def drawn() -> tuple[list[Trace], list[str], int]:
+        generator, engine, reporter = generator_of(
+            lambda _: "t</think>\\boxed{7}", Pass(0, 0, 6), n=6, agree=2
+        )
+        ended, begun = TraceProgress(finish_reason="stop"), TraceProgress()
+        ended.report(TOKENIZER.encode("t</think>\\boxed{7}"))
+        begun.report(TOKENIZER.encode("t"))
+        row = [sample(0, number) for number in range(6)]
+        row[0].progress, row[3].progress, row[4].progress = ended, ended, begun
+        [traces] = await generator.run([row])
+        ids = [request.id[-1] for request in engine.requests]
+        return traces, ids, reporter.done.states.total()
+
+    traces, requests, counted = run(drawn)
+    assert [trace.sample for trace in traces] == [0, 1]
+    assert (requests, counted) == (["1"], 2)
+
+
+def test_engine_that_dies_or_is_told_to_stop_ends_all_samples_that_are_to_agree() -> None:
+    async def work(dies: bool) -> None:
+        generator, engine, _ = generator_of(
+            lambda r: EngineDeadError("gone") if dies and r.id == "shard:0:1" else None,
+            Pass(0, 0, 6), n=6, agree=2,
+        )  # fmt: skip
+        row = [sample(0, number) for number in range(6)]
+        block = asyncio.ensure_future(generator.run([row]))
+        await engine.started.wait()
+        if not dies:
+            await generator.cancel()
+        with pytest.raises(EngineDeadError if dies else asyncio.CancelledError):
+            await block
+        assert generator.in_flight.at_death == ([(PART.name, 0)] if dies else None)
+        assert len(asyncio.all_tasks()) == 2  # this one, and the one that waits for it
+
+    for dies in (True, False):
+        run(partial(work, dies))
+
+
 def test_row_that_can_not_run_fails_alone() -> None:
     async def work() -> tuple[list[list[Trace]], ScriptedEngine]:
         generator, engine, _ = generator_of(lambda _: "t</think>a", Pass(0, 0, 1))

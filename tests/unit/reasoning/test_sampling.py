@@ -1,6 +1,9 @@
 """The policy: the cards' values, warnings that name their setting, seeds."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from pipeline.reasoning.sampling import (
     SamplingPolicy,
     continued_seed,
     derive_seed,
-    still_to_draw,
+    needed_samples,
     warnings,
 )
 
@@ -96,20 +99,39 @@ def test_continued_trace_does_not_draw_the_same_numbers_again() -> None:
     assert len({continued_seed(7, tokens) for tokens in range(1000)}) == 1000
 
 
+def drawn_in_waves(answers: Sequence[str | None], agree: int, most: int) -> int:
+    """How many samples there are if each draw is as many as might just do, once the last ended."""
+    drawn, draw = 0, min(agree, most)
+    while draw:
+        drawn += draw
+        counts = Counter(answer for answer in answers[:drawn] if answer is not None)
+        draw = min(agree - max(counts.values(), default=0), most - drawn)
+    return drawn
+
+
 @given(
-    st.lists(st.none() | st.sampled_from("ABC"), max_size=40),
+    st.lists(st.none() | st.sampled_from("ABC"), min_size=1, max_size=40),
     st.integers(1, 12),
-    st.integers(1, 40),
+    st.randoms(use_true_random=False),
+    st.booleans(),
 )
-def test_samples_are_drawn_until_enough_agree(
-    answers: list[str | None], agree: int, most: int
+def test_samples_side_by_side_are_those_of_waves_whatever_ends_first(
+    answers: list[str | None], agree: int, order: Random, may_draw_ahead: bool
 ) -> None:
-    drawn: list[str | None] = []
-    while left := still_to_draw(drawn, agree, most):
-        # No draw is one too many: if all of it agreed with the most frequent, it would just do.
-        best = max((drawn.count(answer) for answer in "ABC"), default=0)
-        assert best + left <= agree
-        assert len(drawn) + left <= most
-        drawn += [(answers + ["A"] * most)[len(drawn) + i] for i in range(left)]
-    best = max((drawn.count(answer) for answer in "ABC"), default=0)
-    assert best == agree if len(drawn) < most else best <= agree
+    most = len(answers)
+    agree = min(agree, most)
+    expected = drawn_in_waves(answers, agree, most)
+    best = [max(answers[:i].count(letter) for letter in "ABC") for i in range(most + 1)]
+    assert expected == next((i for i in range(most + 1) if best[i] == agree), most)
+    ended: dict[int, str | None] = {}
+    needed = started = needed_samples(ended, agree, most)
+    while left := [i for i in range(started) if i not in ended and i < needed]:
+        assert needed <= expected  # none is started in vain
+        if may_draw_ahead:
+            started = min(most, started + order.randrange(3))
+            left = [i for i in range(started) if i not in ended]
+        i = order.choice(left)
+        ended[i] = answers[i]
+        needed = needed_samples(ended, agree, most)
+        started = max(started, needed)
+    assert needed == expected
