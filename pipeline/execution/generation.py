@@ -28,7 +28,7 @@ from pipeline.monitor.reporter import EngineReporter
 from pipeline.planning import Pass
 from pipeline.reasoning.early_answer import Probe
 from pipeline.reasoning.policy import SETTLED, Step, TracePolicy, TraceProgress
-from pipeline.reasoning.repetition import RepetitionDetector
+from pipeline.reasoning.repetition import RepetitionDetector, loop_onset
 from pipeline.reasoning.think_format import State
 from pipeline.reasoning.trace import Trace, TraceMaker
 
@@ -81,6 +81,7 @@ class Generator:
             maker.closing,
             maker.is_closed,
             maker.answer_pass,
+            partial(loop_onset, decode=maker.text),
         )
         self.in_flight = InFlight()
         self._gate, self._suspects = CrashIsolationGate(), list[RowKey]()

@@ -2,9 +2,9 @@
 
 A first pass thinks and, if all goes well, answers. Where the thinking goes in circles it is begun
 again under another seed; where it goes in circles still, or uses up its budget, it is closed with
-Qwen's own early-stop phrase, and a second pass answers from there. The same is done where probes
-find that the answer has settled (`early_answer`). The engine's prefix cache makes the second pass
-cheap: all its prompt but the phrase has just been computed.
+Qwen's own early-stop phrase, and a second pass answers from there. Circles are cut off before that.
+The same is done where probes find that the answer has settled (`early_answer`). The engine's prefix
+cache makes the second pass cheap: all its prompt but the phrase has just been computed.
 """
 
 import threading
@@ -93,9 +93,10 @@ class TraceProgress:
     ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
     phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
     an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
-    circles and were given up. ``closed_by`` stays None where the model closed its thinking itself
-    and only the answer is a pass of its own. ``finish_reason`` ends it. ``probes``: of the present
-    try; those of given-up tries are among the wasted tokens.
+    circles and were given up; the latter also of thinking that was cut off. ``closed_by`` stays
+    None where the model closed its thinking itself and only the answer is a pass of its own.
+    ``finish_reason`` ends it. ``probes``: of the present try; those of given-up tries are among the
+    wasted tokens.
     """
 
     token_ids: "array[int]" = field(default_factory=lambda: array("i"))
@@ -215,7 +216,8 @@ class TracePolicy:
 
     ``closing``: the token ids that close the thinking. ``is_closed``: whether token ids hold the
     end of the thinking. ``context_tokens``: for prompt and output together. ``answer``: None where
-    the model goes on from thinking to answer by itself.
+    the model goes on from thinking to answer by itself. ``loop_onset``: how many of the token ids
+    that loop stood before the loop; None if that is not certain.
     """
 
     sampling: SamplingPolicy
@@ -224,6 +226,7 @@ class TracePolicy:
     closing: Sequence[int]
     is_closed: Callable[[Sequence[int]], bool]
     answer: AnswerPass | None = None
+    loop_onset: Callable[[Sequence[int]], int | None] = lambda _: None
 
     def max_output_tokens(self, prompt_tokens: int) -> int:
         """How many tokens of output the context has room for."""
@@ -276,8 +279,10 @@ class TracePolicy:
                 ):
                     progress.finish_reason = finish_reason
                 # Else the budget ran out after the thinking was over, and the answer goes on.
+            elif self.thinking.rescue and looped:
+                self._close_loop(progress)
             elif self.thinking.rescue:
-                progress.close(self.closing, ClosedBy.LOOP if looped else ClosedBy.BUDGET)
+                progress.close(self.closing, ClosedBy.BUDGET)
             else:
                 progress.finish_reason = finish_reason
 
@@ -288,6 +293,13 @@ class TracePolicy:
         assert found is not None
         progress.cut(found.at)
         progress.close(self.closing, ClosedBy.EARLY_ANSWER)
+
+    def _close_loop(self, progress: TraceProgress) -> None:
+        """Close thinking that loops after its first round, so the answer follows what it says."""
+        onset = self.loop_onset(progress.token_ids)
+        if onset is not None:
+            progress.cut(onset)
+        progress.close(self.closing, ClosedBy.LOOP)
 
     def _has_thought(self, progress: TraceProgress, finish_reason: str) -> bool:
         """Whether the model has closed its thinking itself, and the answer is still to come."""

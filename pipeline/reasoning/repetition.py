@@ -33,6 +33,9 @@ MAX_CHARACTER_TOKENS = 4  # a character has up to 4 bytes in UTF-8, each of whic
 # Each sentence of one of these windows occurs this often in it, on average. Lists of short verdicts
 # do that too, so a window has at least this many characters.
 WINDOWS, OCCURRENCES, WINDOW_CHARACTERS = (96, 192, 384), 6, 3000
+# Where a loop began is certain if this share of all n-grams from there on are old. The line
+# that leads into it is left out, if it began at most so many tokens before.
+LEAST_OLD, LINE_TOKENS = 0.95, 64
 
 # An ellipsis ends no sentence: "A → ... → B → ..." is one, however long it grows.
 _SENTENCE_END = re.compile(r"\n|(?<=[!?;:])\s|(?<=(?<!\.)\.)\s")
@@ -61,6 +64,30 @@ class RepetitionDetector:
         # All tokens have to be counted, also those after a loop.
         loops = [self._passages.loop(ids) | self._sentences.loop(ids) for ids in checks]
         return any(loops)
+
+
+def loop_onset(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -> int | None:
+    """How many tokens stood before a trace, found to loop, began to say only what it had said.
+
+    One round of the loop is among them. None where that is not certain: the rounds differ, or the
+    same sentences come in any order.
+    """
+    if len(token_ids) < NGRAM_TOKENS:
+        return None
+    ids = np.array(token_ids, np.uint64)
+    ngrams = np.lib.stride_tricks.sliding_window_view(ids, NGRAM_TOKENS) @ _HASH
+    _, first, which = np.unique(ngrams, return_index=True, return_inverse=True)
+    is_old = first[which] < np.arange(len(ngrams))
+    counts = np.cumsum(np.where(is_old, 1, NEW_NGRAM))
+    counts -= np.minimum.accumulate(np.minimum(counts, 0))
+    begin = int(np.flatnonzero(counts == 0)[-1]) + 1  # the first n-gram is new
+    if counts[-1] < LOOP_NGRAMS or is_old[begin:].mean() < LEAST_OLD:
+        return None
+    line_ends = (
+        at for at in range(begin, max(0, begin - LINE_TOKENS), -1)
+        if decode([int(ids[at - 1])]).endswith("\n")
+    )  # fmt: skip
+    return next(line_ends, begin)
 
 
 class _Passages:

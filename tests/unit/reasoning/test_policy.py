@@ -104,6 +104,19 @@ def test_loop_begins_again_under_another_seed_and_then_is_closed() -> None:
     assert policy.next_step(TraceProgress(), 42, 190).policy.presence_penalty == 0.0
 
 
+def test_thinking_that_loops_is_closed_where_the_loop_began_if_that_is_certain() -> None:
+    progress, policy = TraceProgress(), replace(rules(loop_retries=0), loop_onset=lambda _: 25)
+    progress.report([WORD] * 30)
+    progress.carried = 30
+    steps = run(policy, progress, [(10, "repetition"), (5, "stop")])
+    assert steps == [(42, 100), (42, 25 + 4 + 20)]
+    assert progress.token_ids.tolist() == [WORD] * 25 + [*CLOSING_IDS] + [WORD] * 5 + [END]
+    assert (progress.wasted_tokens, progress.carried, progress.tries) == (15, 25, 0)
+    budget = TraceProgress()
+    run(policy, budget, [(999, "length"), (5, "stop")])
+    assert (budget.closed_at, budget.closed_by, budget.wasted_tokens) == (100, "budget", 0)
+
+
 def test_answer_that_has_begun_is_not_cut_by_the_thinking_budget() -> None:
     progress = TraceProgress()
     steps = run(rules(budget_tokens=30), progress, [(20, "close"), (40, "stop")])

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from pipeline.reasoning.repetition import (
     CHECK_TOKENS,
+    LINE_TOKENS,
     LOOP_NGRAMS,
     NGRAM_TOKENS,
     RepetitionDetector,
     _normalized,
+    loop_onset,
 )
 
 Make = Callable[[random.Random], Iterator[str]]
@@ -243,6 +245,36 @@ def test_two_rounds_are_no_loop(period: int, piece: int, seed: int) -> None:
     pattern = [rng.randrange(150_000) for _ in range(period)]
     after = [rng.randrange(150_000) for _ in range(600)]
     assert not feed(RepetitionDetector(one_character_each), pattern * 2 + after, piece)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3000), st.integers(0, 4000), st.integers(0, 2**32))
+def test_onset_of_an_exact_loop_is_the_end_of_its_first_round(
+    period: int, before: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    pattern = [rng.randrange(1, 150_000) for _ in range(period)]
+    tokens = [rng.randrange(1, 150_000) for _ in range(before)]
+    repeats = max(period * 33 // 10, period + LOOP_NGRAMS + NGRAM_TOKENS)
+    tokens += (pattern * (repeats // period + 1))[:repeats]
+    assert loop_onset(tokens, one_character_each) == before + period
+    for distance in (1, LINE_TOKENS - 1):
+        if before + period > distance and period > LINE_TOKENS:
+            lines = [*tokens]
+            for at in range(before + period - distance - 1, len(tokens), period):
+                lines[at] = 0
+            onset = loop_onset(lines, lambda ids: "a" if ids[0] else "\n")
+            assert onset == before + period - distance
+
+
+def test_onset_of_rounds_that_differ_or_of_no_loop_is_not_certain() -> None:
+    rng = random.Random(0)
+    new = [rng.randrange(150_000) for _ in range(2000)]
+    assert loop_onset(new, one_character_each) is None
+    assert loop_onset(new[:10], one_character_each) is None
+    assert loop_onset(new[:500] * 2, one_character_each) is None
+    lists = [token for _ in range(20) for token in (*new[:400], *(rng.sample(new, 12)))]
+    assert loop_onset(lists, one_character_each) is None
 
 
 @pytest.mark.parametrize("kind", ["a page", "ten paragraphs in a cycle", "a growing list"])
