@@ -82,11 +82,13 @@ def rejection(
 ) -> str | None:
     """The reason why ``trace`` is rejected, near duplicates aside; None if it is accepted.
 
-    ``trace``: the values of `JUDGED_COLUMNS`.
+    ``trace``: the values of `JUDGED_COLUMNS`, and ``asked_tokens`` if the run has it.
     """
     accepted_states = (State.FINISHED, State.RESCUED) if rules.rescued else (State.FINISHED,)
     if trace["state"] not in accepted_states:
         return "state"
+    if trace.get("asked_tokens") and not rules.rescued:
+        return "state"  # its own answer is not in the format
     if trace["correct"] is False:
         return "wrong"
     if rules.min_agreement is not None and trace["correct"] is None:
@@ -142,7 +144,8 @@ def _signature(text: str) -> Signature:
 class SampleCounts:
     """Counts of samples by outcome. Tokens of copies of duplicates are not counted.
 
-    ``rows``: prompts. ``wasted_tokens``: those of abandoned attempts.
+    ``rows``: prompts. ``wasted_tokens``: those of abandoned attempts. ``asked_tokens``: those of
+    answers that were asked for once more.
     """
 
     rows: int = 0
@@ -153,11 +156,12 @@ class SampleCounts:
     think_tokens: int = 0
     answer_tokens: int = 0
     wasted_tokens: int = 0
+    asked_tokens: int = 0
 
     @property
     def tokens(self) -> int:
         """All generated tokens."""
-        return self.think_tokens + self.answer_tokens + self.wasted_tokens
+        return self.think_tokens + self.answer_tokens + self.wasted_tokens + self.asked_tokens
 
     def add(self, trace: Mapping[str, Any], reason: str | None) -> None:
         """Count one sample. ``trace``: values of `JUDGED_COLUMNS`; ``reason``: of its rejection."""
@@ -172,6 +176,7 @@ class SampleCounts:
             self.think_tokens += trace["think_tokens"]
             self.answer_tokens += trace["answer_tokens"]
             self.wasted_tokens += trace["wasted_tokens"]
+            self.asked_tokens += trace.get("asked_tokens", 0)
 
 
 class Samples:
@@ -228,7 +233,8 @@ class Samples:
 
     def _judge(self, sample_id: str, cells: TableRow) -> tuple[str | None, str | None]:
         """Count a sample; return why it is rejected, and the sample that it repeats."""
-        trace = {key: cells[self.names[key]] for key in JUDGED_COLUMNS}
+        asked = ["asked_tokens"] if self._run.config.answer.ask_again else []
+        trace = {key: cells[self._run.names[key]] for key in (*JUDGED_COLUMNS, *asked)}
         reason, repeated = rejection(trace, self._rules, self._answer_format), None
         if reason is None and self._near_duplicates is not None:
             messages = row_messages(cells, self._run.columns, None, None)

@@ -1,6 +1,6 @@
 """The Arrow schemas of prompts and traces; no I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,11 @@ EARLY_FIELDS: tuple[pa.Field, ...] = (
     pa.field("early_correct", pa.bool_()),
 )
 EARLY_COLUMNS: tuple[str, ...] = tuple(field.name for field in EARLY_FIELDS)
+# Only of runs with ``answer.ask_again``.
+ASKED_FIELDS: tuple[pa.Field, ...] = (pa.field("asked_tokens", pa.int32(), nullable=False),)
+OPTIONAL_FIELDS = (*EARLY_FIELDS, *ASKED_FIELDS)
+# All names that our columns can have.
+OUR_COLUMNS = (*TRACE_COLUMNS, *(field.name for field in OPTIONAL_FIELDS))
 
 # Provenance and requested samples, carried with each row through Ray Data; dropped from finished
 # parts. A row accounts for the rows ``__qwq_start`` to ``__qwq_stop`` (exclusive): itself and, in a
@@ -69,15 +74,15 @@ UNREADABLE_FIELD = pa.field(UNREADABLE_COLUMN, pa.string())
 RESERVED_COLUMNS = (*ORIGIN_COLUMNS, UNREADABLE_COLUMN)
 
 
-def trace_fields(rename: Mapping[str, str], raw_text: bool, early: bool = False) -> list[pa.Field]:
+def trace_fields(
+    rename: Mapping[str, str], raw_text: bool, optional: Sequence[pa.Field] = ()
+) -> list[pa.Field]:
     """Our columns under the run's names; ``raw`` only with ``raw_text``.
 
-    ``rename``: the run's name by our name, for the renamed columns only. ``early``: whether the run
-    may close thinking early.
+    ``rename``: the run's name by our name, for the renamed columns only. ``optional``: those of
+    `OPTIONAL_FIELDS` that the run has.
     """
-    fields = TRACE_FIELDS if raw_text else TRACE_FIELDS[:-1]
-    if early:
-        fields = (*fields, *EARLY_FIELDS)
+    fields = (*(TRACE_FIELDS if raw_text else TRACE_FIELDS[:-1]), *optional)
     return [field.with_name(rename.get(field.name, field.name)) for field in fields]
 
 
@@ -86,14 +91,14 @@ def output_schema(
     rename: Mapping[str, str],
     raw_text: bool,
     ignore_case: bool = True,
-    early: bool = False,
+    optional: Sequence[pa.Field] = (),
 ) -> pa.Schema:
     """The schema of a finished part: all input columns, then ours as in `trace_fields`.
 
     Raises `InputError` if two columns would have the same name; with ``ignore_case`` also if they
     differ by case only, because SQL engines take these for one.
     """
-    ours = trace_fields(rename, raw_text, early)
+    ours = trace_fields(rename, raw_text, optional)
     key = str.lower if ignore_case else str
     original = {new: old for old, new in rename.items()}
     theirs = {key(name): name for name in prompts.names}

@@ -23,7 +23,7 @@ from pipeline.config.sections import (
 from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
 from pipeline.reasoning.think_format import ThinkFormat
-from pipeline.schema import trace_fields
+from pipeline.schema import ASKED_FIELDS, EARLY_FIELDS, trace_fields
 
 
 class RunConfig(Section):
@@ -65,8 +65,13 @@ class RunConfig(Section):
     @property
     def trace_fields(self) -> list[pa.Field]:
         """The columns that the run adds to those of its input, under the run's names."""
-        early = self.thinking.early_answer is not None
-        return trace_fields(self.output.rename, self.output.raw_text, early)
+        return trace_fields(self.output.rename, self.output.raw_text, self.optional_fields)
+
+    @property
+    def optional_fields(self) -> list[pa.Field]:
+        """Our columns, under our names, that only runs with certain settings have."""
+        early = EARLY_FIELDS if self.thinking.early_answer is not None else ()
+        return [*early, *(ASKED_FIELDS if self.answer.ask_again else ())]
 
     @property
     def suffix_text(self) -> str | None:

@@ -13,7 +13,7 @@ from pipeline.config.section import Section
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
 from pipeline.registry import did_you_mean
-from pipeline.schema import EARLY_COLUMNS, TRACE_COLUMNS
+from pipeline.schema import OUR_COLUMNS
 
 
 class InputConfig(Section):
@@ -81,7 +81,6 @@ class OutputConfig(Section):
         return rename
 
 
-OUR_COLUMNS = (*TRACE_COLUMNS, *EARLY_COLUMNS)
 Tag = Annotated[str, Field(min_length=1)]
 
 
@@ -189,6 +188,11 @@ class AnswerConfig(Section):
     reference_column: str | None = Field(
         None, description="Input column with the right answer. Not with format `text`."
     )
+    ask_again: bool = Field(
+        False,
+        description="Asks once more, in a few tokens, for an answer that is not in the format. Not "
+        "with formats `text` and `json`.",
+    )
 
     @field_validator("format")
     @classmethod
@@ -211,6 +215,8 @@ class AnswerConfig(Section):
         form = self.load_format().form
         if form is not None:
             form.check()
+        if self.ask_again and (not kind.is_parsed or self.schema_text is not None):
+            raise ValueError(f"ask_again needs a format that reads free text, not {self.format}")
         return self
 
     def load_format(self) -> AnswerFormat:

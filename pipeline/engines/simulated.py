@@ -30,7 +30,7 @@ from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.reasoning.think_format import ThinkFormat
 
 CONTEXT_TOKENS = 40_960
-BOX = "\\boxed{"
+BOX, FIELD = "\\boxed{", '"answer": "'
 LOOP = "Wait, let me think about this once more.\n"
 
 
@@ -123,6 +123,9 @@ class SimulatedEngine:
             value = example(json.loads(request.schema), 42 if right else rng.randrange(1000))
             return [*carried, *self._encode(json.dumps(value))]
         end = self._tokenizer.decode(carried[-400:]) if carried else ""
+        if end.endswith(FIELD):
+            letter = self._encode("ABCD"[rng.randrange(4)] + '"')
+            return [*carried, *self._until(request.stop_ids, letter)]
         if EARLY_STOP in end:
             answer = answer.removeprefix(BOX) if end.endswith(BOX) else answer
             return [*carried, *self._until(request.stop_ids, self._encode(answer))]

@@ -19,7 +19,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.engines import Engine, Request, engine_slots
 from pipeline.errors import EngineDeadError, RowError
 from pipeline.execution.agreement import AgreeingRow, SpareSlots
-from pipeline.execution.probing import Prober, Probing
+from pipeline.execution.probing import Prober, Probing, short_answer
 from pipeline.execution.samples import Sample
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
 from pipeline.monitor.engine_processes import RowKey
@@ -94,6 +94,7 @@ class Generator:
             form = maker.probe_form(config.thinking.early_answer)
             self._slots = asyncio.Semaphore(engine_slots(config))
             self._probing = Probing(engine, form, maker.is_closed, self._count_probe)
+        self._asking = maker.asking_form if config.answer.ask_again else None
         self._closes = True  # thinking early, of rows outside the control group
 
     def close_no_more(self) -> None:
@@ -229,6 +230,9 @@ class Generator:
         self._reporter.done.spent_tokens += tokens
         self._reporter.done.probe_tokens += tokens
 
+    def _count_asked(self, tokens: int) -> None:
+        self._reporter.done.spent_tokens += tokens
+
     async def _trace(self, sample: Sample) -> Trace:
         trace = self._maker.trace(
             sample.progress,
@@ -237,11 +241,35 @@ class Generator:
             seed=sample.seed,
             attempt=self._attempt,
         )
+        if trace.state == State.UNPARSED:
+            trace = await self._asked(sample, trace)
         if self._probing is None:
             return trace
         trace = replace(trace, control=sample.control)
         early = self._probing.settled(sample.progress)
         return trace if early is None else await self._compared(trace, early)
+
+    async def _asked(self, sample: Sample, trace: Trace) -> Trace:
+        """``trace``, which can't be parsed, asked once more for its answer, if it may be.
+
+        What is finished stays so whatever happens: poison is not asked, nor where there is no room.
+        """
+        if self._asking is None or sample.suspicion >= Suspicion.POISON:
+            return trace
+        after = [*self._maker.asked_after(sample.progress, trace), *self._asking.opening]
+        tokens = len(sample.prompt) + len(after) + self._asking.tokens
+        if tokens > self._engine.context_tokens:
+            return trace
+        request = self._request(sample, Step(self._policy.sampling, sample.seed, False))
+        request = replace(request, id=f"{request.id}:asked", carried_token_ids=tuple(after))
+        try:
+            with self.in_flight.running(request, sample.row_key):
+                spent, parsed = await short_answer(
+                    self._engine, self._asking, request, self._count_asked
+                )
+        except RowError:
+            return trace
+        return self._maker.asked(trace, parsed, spent)
 
     async def _compared(self, trace: Trace, early: Probe) -> Trace:
         """``trace``, whose answer had settled with ``early``, with whether its own is the same."""

@@ -23,7 +23,7 @@ from pipeline.output.parts import SAMPLES
 from pipeline.planning import KnownShards, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
-from pipeline.schema import EARLY_COLUMNS, TRACE_COLUMNS, output_schema
+from pipeline.schema import TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage, check_reachable
 
 
@@ -63,9 +63,9 @@ class PreparedRun:
     @property
     def names(self) -> dict[str, str]:
         """From the name of each of our columns to its name in this run."""
-        early = EARLY_COLUMNS if self.config.thinking.early_answer is not None else ()
+        optional = [field.name for field in self.config.optional_fields]
         rename = self.config.output.rename
-        return {name: rename.get(name, name) for name in (*TRACE_COLUMNS, *early)}
+        return {name: rename.get(name, name) for name in (*TRACE_COLUMNS, *optional)}
 
     @property
     def versions(self) -> dict[str, str]:
@@ -129,9 +129,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     columns = check_columns(config, found)
     # An output of an older version may have such names; it has to be finished as it is.
     is_new = manifest is None
-    early = config.thinking.early_answer is not None
-    output = config.output
-    traces = output_schema(found.schema, output.rename, output.raw_text, is_new, early)
+    output, optional = config.output, config.optional_fields
+    traces = output_schema(found.schema, output.rename, output.raw_text, is_new, optional)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
     settings |= engine.result_settings(config.engine)

@@ -1,4 +1,6 @@
-"""Probes a trace while it thinks, on the same engine; in the event loop of the engine's front end.
+"""Short answers: probes of a trace while it thinks, and what is asked for once more after it.
+
+All of it runs on the trace's engine, in the event loop of the engine's front end.
 
 One probe of a trace runs at a time, beside the trace itself. The points that come meanwhile wait,
 and are probed where they were found: so which probes there are does not depend on how fast they
@@ -8,16 +10,42 @@ are.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.engines import Engine, Request
 from pipeline.errors import EngineDeadError, RowError
 from pipeline.reasoning.early_answer import Probe, may_probe, settled
 from pipeline.reasoning.policy import TraceProgress
-from pipeline.reasoning.probes import ProbeForm
+from pipeline.reasoning.probes import ProbeForm, ShortAnswerForm
 
+Count = Callable[[int], None]
 # Of the tokens before a point, those in which the end of the thinking is looked for again.
 OVERLAP = 64
+
+
+async def short_answer(
+    engine: Engine, form: ShortAnswerForm, request: Request, count: Count
+) -> tuple[int, str | None]:
+    """How many tokens a short answer takes, and what it says; None if it does not come to its end.
+
+    ``request``: what stands before it, opening included, and the rest as for the trace itself.
+    ``count``: gets the number of tokens as they come.
+    """
+    answer, reason, begun = list[int](), "stop", -1
+    carried = request.carried_token_ids
+    policy = form.sampling(request.policy, len(carried))
+    request = replace(request, policy=policy, stop_ids=form.stop_ids, schema=form.schema)
+
+    def on_tokens(new: Sequence[int]) -> bool:
+        answer.extend(new)
+        count(len(new))
+        return False
+
+    while reason == "stop" and len(answer) > begun and not form.is_whole(answer):
+        begun = len(answer)
+        request = replace(request, carried_token_ids=(*carried, *answer))
+        reason = await engine.generate(request, on_tokens)
+    return len(answer), form.read(answer) if reason == "stop" else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +59,7 @@ class Probing:
     engine: Engine
     form: ProbeForm
     is_closed: Callable[[Sequence[int]], bool]
-    count: Callable[[int], None]
+    count: Count
 
     def settled(self, progress: TraceProgress) -> Probe | None:
         """The probe with which the answer of a trace had settled."""
@@ -124,25 +152,7 @@ class Prober:
 
     async def _probe(self, at: int) -> tuple[int, str | None]:
         """How many tokens a probe after ``at`` tokens of thinking generates, and its answer."""
-        form, answer, reason = self._probing.form, list[int](), "stop"
-        carried = [*self._progress.token_ids[:at], *form.opening]
-
-        def on_tokens(new: Sequence[int]) -> bool:
-            answer.extend(new)
-            self._probing.count(len(new))
-            return False
-
-        begun = -1
-        while reason == "stop" and len(answer) > begun and not form.is_whole(answer):
-            begun = len(answer)
-            request = Request(
-                f"{self._request.id}:probe",
-                self._request.prompt_token_ids,
-                (*carried, *answer),
-                form.sampling(self._request.policy, len(carried)),
-                self._request.seed,
-                form.stop_ids,
-                form.schema,
-            )
-            reason = await self._probing.engine.generate(request, on_tokens)
-        return len(answer), form.read(answer) if reason == "stop" else None
+        probing, request = self._probing, self._request
+        carried = (*self._progress.token_ids[:at], *probing.form.opening)
+        probe = replace(request, id=f"{request.id}:probe", carried_token_ids=carried)
+        return await short_answer(probing.engine, probing.form, probe, probing.count)

@@ -144,8 +144,7 @@ def with_traces(block: pa.Table, rows: Sequence[Sequence[Trace]], config: RunCon
     table, traces = block, [trace for row in rows for trace in row]
     if any(len(row) != 1 for row in rows):
         table = block.take([i for i, row in enumerate(rows) for _ in row])
-    early = config.thinking.early_answer is not None
-    fields = trace_fields({}, config.output.raw_text, early)
+    fields = trace_fields({}, config.output.raw_text, config.optional_fields)
     for column, renamed in zip(fields, config.trace_fields, strict=True):
         values = pa.array([getattr(trace, column.name) for trace in traces], column.type)
         table = table.append_column(renamed, values)

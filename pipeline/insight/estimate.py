@@ -20,7 +20,7 @@ from pipeline.reasoning.think_format import State
 
 BOOTSTRAP_DRAWS = 2000
 CONFIDENCE = 0.95
-TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens")
+TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens", "asked_tokens")
 LENGTH_QUANTILES = (0.5, 0.95, 0.99)
 # Shares of all traces from which on advice is given.
 NOTABLE_SHARE, LARGE_SHARE = 0.03, 0.1
@@ -224,9 +224,9 @@ def _project(
     speed: Speed | None,
     rows: int,
 ) -> Projection:
-    sums = [[sum(t[name] or 0 for t in row) for name in TOKEN_COLUMNS] for row in sample]
-    prompt, think, answer, wasted = np.array(sums, float).T
-    generated = think + answer + wasted
+    sums = [[sum(t.get(name) or 0 for t in row) for name in TOKEN_COLUMNS] for row in sample]
+    prompt, think, answer, wasted, asked = np.array(sums, float).T
+    generated = think + answer + wasted + asked
     seconds = gpu_hours = cost = None
     if speed is not None:
         seconds = _seconds(config.sampling.n, engine_pool, sample, speed, rows)
@@ -280,7 +280,7 @@ def _seconds(
 
 
 def _generated_tokens(trace: Trace) -> int:
-    return sum(trace[name] or 0 for name in TOKEN_COLUMNS[1:])
+    return sum(trace.get(name) or 0 for name in TOKEN_COLUMNS[1:])
 
 
 def _length_quantiles(traces: Sequence[Trace], column: str) -> tuple[float, ...]:
@@ -337,6 +337,7 @@ def _settings_advice(config: RunConfig, traces: Sequence[Trace]) -> Iterator[str
         yield (
             f"{unparsed:.0%} of the answers are not in answer.format {config.answer.format}: check "
             "that the prompts, or prompt.suffix, ask for it"
+            + ("" if config.answer.ask_again else ", or set answer.ask_again")
         )
 
 

@@ -44,6 +44,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "answer.format": config.answer.format,
         "answer.json_schema": config.answer.schema_text,
         "answer.reference_column": config.answer.reference_column,
+        **({"answer.ask_again": True} if config.answer.ask_again else {}),
         "engine.kind": config.engine.kind,
         "engine.context": config.engine.context,
     }

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputError, StorageError, UnreadableRowError, first_line
 from pipeline.output.answers import AnswerCounts
 from pipeline.planning import Pass
-from pipeline.schema import EARLY_FIELDS, ROW_COLUMN, TRACE_FIELDS, conform
+from pipeline.schema import OPTIONAL_FIELDS, ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
 
 METADATA_KEY = b"qwq-batch"
@@ -118,7 +118,7 @@ def known_columns(
     """
     present = [key for key in wanted if names.get(key) in file.schema_arrow.names]
     table = file.read([names[key] for key in present]).select([names[key] for key in present])
-    fields = [field for field in (*TRACE_FIELDS, *EARLY_FIELDS) if field.name in wanted]
+    fields = [field for field in (*TRACE_FIELDS, *OPTIONAL_FIELDS) if field.name in wanted]
     return conform(table.rename_columns(present), pa.schema(fields))
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.reasoning.think_format import State
-from pipeline.schema import EARLY_COLUMNS, TRACE_COLUMNS, plain_rows
+from pipeline.schema import OUR_COLUMNS, plain_rows
 from pipeline.storage import Storage
 
 BATCH_ROWS = 1024
@@ -90,7 +90,7 @@ def _rows(
             missing = [] if wanted is None else [name for name in wanted if name not in present]
             # A part can lack an input column that only later shards have, or a column of ours that
             # an older version did not write.
-            ours = {*part.names.values(), *TRACE_COLUMNS, *EARLY_COLUMNS}
+            ours = {*part.names.values(), *OUR_COLUMNS}
             known_here = (known | ours) - {part.names["raw"]}
             if unknown := [name for name in missing if name not in known_here]:
                 raise OutputError(

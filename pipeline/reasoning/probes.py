@@ -1,4 +1,4 @@
-"""Probes in a model's tokens: what they ask, and what they read; no I/O."""
+"""Short answers in a model's tokens: what asks for them, and what is read; no I/O."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -8,19 +8,19 @@ from pipeline.answers.base import AnswerFormat
 from pipeline.reasoning.early_answer import EarlyAnswer, ProbePoints
 from pipeline.reasoning.sampling import SamplingPolicy
 
-# A probe asks for the likeliest answer. It is too short to loop.
+# The likeliest answer is asked for. It is too short to loop.
 GREEDY = {
     "temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0,
     "repetition_penalty": 1.0,
 }  # fmt: skip
 
 
-class ProbeForm:
-    """How the answer of a trace that still thinks is asked for and read.
+class ShortAnswerForm:
+    """How the answer alone is asked for after thinking, and read.
 
-    ``text``: decodes token ids. ``closing``: those that close the thinking. ``opening``: those that
-    follow the thinking. ``stop_ids``: the tokens that may end the answer. ``schema``: what is
-    generated fits it. ``tokens``: the most that it takes.
+    ``text``: decodes token ids. ``closing``: those that close the thinking, if that is to be done.
+    ``opening``: those that follow the thinking. ``stop_ids``: the tokens that may end the answer.
+    ``schema``: what is generated fits it. ``tokens``: the most that it takes.
     """
 
     def __init__(
@@ -29,9 +29,8 @@ class ProbeForm:
         text: Callable[[Sequence[int]], str],
         closing: Sequence[int],
         answers: AnswerFormat,
-        early: EarlyAnswer,
     ) -> None:
-        self._tokenizer, self._text, self._answers, self.early = tokenizer, text, answers, early
+        self._tokenizer, self._text, self._answers = tokenizer, text, answers
         self._short = answers.short_form
         self.schema, self.tokens = self._short.schema, self._short.tokens
         self.opening = (*closing, *self._encode(self._short.opening))
@@ -43,12 +42,8 @@ class ProbeForm:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab() if ending else {}
         return tuple(sorted(number for token, number in vocabulary.items() if ending in token))
 
-    def points(self) -> ProbePoints:
-        """What finds the points of one trace."""
-        return ProbePoints(self._signs, self.early.every_tokens)
-
     def sampling(self, policy: SamplingPolicy, carried: int) -> SamplingPolicy:
-        """``policy`` for a probe that continues ``carried`` tokens."""
+        """``policy`` for an answer that continues ``carried`` tokens."""
         return policy.model_copy(update={**GREEDY, "max_tokens": carried + self.tokens})
 
     def is_whole(self, token_ids: Sequence[int]) -> bool:
@@ -65,6 +60,29 @@ class ProbeForm:
             return None
         return self._answers.parse(short.opening + text + short.closing)
 
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+
+class ProbeForm(ShortAnswerForm):
+    """How the answer of a trace that still thinks is asked for and read, and where."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text: Callable[[Sequence[int]], str],
+        closing: Sequence[int],
+        answers: AnswerFormat,
+        early: EarlyAnswer,
+    ) -> None:
+        super().__init__(tokenizer, text, closing, answers)
+        self.early = early
+
+    def points(self) -> ProbePoints:
+        """What finds the points of one trace."""
+        return ProbePoints(self._signs, self.early.every_tokens)
+
     def same(self, one: str, other: str) -> bool:
         """Whether two parsed answers are equal, as in votes; may take seconds for formulas."""
         return one == other or len(self._answers.group([one, other])[0]) == 1
@@ -73,7 +91,3 @@ class ProbeForm:
     def _signs(self) -> list[list[int]]:
         """The signs in tokens, at the begin of a text and behind a space."""
         return [self._encode(space + sign) for sign in self.early.signs for space in ("", " ")]
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids

@@ -1,7 +1,7 @@
 """A trace: one sample of one row, made from the token ids that an engine generated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from pipeline.answers.text import Text
 from pipeline.reasoning.early_answer import EarlyAnswer
 from pipeline.reasoning.languages import foreign_share
 from pipeline.reasoning.policy import AnswerPass, ClosedBy, TraceProgress, closing_text
-from pipeline.reasoning.probes import ProbeForm
+from pipeline.reasoning.probes import ProbeForm, ShortAnswerForm
 from pipeline.reasoning.think_format import (
     Split,
     State,
@@ -27,7 +27,7 @@ TAIL_TOKENS = 64
 
 @dataclass(frozen=True)
 class Trace:
-    """One sample of one row: our output columns, see `TRACE_FIELDS`, `EARLY_FIELDS`."""
+    """One sample of one row: our output columns, see `TRACE_FIELDS`, `OPTIONAL_FIELDS`."""
 
     state: str
     sample: int = 0
@@ -60,6 +60,7 @@ class Trace:
     early_tokens: int | None = None
     early_agrees: bool | None = None
     early_correct: bool | None = None
+    asked_tokens: int = 0
 
 
 class Pieces(NamedTuple):
@@ -119,6 +120,38 @@ class TraceMaker:
     def probe_form(self, early: EarlyAnswer) -> ProbeForm:
         """How the answer of a trace that still thinks is asked for."""
         return ProbeForm(self._tokenizer, self.text, self.closing, self._answer_format, early)
+
+    @property
+    def asking_form(self) -> ShortAnswerForm:
+        """How the answer is asked for once more, if it can't be parsed."""
+        return ShortAnswerForm(self._tokenizer, self.text, (), self._answer_format)
+
+    def asked_after(self, progress: TraceProgress, trace: Trace) -> list[int]:
+        """The token ids of ``trace`` after which its answer is asked for once more.
+
+        Its thinking and what closes that, as they are. Where text is not divided, it is all of it:
+        it holds the thinking.
+        """
+        token_ids, closing = progress.token_ids.tolist(), self._think_format.closing
+        if progress.closed_at is not None:
+            return token_ids[: progress.closed_at + progress.closing_tokens]
+        if trace.think_tokens:
+            token_ids = token_ids[: trace.think_tokens]
+            closing = closing.partition(self._think_format.close or "")[2]
+        elif self._think_format.close_pattern is None:
+            closing = "\n\n"
+        while token_ids and token_ids[-1] in self._unseen:
+            token_ids.pop()
+        between: list[int] = self._tokenizer.encode(closing, add_special_tokens=False)
+        return token_ids + between
+
+    def asked(self, trace: Trace, parsed: str | None, tokens: int) -> Trace:
+        """``trace``, which can't be parsed, after it was asked once more: ``tokens`` for that."""
+        state = trace.state
+        if parsed is not None:
+            is_rescued = trace.closed_by in (ClosedBy.BUDGET, ClosedBy.LOOP)
+            state = State.RESCUED if is_rescued else State.FINISHED
+        return replace(trace, state=state, parsed=parsed, asked_tokens=tokens)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text without control tokens, such as the end of turn."""

@@ -93,6 +93,18 @@ def test_answers_are_parsed_compared_and_vote_and_a_top_up_votes_again(
     )
     assert flow.run(letters).states == {"unparsed": 20}
     assert traces(letters)[0]["answer"].startswith("\\boxed{")
+    assert "asked_tokens" not in traces(letters)[0]
+    asked = make_config(
+        engine=engine, answer={"format": "choice", "ask_again": True},
+        output={"path": str(tmp_path / "asked")},
+    )  # fmt: skip
+    assert flow.run(asked).states == {"finished": 20}
+    assert {row["parsed"] for row in traces(asked)} == set("ABCD")
+    for row, before in zip(traces(asked), traces(letters), strict=True):
+        assert row["asked_tokens"] > 0
+        assert (row["think"], row["answer"]) == (before["think"], before["answer"])
+    with pytest.raises(OutputError, match=r"answer.ask_again: there None, now True"):
+        flow.run(asked.model_copy(update={"output": letters.output}))
 
 
 def test_references_that_can_not_be_are_refused(tmp_path: Path, make_config: MakeConfig) -> None:

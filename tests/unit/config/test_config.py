@@ -76,6 +76,14 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("answer.format=math:pi", "answer.format: math:pi is not a subclass of pipeline.answers."),
         ("answer.format=json", "answer: format json needs json_schema: a JSON Schema, a file"),
         ("answer.json_schema={}", "answer: json_schema needs format: json, not text"),
+        (
+            "answer.ask_again=true",
+            "answer: ask_again needs a format that reads free text, not text",
+        ),
+        (
+            "answer={format: json, json_schema: {}, ask_again: true}",
+            "answer: ask_again needs a format that reads free text, not json",
+        ),
         ("answer={format: json, json_schema: {type: 7}}", "json_schema is not a JSON Schema: 7"),
         ("answer={format: json, json_schema: none.json}", "json_schema none.json can't be read"),
         ("answer={format: json, json_schema: 'os:no'}", "json_schema os:no: module 'os' has no"),

@@ -76,6 +76,12 @@ def test_projection_of_identical_traces_is_exact() -> None:
     assert projected.advice == ()
 
 
+def test_tokens_of_asking_once_more_are_generated_tokens() -> None:
+    sample = [[trace(900, asked_tokens=10)], [trace(900, asked_tokens=None)]] * 100
+    projected = estimate(config(), sample, [run_of(2000, 64)], 1000, 0)
+    assert projected.whole.output_tokens.mid == 1000 * 1005
+
+
 def test_ranges_reach_their_nominal_coverage() -> None:
     """Log-normal lengths like QwQ's; about 95 of 100 ranges contain the true mean."""
     rng = np.random.default_rng(1)

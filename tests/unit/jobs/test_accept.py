@@ -199,6 +199,18 @@ def test_similarity_is_that_of_all_runs_of_five_words(
     assert index.find_or_add("other", "p", other) == ("one" if is_near else None)
 
 
+def test_sample_that_was_asked_once_more_counts_as_a_rescued_one() -> None:
+    cells = {"sample": 0, "state": "finished", "correct": True, "duplicate_of": None}
+    tokens = {"prompt_tokens": 1, "think_tokens": 2, "answer_tokens": 3, "wasted_tokens": 4}
+    asked = {**cells, **tokens, "asked_tokens": 5}
+    assert rejection(asked, AcceptanceRules(), Text()) == "state"
+    assert rejection(asked, AcceptanceRules(rescued=True), Text()) is None
+    assert rejection({**asked, "asked_tokens": 0}, AcceptanceRules(), Text()) is None
+    counts = SampleCounts()
+    counts.add(asked, None)
+    assert (counts.asked_tokens, counts.tokens) == (5, 14)
+
+
 def test_rejected_samples_are_counted_by_reason() -> None:
     counts = SampleCounts()
     cells = {"sample": 1, "state": "finished", "duplicate_of": "x"}

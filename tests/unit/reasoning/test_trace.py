@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 
+from pipeline.answers.boxed import Boxed
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.policy import TraceProgress
-from pipeline.reasoning.think_format import THINK_TAGS, State, ThinkFormat, split
+from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS, State, ThinkFormat, split
 from pipeline.reasoning.trace import Trace, TraceMaker
 from tests.unit.reasoning.test_think_format import FORMATS, NONE, SOLUTION, TEXTS
 
@@ -26,6 +27,41 @@ def trace_of(output: str, think_format: ThinkFormat, prompt: str, reason: str = 
     progress.report(encode(output))
     maker = TraceMaker(TOKENIZER, think_format)
     return maker.trace(progress, encode(prompt), sample=0, seed=0, attempt=0)
+
+
+@pytest.mark.parametrize(
+    ("think_format", "output", "closed_at", "expected"),
+    [
+        (THINK_TAGS, "A\n</think>\n\nB<|im_end|>", None, "A\n</think>\n\n\\boxed{"),
+        (THINK_TAGS, "A<|im_end|>", None, "A\n\n\\boxed{"),
+        (THINK_TAGS, "A. Stop.\n</think>\n\n", 1, "A. Stop.\n</think>\n\n\\boxed{"),
+        (NONE, "A<|im_end|>", None, "A\n\n\\boxed{"),
+        (
+            HEADINGS, "A\n\n**Final Answer**\n\nB<|im_end|>", None,
+            "A\n\n**Final Answer**\n\n\\boxed{",
+        ),
+        (HEADINGS, "A<|im_end|>", None, "A\n\n**Final Answer**\n\n\\boxed{"),
+    ],
+)  # fmt: skip
+def test_answer_is_asked_for_once_more_after_the_thinking_as_it_is(
+    think_format: ThinkFormat, output: str, closed_at: int | None, expected: str
+) -> None:
+    ids = encode(output)
+    progress = TraceProgress(finish_reason="stop", closed_at=closed_at)
+    progress.report(ids)
+    if closed_at is not None:
+        progress.closing_tokens, progress.closed_by = len(ids) - closed_at, "budget"
+        progress.report(encode("B<|im_end|>"))
+    maker = TraceMaker(TOKENIZER, think_format, Boxed())
+    trace = maker.trace(progress, encode(ASKED), sample=0, seed=0, attempt=0)
+    assert trace.state == (State.UNPARSED)
+    after = [*maker.asked_after(progress, trace), *maker.asking_form.opening]
+    assert maker.text(after) == expected
+    asked = maker.asked(trace, "7", 3)
+    assert asked.state == (State.FINISHED if closed_at is None else State.RESCUED)
+    assert (asked.parsed, asked.answer, asked.asked_tokens) == ("7", trace.answer, 3)
+    in_vain = maker.asked(trace, None, 3)
+    assert (in_vain.state, in_vain.asked_tokens) == (State.UNPARSED, 3)
 
 
 @pytest.mark.parametrize("maker", MAKERS)
