@@ -3,6 +3,7 @@
     python -m jobs.bench engines        # vLLM alone, this pipeline, ray.data.llm, vLLM's run-batch
     python -m jobs.bench tails          # how full simulated GPU engines are kept
     python -m jobs.bench queues         # the same, computed instead of run
+    python -m jobs.bench agreement      # samples of a row until enough agree, simulated
     python -m jobs.bench overhead       # the pipeline's own cost, with an instant engine
     python -m jobs.bench start          # from the command to the first token
     python -m jobs.bench estimates      # estimates of pilots beside what the runs took

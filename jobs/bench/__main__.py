@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jobs.bench
 from jobs.bench import (
+    agreement,
     engines,
     estimates,
     kv_cache,
@@ -55,6 +56,11 @@ def main() -> None:
 
     sub = commands.add_parser("kv-cache", help="slots and watermark against a KV cache, simulated")
     sub.set_defaults(main=kv_cache.main)
+
+    sub = commands.add_parser("agreement", help="samples until enough agree, simulated")
+    sub.add_argument("--rows", default="64,512", help="numbers of rows, separated by commas")
+    sub.add_argument("--runs", type=int, default=5)
+    sub.set_defaults(main=agreement.main)
 
     sub = commands.add_parser("slots", help="a real engine by its number of sequences")
     sub.add_argument("--setting", choices=("small", "qwq-32b"), default="small")

@@ -23,7 +23,7 @@ import numpy as np
 from jobs.bench.tables import keep, markdown
 from pipeline.output.reader import read_traces
 from pipeline.prompts.tokenizer import load_tokenizer
-from pipeline.reasoning.repetition import CHECK_TOKENS, RepetitionDetector
+from pipeline.reasoning.repetition import CHECK_TOKENS, RepetitionDetector, loop_onset
 
 PASSAGE, WINDOW, SHARE = 12, 1024, 0.7
 LONG = 4096  # tokens of circling, enough for any detector
@@ -31,13 +31,17 @@ LONG = 4096  # tokens of circling, enough for any detector
 
 @dataclass(frozen=True)
 class Result:
-    """One trace: its tokens, how many of them circle at its end, where it was found to loop."""
+    """One trace: its tokens, how many of them circle at its end, where it was found to loop.
+
+    ``onset``: where the pipeline would cut the loop off; None if that is not certain.
+    """
 
     ended: bool
     tokens: int
     circling: int
     found_at: int | None
     seconds: float
+    onset: int | None = None
 
 
 def circling_tokens(token_ids: Sequence[int]) -> int:
@@ -58,15 +62,16 @@ def measured(text: str, ended: bool, tokenizer: Any) -> Result:
     """Run the detector over one trace, up to where it finds a loop."""
     token_ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     decode = tokenizer.backend_tokenizer.decode
-    detector, found_at = RepetitionDetector(lambda ids: str(decode(ids))), None
+    detector, found_at, onset = RepetitionDetector(lambda ids: str(decode(ids))), None, None
     start = time.thread_time()
     for at in range(0, len(token_ids), CHECK_TOKENS):
         if detector.add(token_ids[at : at + CHECK_TOKENS]):
             found_at = at + CHECK_TOKENS
+            onset = loop_onset(token_ids[:found_at], lambda ids: str(decode(ids)))
             break
     seconds = time.thread_time() - start
     circling = 0 if ended else circling_tokens(token_ids)
-    return Result(ended, len(token_ids), circling, found_at, seconds)
+    return Result(ended, len(token_ids), circling, found_at, seconds, onset)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -81,13 +86,19 @@ def table(results: Sequence[Result]) -> str:
     lines = []
     for name, group in groups.items():
         found = [r for r in group if r.found_at is not None]
+        certain = [r for r in found if r.onset is not None]
+        cut_off = [(r.found_at or 0) - (r.onset or 0) for r in certain]
+        begin = f"{len(certain):,}", f"{statistics.median(cut_off):,.0f}" if cut_off else "–"
         late = [(r.found_at or 0) - (r.tokens - r.circling) for r in found if r.circling]
         delay = f"{statistics.median(late):,.0f}" if late else "–"
         share = f"{len(found) / len(group):.2%}" if group else "–"
-        lines.append([name, f"{len(group):,}", f"{len(found):,}", share, delay])
+        lines.append([name, f"{len(group):,}", f"{len(found):,}", share, delay, *begin])
     seen = sum(min(r.tokens, r.found_at or r.tokens) for r in results)
     cost = sum(r.seconds for r in results) / max(seen, 1)
-    head = ["traces", "all", "found to loop", "share", "tokens after their start, median"]
+    head = [
+        "traces", "all", "found to loop", "share", "tokens after their start, median",
+        "onset certain", "tokens cut off, median",
+    ]  # fmt: skip
     return f"{markdown(head, lines)}\n\n{seen:,} tokens, {cost * 1e6:.2f} µs each"
 
 

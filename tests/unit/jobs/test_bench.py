@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.bench.agreement import AGREE, SAMPLES, WAYS, simulate
+from jobs.bench.agreement import table as agreement_table
 from jobs.bench.engines import Killed, Result, earlier, killed_table, table
 from jobs.bench.loops import Result as Loop
 from jobs.bench.loops import circling_tokens, traces
@@ -43,6 +45,17 @@ def test_no_way_beats_the_bound_and_known_lengths_come_close() -> None:
     assert one_each == pytest.approx(1)
 
 
+def test_samples_that_are_to_agree_are_the_same_however_they_are_drawn() -> None:
+    runs = [simulate(way, rows=6, seed=1) for way in WAYS]
+    waves, beside, ahead = (result for result, _ in runs)
+    assert runs[0][1] == runs[1][1] == runs[2][1]
+    assert {AGREE <= len(seeds) <= SAMPLES for seeds in runs[0][1]} == {True}
+    assert waves.output_tokens == waves.spent_tokens == beside.spent_tokens == ahead.output_tokens
+    assert ahead.spent_tokens > ahead.output_tokens
+    assert ahead.seconds < beside.seconds <= waves.seconds
+    assert agreement_table([waves, beside, ahead]).count("\n") == 4
+
+
 def test_time_begins_when_slots_are_filled(tmp_path: Path) -> None:
     steps = [("a", 0, 5), ("b", 2, 8), ("c", 5, 9), ("a", 0, 4)]
     log = tmp_path / "steps.jsonl"
@@ -63,17 +76,18 @@ def test_what_circles_is_counted_from_where_it_begins() -> None:
 
 def test_loops_that_were_found_and_traces_that_would_have_been_stopped_are_counted() -> None:
     results = [
-        Loop(False, 9000, 5000, 5500, 0.01),
+        Loop(False, 9000, 5000, 5500, 0.01, 4300),
         Loop(False, 4000, 1500, None, 0.01),
         Loop(False, 4000, 0, None, 0.01),
         Loop(True, 3000, 0, 2500, 0.01),
         Loop(True, 3000, 0, None, 0.01),
     ]
     lines = loop_table(results).splitlines()
-    assert lines[2] == "| cut off, circling for 4,096 tokens or more | 1 | 1 | 100.00% | 1,500 |"
-    assert lines[3] == "| cut off, circling for 1,024 tokens or more | 2 | 1 | 50.00% | 1,500 |"
-    assert lines[4] == "| cut off otherwise | 1 | 0 | 0.00% | – |"
-    assert lines[5] == "| ended by themselves | 2 | 1 | 50.00% | – |"
+    circling = "| cut off, circling for"
+    assert lines[2] == f"{circling} 4,096 tokens or more | 1 | 1 | 100.00% | 1,500 | 1 | 1,200 |"
+    assert lines[3] == f"{circling} 1,024 tokens or more | 2 | 1 | 50.00% | 1,500 | 1 | 1,200 |"
+    assert lines[4] == "| cut off otherwise | 1 | 0 | 0.00% | – | 0 | – |"
+    assert lines[5] == "| ended by themselves | 2 | 1 | 50.00% | – | 0 | – |"
 
 
 def test_traces_of_other_programs_are_read(tmp_path: Path) -> None:
