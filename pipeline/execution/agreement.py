@@ -19,6 +19,9 @@ from pipeline.reasoning.trace import Trace
 
 # Slots are spare if they were at the last look too: between two blocks some are free for a moment.
 LOOK_SECONDS = 2.0
+# Samples of a row beyond those that are certain to be needed. With more, rows end no sooner
+# (`python -m jobs.bench agreement`), and more tokens are not needed.
+MOST_AHEAD = 2
 
 
 @dataclass
@@ -99,8 +102,8 @@ class AgreeingRow:
 
     @property
     def may_draw_ahead(self) -> bool:
-        """Whether samples are left, of a row that is no suspect: suspects run a few at a time."""
-        left = len(self._tasks) < len(self.samples)
+        """Whether one more may be drawn, of a row that is no suspect: these run a few at a time."""
+        left = len(self._tasks) < len(self.samples) and self.ahead < MOST_AHEAD
         return left and self.samples[0].suspicion == Suspicion.NONE
 
     def draw(self) -> None:
