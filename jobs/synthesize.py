@@ -57,7 +57,9 @@ class SynthesizeSection(Section):
         None, description="stop when so many samples are accepted; None: use all seeds"
     )
     rescued: bool = Field(
-        False, description="also accept samples whose thinking was closed for them"
+        False,
+        description="also accept samples whose thinking was closed for them, or whose answer was "
+        "asked for once more",
     )
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,

@@ -159,6 +159,18 @@ def test_checkpoint_of_a_sample_that_is_not_needed_changes_nothing() -> None:
     assert (requests, counted) == (["1"], 2)
 
 
+def test_sample_that_fails_agrees_with_none() -> None:
+    async def drawn() -> list[Trace]:
+        generator, _, _ = generator_of(
+            lambda r: RequestRejectedError("no") if r.id[-1] in "03" else "t</think>\\boxed{7}",
+            Pass(0, 0, 6), n=6, agree=2,
+        )  # fmt: skip
+        [traces] = await generator.run([[sample(0, number) for number in range(6)]])
+        return traces
+
+    assert [trace.state for trace in run(drawn)] == ["failed", "finished", "finished"]
+
+
 def test_engine_that_dies_or_is_told_to_stop_ends_all_samples_that_are_to_agree() -> None:
     async def work(dies: bool) -> None:
         generator, engine, _ = generator_of(

@@ -93,6 +93,22 @@ def test_durable_traces_are_forgotten(ledger: Ledger) -> None:
     assert saved(ledger) == []
 
 
+def test_sample_that_was_ended_because_its_siblings_agree_goes_with_its_row(
+    ledger: Ledger,
+) -> None:
+    checkpoints = Checkpoints(ledger, "one", 0)
+    needed, ended = checkpoints.start(KEYS[:2], set())
+    needed.report([1])
+    needed.finish_reason = "stop"
+    ended.report([1, 2])
+    checkpoints.save()
+    [name] = saved(ledger)
+    assert pq.read_table(BytesIO(ledger.store.read(name)))["sample"].to_pylist() == [0, 1]
+    ledger.write_block(block([100]))
+    checkpoints.save()
+    assert saved(ledger) == []
+
+
 @pytest.mark.parametrize("harm", ["torn", "cut", "flipped", "empty", "other columns"])
 def test_damaged_checkpoint_costs_only_its_tokens_and_is_named(
     ledger: Ledger, harm: str, caplog: pytest.LogCaptureFixture
