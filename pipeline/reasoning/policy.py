@@ -69,6 +69,11 @@ class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
     loop_presence_penalty: float = Field(
         0.5, ge=0, le=2, description="Least presence penalty of a trace that starts again."
     )
+    cut_loops: bool = Field(
+        False,
+        description="Before thinking that loops is closed, leaves out what comes after its first "
+        "round, so that the answer follows from what it says and not from the circles.",
+    )
     early_answer: EarlyAnswer | None = Field(
         None,
         description="Closes thinking whose answer has settled; `{}`: with its defaults. Default: "
@@ -76,11 +81,13 @@ class ThinkingPolicy(BaseModel, frozen=True, extra="forbid"):
     )
 
     def settings(self) -> dict[str, Any]:
-        """The settings that change traces, by name; those of early answers only if there are any.
+        """The settings that change traces, by name; those added later only if they are on.
 
         What is done below the floor of agreement is no such setting: it may change at any time.
         """
         values = self.model_dump(exclude={"early_answer"})
+        if not self.cut_loops:
+            del values["cut_loops"]
         early = {} if self.early_answer is None else self.early_answer.model_dump(mode="json")
         named = {f"{EARLY}.{name}": early[name] for name in early if name not in FLOOR}
         return values | named
@@ -295,8 +302,8 @@ class TracePolicy:
         progress.close(self.closing, ClosedBy.EARLY_ANSWER)
 
     def _close_loop(self, progress: TraceProgress) -> None:
-        """Close thinking that loops after its first round, so the answer follows what it says."""
-        onset = self.loop_onset(progress.token_ids)
+        """Close thinking that loops, if asked to after its first round."""
+        onset = self.loop_onset(progress.token_ids) if self.thinking.cut_loops else None
         if onset is not None:
             progress.cut(onset)
         progress.close(self.closing, ClosedBy.LOOP)

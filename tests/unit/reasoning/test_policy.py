@@ -105,7 +105,8 @@ def test_loop_begins_again_under_another_seed_and_then_is_closed() -> None:
 
 
 def test_thinking_that_loops_is_closed_where_the_loop_began_if_that_is_certain() -> None:
-    progress, policy = TraceProgress(), replace(rules(loop_retries=0), loop_onset=lambda _: 25)
+    cutting = rules(loop_retries=0, cut_loops=True)
+    progress, policy = TraceProgress(), replace(cutting, loop_onset=lambda _: 25)
     progress.report([WORD] * 30)
     progress.carried = 30
     steps = run(policy, progress, [(10, "repetition"), (5, "stop")])
@@ -115,6 +116,9 @@ def test_thinking_that_loops_is_closed_where_the_loop_began_if_that_is_certain()
     budget = TraceProgress()
     run(policy, budget, [(999, "length"), (5, "stop")])
     assert (budget.closed_at, budget.closed_by, budget.wasted_tokens) == (100, "budget", 0)
+    whole, policy = TraceProgress(), replace(rules(loop_retries=0), loop_onset=lambda _: 25)
+    run(policy, whole, [(40, "repetition"), (5, "stop")])
+    assert (whole.closed_at, whole.wasted_tokens) == (40, 0)
 
 
 def test_answer_that_has_begun_is_not_cut_by_the_thinking_budget() -> None:
