@@ -5,6 +5,7 @@ its traces.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, StorageError, UnreadableRowError, first_line
 from pipeline.output.answers import AnswerCounts
+from pipeline.output.early import early_counts
 from pipeline.planning import Pass
 from pipeline.schema import OPTIONAL_FIELDS, ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
@@ -126,6 +128,7 @@ class PartSummary:
     """Counts of the traces of a part; the tokens of traces copied from duplicates are omitted.
 
     ``names``: the run's column name by our name. ``fewest``: samples of a row; 0 without rows.
+    Runs that may close thinking early have the counts of `early_counts` too.
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:
@@ -137,6 +140,8 @@ class PartSummary:
             "duplicates": 0,
             **dict.fromkeys(TOKEN_COLUMNS, 0),
         }
+        if "early_answer" in names:
+            self.counts["early"] = Counter[str]()
 
     def add(self, table: pa.Table) -> None:
         """Count the traces of ``table``, which holds whole rows."""
@@ -157,6 +162,8 @@ class PartSummary:
         self.counts["duplicates"] += table.num_rows - originals.null_count
         for key in TOKEN_COLUMNS:
             self.counts[key] += pc.sum(table[self._names[key]].filter(generated)).as_py() or 0
+        if "early" in self.counts:
+            self.counts["early"].update(early_counts(table, self._names))
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

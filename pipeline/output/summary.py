@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.output.answers import not_compared_lines
+from pipeline.output.early import EarlySummary
 from pipeline.output.parts import read_footers
 from pipeline.planning import Part
 from pipeline.reasoning.think_format import State
@@ -20,6 +22,7 @@ class Summary:
     with the same prompt, which the token counts omit. ``unreadable``: failed traces of rows that
     could not be read from the input. ``missing_parts``: names of unfinished parts. ``agree``: the
     setting ``sampling.agree``. ``answers``: as `AnswerCounts` counts them; older versions did not.
+    ``early``: what closing thinking early saves and costs; None if the run does not do that.
     """
 
     expected: int
@@ -36,6 +39,7 @@ class Summary:
     agree: int | None = None
     answers: Counter[str] = field(default_factory=Counter)
     unreadable: int = 0
+    early: EarlySummary | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -88,6 +92,10 @@ class Summary:
             f"{self.answer_tokens:,} answer"
             + (f" ({self.carried_tokens:,} carried over)" if self.carried_tokens else "")
         )
+        if self.early is not None:
+            yield from self.early.lines()
+            if self.early.warning is not None:
+                yield self.early.warning
 
 
 def summarize(
@@ -101,7 +109,10 @@ def summarize(
     parts = list(parts)
     files = {info.name for info in store.files()}
     finished = [part.name for part in parts if part.name in files]
-    summaries = [footer["summary"] for footer in read_footers(store, finished)]
+    summaries, settings = list[dict[str, Any]](), dict[str, Any]()
+    for footer in read_footers(store, finished):
+        summaries.append(footer["summary"])
+        settings = footer["settings"]
     states: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     for summary in summaries:
@@ -122,4 +133,5 @@ def summarize(
         agree=agree,
         answers=answers,
         unreadable=sum(summary.get("unreadable", 0) for summary in summaries),
+        early=EarlySummary.of_parts(summaries, settings),
     )

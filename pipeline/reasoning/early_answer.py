@@ -81,6 +81,16 @@ def may_probe(early: EarlyAnswer, probes: Sequence[Probe], at: int) -> bool:
     return spent + cost <= early.probe_share * at
 
 
+def is_below_floor(min_agreement: float | None, compared: int, agreeing: int) -> bool:
+    """Whether too few of the early answers that were ``compared`` with the full ones agree.
+
+    Never before `ENOUGH_COMPARED`, and never without a ``min_agreement``.
+    """
+    if min_agreement is None or compared < ENOUGH_COMPARED:
+        return False
+    return agreeing / compared < min_agreement
+
+
 def is_control(seed: int, shard: str, row: int, share: float) -> bool:
     """Whether a row is in the control group: the same on every machine and rerun."""
     digest = hashlib.blake2b(f"{seed}\0{shard}\0{row}\0control".encode(), digest_size=6).digest()
