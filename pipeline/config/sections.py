@@ -282,6 +282,11 @@ class SimulatedConfig(Section):
     right: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="Share of traces that answer 42 rather than any number."
     )
+    changes_mind: Annotated[float, Field(ge=0, le=1)] = Field(
+        0,
+        description="Share of traces whose answer after all their thinking is another one than if "
+        "it is closed before.",
+    )
     dies_of: str | None = Field(
         None, description="An engine that gets a prompt with this text dies."
     )

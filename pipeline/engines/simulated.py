@@ -133,6 +133,9 @@ class SimulatedEngine:
             longest = request.policy.max_tokens + 1
             return (self._loop * (longest // len(self._loop) + 1))[:longest]
         tail = self._encode(self._marker + answer)
+        if config.changes_mind and rng.random() < config.changes_mind:
+            answer = f"\\boxed{{{1000 + rng.randrange(1000)}}}"
+            tail = self._encode(self._marker + answer)
         thoughts = self._thoughts(max(1, length - len(tail)))
         if rng.random() < config.mixes:
             thoughts += self._encode("让我再想一想。" * 20)

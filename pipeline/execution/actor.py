@@ -118,8 +118,9 @@ class EngineActor:
         wait_until_placed()
         self._engine = self._build_engine(tokenizer)
         self._reporter = EngineReporter(
-            self._coordinator, self._name, lambda: self._engine.load, self._stop_soon
-        )
+            self._coordinator, self._name, lambda: self._engine.load, self._stop_soon,
+            lambda *control: self._generator.look_at_control_group(*control),  # noqa: PLW0108 (later)
+        )  # fmt: skip
         renderer = PromptRenderer(tokenizer, self._engine.context_tokens, config.think_format)
         self._builder = SampleBuilder(config, self._columns, run_pass, renderer)
         self._generator = Generator(config, run_pass, self._engine, maker, self._reporter)

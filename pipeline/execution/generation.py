@@ -5,6 +5,7 @@ the death of the engine passes through.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -26,11 +27,13 @@ from pipeline.monitor.engine_processes import RowKey
 from pipeline.monitor.figures import length_bin
 from pipeline.monitor.reporter import EngineReporter
 from pipeline.planning import Pass
-from pipeline.reasoning.early_answer import Probe
+from pipeline.reasoning.early_answer import Probe, is_below_floor
 from pipeline.reasoning.policy import SETTLED, Step, TracePolicy, TraceProgress
 from pipeline.reasoning.repetition import RepetitionDetector, loop_onset
 from pipeline.reasoning.think_format import State
 from pipeline.reasoning.trace import Trace, TraceMaker
+
+logger = logging.getLogger(__name__)
 
 
 class InFlight:
@@ -96,6 +99,18 @@ class Generator:
             self._probing = Probing(engine, form, maker.is_closed, self._count_probe)
         self._asking = maker.asking_form if config.answer.ask_again else None
         self._closes = True  # thinking early, of rows outside the control group
+
+    def look_at_control_group(self, compared: int, agreeing: int) -> None:
+        """Close no more thinking early if too few of the ``compared`` answers are ``agreeing``."""
+        early = None if self._probing is None else self._probing.form.early
+        if early is None or early.below != "stop" or not self._closes:
+            return
+        if is_below_floor(early.min_agreement, compared, agreeing):
+            logger.warning(
+                "only %d of %d early answers of the control group equal the full one; thinking is "
+                "no longer closed early", agreeing, compared,
+            )  # fmt: skip
+            self.close_no_more()
 
     def close_no_more(self) -> None:
         """Close no more thinking early: the control group does not agree."""
@@ -204,8 +219,9 @@ class Generator:
 
         generating = asyncio.ensure_future(self._engine.generate(request, on_probed))
         prober = Prober(
-            self._probing, progress, request, lambda: sample.control or generating.cancel()
-        )
+            self._probing, progress, request,
+            lambda: sample.control or not self._closes or generating.cancel(),
+        )  # fmt: skip
         try:
             return await generating
         except asyncio.CancelledError:

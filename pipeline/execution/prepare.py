@@ -16,13 +16,15 @@ from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_colu
 from pipeline.input.references import sample_references
 from pipeline.input.shards import Input, find_shards
 from pipeline.output import passes
+from pipeline.output.early import EarlySummary
 from pipeline.output.layout import check_names
 from pipeline.output.ledger import INPUT, Ledger
 from pipeline.output.manifest import run_settings, software_versions
-from pipeline.output.parts import SAMPLES
+from pipeline.output.parts import SAMPLES, read_footers
 from pipeline.planning import KnownShards, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
+from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.schema import TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage, check_reachable
 
@@ -76,6 +78,18 @@ class PreparedRun:
         """The metadata of each output file of ``run_pass``."""
         settings = {**self.settings, SAMPLES: run_pass.stop}
         return {"columns": self.names, "settings": settings, "versions": self.versions}
+
+    def control_group(self) -> ControlGroup | None:
+        """The control group of the finished parts; None without a floor of its agreement."""
+        early = self.config.thinking.early_answer
+        if early is None or early.min_agreement is None:
+            return None
+        footers = read_footers(self.ledger.store, self.ledger.listing().finished_parts())
+        summaries = (footer["summary"] for footer in footers)
+        so_far = EarlySummary.of_parts(summaries, self.settings) or EarlySummary()
+        of = so_far.counts
+        stops = early.below == "stop"
+        return ControlGroup(of["compared"], of["agreeing"], early.min_agreement, stops)
 
     def context(self, run_pass: Pass) -> "PassContext":
         """What the tasks of ``run_pass`` need."""

@@ -184,6 +184,9 @@ def execute_tier(
     coordinator = start_coordinator(
         plan.todo, prepared.ledger.store.url, engine_pool, placements.avoid, node_lives
     )
+    control_group = prepared.control_group()
+    if control_group is not None:
+        coordinator.note_control_group(control_group)
     samples = min(len(run_pass.samples), config.sampling.first_draw)
     block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
     rows_at_once = max(1, engine_slots(config) * config.engine.replicas // samples)

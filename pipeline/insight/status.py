@@ -53,6 +53,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
+        early = self.summary.early
         return {
             "output": self.url,
             "model": self.settings.get("model.path"),
@@ -63,6 +64,7 @@ class Status:
             "parts_done": self.parts_done,
             "open_passes": [run_pass.number for run_pass in self.open_passes],
             "states": dict(self.summary.states),
+            **({} if early is None else {"early_answers": early.to_json()}),
             "figures": None if self.figures is None else self.figures.to_json(),
             "figures_age_seconds": self.age_seconds,
             "engine_starts": [asdict(start) for start in self.starts],
@@ -84,8 +86,8 @@ class Status:
         if self.figures is not None and self.is_running:
             yield from self.figures.lines()
         yield from self._engine_lines()
-        if self.figures is not None and self.figures.warning is not None:
-            yield f"{'warning':<10} {self.figures.warning}"
+        for _, warning in () if self.figures is None else self.figures.warnings:
+            yield f"{'warning':<10} {warning}"
 
     def _engine_lines(self) -> Iterator[str]:
         """The engines that started, those that found the same together, and those that did not."""

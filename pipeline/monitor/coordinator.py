@@ -1,7 +1,7 @@
 """The coordinator: one small Ray actor to which engines report and which the driver asks.
 
 Reports are sent without waiting: a lost report costs a figure on the screen, never a row. The
-answer to a report tells an engine whether the run is to end.
+answer to a report tells an engine whether the run is to end, and how the control group does.
 """
 
 import logging
@@ -28,6 +28,7 @@ from pipeline.monitor.engine_processes import (
 from pipeline.monitor.figures import EngineFigures, EnginePool, Snapshot, Totals
 from pipeline.monitor.prometheus import Metrics
 from pipeline.planning import PartRef, Range
+from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.time_limits import CALL_SECONDS, LIVING_SECONDS, SILENT_SECONDS
 
 # Tokens per second are an average over about this long; the latest count most.
@@ -53,6 +54,18 @@ class FailedStarts(NamedTuple):
     def doublings(self) -> int:
         """How often the wait before the next try has doubled; less if no engine is at work."""
         return (self.in_a_row if self.idle == 1 else self.idle) - 1
+
+
+class ReportAnswer(NamedTuple):
+    """What an engine learns with its report.
+
+    ``is_over``: whether the run is to end. ``compared`` and ``agreeing``: the control group's
+    traces whose early answer was compared with the full one, and those that agree, of all engines.
+    """
+
+    is_over: bool
+    compared: int = 0
+    agreeing: int = 0
 
 
 class RunCoordinator:
@@ -88,6 +101,11 @@ class RunCoordinator:
         self._suspects = Suspects()
         self._processes, self._node_lives = EngineProcesses(), node_lives
         self._hung = 0
+        self._control: ControlGroup | None = None
+
+    def note_control_group(self, before: ControlGroup) -> None:
+        """There is a floor of the agreement; ``before``: with the counts of earlier runs."""
+        self._control = before
 
     def engine_starting(self, address: ProcessAddress) -> int:
         """Count an engine start; returns the starts since a trace was last finished.
@@ -138,8 +156,8 @@ class RunCoordinator:
 
     def engine_progress(
         self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
-    ) -> bool:
-        """Add what ``engine`` did since its last report; returns whether the run is to end.
+    ) -> ReportAnswer:
+        """Add what ``engine`` did since its last report; returns what it has to know.
 
         ``released``: rows that it no longer holds.
         """
@@ -165,7 +183,8 @@ class RunCoordinator:
             self._engines[engine], self._last_report[engine] = figures, now
         has_tokens = done.spent_tokens > 0
         self._processes.report(engine, moves or has_tokens or done.rows > 0, has_tokens)
-        return self._stopping
+        group = self._control_group() or ControlGroup()
+        return ReportAnswer(self._stopping, group.compared, group.agreeing)
 
     def engine_closed(self, engine: str) -> None:
         """``engine`` has shut down, or has saved its traces and does nothing more."""
@@ -194,7 +213,10 @@ class RunCoordinator:
         for silent in self._engines.keys() - {engine.name for engine in engines}:
             self._metrics.load(EngineFigures(silent))
         self._metrics.sizes(len(engines), self._totals.rows)
-        return Snapshot(self._totals, self._ready_seconds, engines, self._engine_pool, self._hung)
+        return Snapshot(
+            self._totals, self._ready_seconds, engines, self._engine_pool, self._hung,
+            self._control_group(),
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Tell all engines, at their next report, to save their traces and stop."""
@@ -232,6 +254,10 @@ class RunCoordinator:
                 del self._durable[part]
                 self._rows_to_do.pop(part, None)  # a task that Ray repeats gets the same answer
         return full
+
+    def _control_group(self) -> ControlGroup | None:
+        of = self._totals
+        return self._control and self._control.plus(of.compared, of.agreeing)
 
     def _suspect_rows_of(self, killed: EngineProcess) -> None:
         """Suspect the rows of a process that ended without a word, unless its node is lost."""
@@ -273,6 +299,10 @@ class CoordinatorClient:
         """See `RunCoordinator.was_ready`."""
         return ray.get(self._send(RunCoordinator.was_ready))
 
+    def note_control_group(self, before: ControlGroup) -> None:
+        """See `RunCoordinator.note_control_group`."""
+        ray.get(self._send(RunCoordinator.note_control_group, before))
+
     def engine_start_failed(self, node: str) -> FailedStarts | None:
         """See `RunCoordinator.engine_start_failed`."""
         return ray.get(self._send(RunCoordinator.engine_start_failed, node))
@@ -287,7 +317,7 @@ class CoordinatorClient:
 
     def engine_progress(
         self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
-    ) -> ObjectRef[bool]:
+    ) -> ObjectRef[ReportAnswer]:
         """See `RunCoordinator.engine_progress`; returns a reference to the answer."""
         return self._send(RunCoordinator.engine_progress, engine, done, load, released)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.reasoning.early_answer import ControlGroup
+
 # The histogram of thinking lengths has bins by powers of the square root of two.
 STEPS_AN_OCTAVE = 2
 # From this share of recomputed tokens on there is a warning; and from so many tokens on.
@@ -88,10 +90,10 @@ class Figures:
     """A run (in one tier) at one moment, ``seconds`` after it asked for its engines.
 
     ``tokens``: prompt, output (of ended traces), spent (all generated tokens), recomputed (after
-    ``preemptions``, when a KV cache was full), drafted and accepted (by speculation).
-    ``think_lengths``: the number of traces by
-    `length_bin`. ``engine_pool``: the engines that the run asked for. ``hung``: how many engines
-    were killed for they did nothing.
+    ``preemptions``, when a KV cache was full), drafted and accepted (by speculation), probe (of the
+    spent ones, for early answers). ``think_lengths``: the number of traces by `length_bin`.
+    ``engine_pool``: the engines that the run asked for. ``hung``: how many engines were killed for
+    they did nothing. ``control``: the control group; None without a floor of its agreement.
     """
 
     at: str
@@ -107,6 +109,7 @@ class Figures:
     engines: Sequence[EngineFigures] = ()
     engine_pool: EnginePool = field(default_factory=EnginePool)
     hung: int = 0
+    control: ControlGroup | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -143,8 +146,15 @@ class Figures:
         return self.tokens.get("recomputed", 0) / max(1, self.tokens.get("spent", 0))
 
     @property
-    def warning(self) -> str | None:
-        """What is wrong with the settings, as far as the figures show it."""
+    def warnings(self) -> Iterator[tuple[str, str]]:
+        """What is wrong, as far as the figures show it: each with a name that stays the same."""
+        if self._full_caches is not None:
+            yield "KV caches", self._full_caches
+        if self.control is not None and self.control.warning is not None:
+            yield "agreement", self.control.warning
+
+    @property
+    def _full_caches(self) -> str | None:
         if self.recomputed_share < THRASHING or self.tokens.get("spent", 0) < ENOUGH_TOKENS:
             return None
         return (
@@ -166,10 +176,12 @@ class Figures:
         names = {name: _KEYS.get(name, name) for name in cls.__dataclass_fields__}
         known = {name: values[key] for name, key in names.items() if key in values}
         bins = {int(number): count for number, count in values.get("think_lengths", {}).items()}
+        control = values.get("control")
         known |= {
             "think_lengths": Counter(bins),
             "engines": tuple(EngineFigures(**engine) for engine in values.get("engines", ())),
             "engine_pool": EnginePool(**values.get("fleet", {})),
+            "control": None if control is None else ControlGroup(**control),
         }
         return cls(**known)
 
@@ -196,6 +208,9 @@ class Figures:
         if drafted := self.tokens.get("drafted", 0):
             accepted = self.tokens.get("accepted", 0)
             yield f"{'drafts':<10} {accepted / drafted:.0%} of {drafted:,} tokens accepted"
+        if probe := self.tokens.get("probe", 0):
+            share = probe / max(1, self.tokens.get("spent", 0))
+            yield f"{'probes':<10} {share:.1%} of all generated tokens, for early answers"
         if self.think_lengths:
             low, high = (quantile(self.think_lengths, share) or 0 for share in (0.5, 0.95))
             yield (
@@ -254,7 +269,7 @@ class Snapshot:
     """What the coordinator knows at one moment; ``engines``: those that are ready, by their load.
 
     ``engine_pool``: the engines that the run asked for. ``hung``: how many were killed for they did
-    nothing.
+    nothing. ``control``: as in `Figures`.
     """
 
     totals: Totals
@@ -262,3 +277,4 @@ class Snapshot:
     engines: tuple[EngineFigures, ...] = ()
     engine_pool: EnginePool = field(default_factory=EnginePool)
     hung: int = 0
+    control: ControlGroup | None = None

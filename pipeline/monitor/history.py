@@ -46,6 +46,7 @@ def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figu
             "recomputed": totals.recomputed_tokens,
             "drafted": totals.drafted_tokens,
             "accepted": totals.accepted_tokens,
+            "probe": totals.probe_tokens,
         },
         preemptions=totals.preemptions,
         states=dict(totals.states),
@@ -53,6 +54,7 @@ def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figu
         engines=snapshot.engines,
         engine_pool=snapshot.engine_pool,
         hung=snapshot.hung,
+        control=snapshot.control,
     )
 
 

@@ -11,7 +11,7 @@ from pipeline.monitor.figures import EngineFigures, Totals
 PREFIX = "qwq_batch_"
 # The label that tells the runs of one cluster apart.
 RUN = "output"
-TOKENS = ("prompt", "output", "spent", "recomputed", "drafted", "accepted")
+TOKENS = ("prompt", "output", "spent", "recomputed", "drafted", "accepted", "probe")
 
 
 class Metrics:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ray import ObjectRef
 
 from pipeline.engines import EngineLoad
-from pipeline.monitor.coordinator import CoordinatorClient
+from pipeline.monitor.coordinator import CoordinatorClient, ReportAnswer
 from pipeline.monitor.engine_processes import RowKey
 from pipeline.monitor.figures import Totals
 from pipeline.time_limits import REPORT_SECONDS
@@ -15,8 +15,9 @@ from pipeline.time_limits import REPORT_SECONDS
 class EngineReporter:
     """One engine's counts, sent to the coordinator twice a second.
 
-    ``done``: the counts since the last report. ``load`` and ``stop`` are called in the event loop's
-    thread.
+    ``done``: the counts since the last report. ``load``, ``stop`` and ``on_control`` are called in
+    the event loop's thread. ``on_control`` gets, after each report, how many of the control group's
+    traces all engines have compared, and how many of these agree.
     """
 
     def __init__(
@@ -25,8 +26,10 @@ class EngineReporter:
         engine: str,
         load: Callable[[], EngineLoad],
         stop: Callable[[], None],
+        on_control: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
+        self._on_control = on_control
         self.done, self._last_load = Totals(), EngineLoad()
         self._released = list[RowKey]()
 
@@ -49,14 +52,15 @@ class EngineReporter:
         """
         stopping = False
         while True:
-            is_told = await asyncio.wrap_future(self.send().future())
-            if is_told and not stopping:
+            answer = await asyncio.wrap_future(self.send().future())
+            self._on_control(answer.compared, answer.agreeing)
+            if answer.is_over and not stopping:
                 stopping = True
                 self._stop()
             await asyncio.sleep(REPORT_SECONDS)
 
-    def send(self) -> ObjectRef[bool]:
-        """Send what was done since the last report; the answer is whether the run is to end."""
+    def send(self) -> ObjectRef[ReportAnswer]:
+        """Send what was done since the last report; returns a reference to the answer."""
         done, self.done = self.done, Totals()
         load, last = self._load(), self._last_load
         done.preemptions = load.preemptions - last.preemptions

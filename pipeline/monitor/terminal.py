@@ -16,6 +16,7 @@ from pipeline.printing import json_text, print_error, printable
 from pipeline.time_limits import LINE_SECONDS
 
 REFRESH_SECONDS = 0.5
+LOUD = "bold red"
 
 
 @contextmanager
@@ -35,13 +36,14 @@ def _live(console: Console) -> Iterator[Show]:
 
 @contextmanager
 def _lines() -> Iterator[Show]:
-    printed, has_warned = float("-inf"), False
+    printed, warned = float("-inf"), set[str]()
 
     def show(figures: Figures, last: bool) -> None:
-        nonlocal printed, has_warned
-        if figures.warning is not None and not has_warned:
-            has_warned = True
-            print_error(f"warning: {figures.warning}")
+        nonlocal printed
+        for name, warning in figures.warnings:
+            if name not in warned:
+                warned.add(name)
+                print_error(f"warning: {warning}")
         if last or figures.seconds - printed >= LINE_SECONDS:
             printed = figures.seconds
             print_error(json_text(figures.to_json()))
@@ -59,6 +61,6 @@ def panel(figures: Figures) -> Group:
         return Group(head, Text("starting engines"))
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(figures.states.items()))
     lines = [*figures.lines(), f"{'states':<10} {states or '-'}"]
-    if figures.warning is not None:
-        lines.append(f"{'warning':<10} {figures.warning}")
-    return Group(head, Text(printable("\n".join(lines))))
+    warnings = [f"{'warning':<10} {warning}" for _, warning in figures.warnings]
+    texts = Text(printable("\n".join(lines))), Text(printable("\n".join(warnings)), LOUD)
+    return Group(head, *texts[: 2 if warnings else 1])

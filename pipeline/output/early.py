@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.reasoning.early_answer import ENOUGH_COMPARED, is_below_floor
+from pipeline.reasoning.early_answer import ENOUGH_COMPARED, ControlGroup
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.reasoning.think_format import State
 from pipeline.schema import EARLY_COLUMNS
@@ -220,8 +220,14 @@ class EarlySummary:
     @property
     def warning(self) -> str | None:
         """What is to say if too few early answers equal the full ones; None if all is well."""
-        compared, agreeing = self.counts["compared"], self.counts["agreeing"]
-        return low_agreement(self.min_agreement, compared, agreeing, self.below == "stop")
+        return self.control_group.warning
+
+    @property
+    def control_group(self) -> ControlGroup:
+        """What a run that goes on has to know of the control group."""
+        of = self.counts
+        stops = self.below == "stop"
+        return ControlGroup(of["compared"], of["agreeing"], self.min_agreement, stops)
 
     def lines(self) -> Iterator[str]:
         """The counts as lines of text for people."""
@@ -276,24 +282,6 @@ class EarlySummary:
             shares = {"saving": self.saving, "agreement": self.agreement}
             values |= {name: interval._asdict() for name, interval in shares.items()}
         return values
-
-
-def low_agreement(
-    min_agreement: float | None, compared: int, agreeing: int, stops: bool
-) -> str | None:
-    """What is to say if too few of the ``compared`` early answers agree; None if enough do."""
-    if min_agreement is None or not is_below_floor(min_agreement, compared, agreeing):
-        return None
-    return (
-        f"LOW AGREEMENT: only {agreeing:,} of {compared:,} early answers of the control group "
-        f"equal the full one ({agreeing / compared:.1%}), below "
-        f"thinking.early_answer.min_agreement, {min_agreement:.1%}: "
-        + (
-            "thinking is no longer closed early"
-            if stops
-            else "thinking is still closed early (thinking.early_answer.below: warn)"
-        )
-    )
 
 
 def percent(interval: Interval, digits: int) -> str:

@@ -9,6 +9,7 @@ to doubt.)
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
@@ -24,6 +25,7 @@ LONGEST_GAP = 4
 USUAL_TOKENS = 8
 # The floor is looked at from so many compared traces on.
 ENOUGH_COMPARED = 20
+STILL_CLOSED = "thinking is still closed early (thinking.early_answer.below: warn)"
 
 
 class EarlyAnswer(BaseModel, frozen=True, extra="forbid"):
@@ -89,6 +91,38 @@ def is_below_floor(min_agreement: float | None, compared: int, agreeing: int) ->
     if min_agreement is None or compared < ENOUGH_COMPARED:
         return False
     return agreeing / compared < min_agreement
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """The control group so far, and the floor of its agreement.
+
+    ``compared``: traces whose early answer was compared with the full one; ``agreeing``: those
+    where they are equal. ``stops``: whether no more thinking is closed early below
+    ``min_agreement``.
+    """
+
+    compared: int = 0
+    agreeing: int = 0
+    min_agreement: float | None = None
+    stops: bool = False
+
+    def plus(self, compared: int, agreeing: int) -> "ControlGroup":
+        """With more traces."""
+        return replace(self, compared=self.compared + compared, agreeing=self.agreeing + agreeing)
+
+    @property
+    def warning(self) -> str | None:
+        """What to say if too few early answers agree; None if enough do, or there is no floor."""
+        floor = self.min_agreement
+        if floor is None or not is_below_floor(floor, self.compared, self.agreeing):
+            return None
+        return (
+            f"LOW AGREEMENT: only {self.agreeing:,} of {self.compared:,} early answers of the "
+            f"control group equal the full one ({self.agreeing / self.compared:.1%}), below "
+            f"thinking.early_answer.min_agreement, {floor:.1%}: "
+            + ("thinking is no longer closed early" if self.stops else STILL_CLOSED)
+        )
 
 
 def is_control(seed: int, shard: str, row: int, share: float) -> bool:

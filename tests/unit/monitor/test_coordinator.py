@@ -14,11 +14,12 @@ from ray import ObjectRef
 from pipeline.engines import EngineLoad
 from pipeline.monitor import coordinator as module
 from pipeline.monitor import reporter as reporter_module
-from pipeline.monitor.coordinator import CoordinatorClient, RunCoordinator
+from pipeline.monitor.coordinator import CoordinatorClient, ReportAnswer, RunCoordinator
 from pipeline.monitor.crash_isolation import Suspicion
 from pipeline.monitor.engine_processes import HungLimits, ProcessAddress, RowKey
 from pipeline.monitor.figures import EngineFigures, EnginePool, Totals
 from pipeline.monitor.reporter import EngineReporter
+from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.time_limits import LIVING_SECONDS, SILENT_SECONDS
 
 
@@ -42,7 +43,7 @@ def coordinator(monkeypatch: pytest.MonkeyPatch) -> RunCoordinator:
 def test_finished_trace_resets_the_count_of_engine_starts(coordinator: RunCoordinator) -> None:
     assert [coordinator.engine_starting(address()) for _ in range(3)] == [1, 2, 3]
     coordinator.engine_ready("a")
-    assert coordinator.engine_progress("a", Totals(), EngineLoad()) is False
+    assert coordinator.engine_progress("a", Totals(), EngineLoad()) == ReportAnswer(False)
     assert coordinator.engine_starting(address()) == 4
     coordinator.engine_progress("a", Totals(generated=1), EngineLoad())
     assert coordinator.engine_starting(address()) == 1
@@ -140,8 +141,21 @@ def test_silent_and_closed_engines_are_not_counted(
 def test_engines_learn_of_the_end_with_their_report(coordinator: RunCoordinator) -> None:
     coordinator.engine_ready("a")
     coordinator.stop()
-    assert coordinator.engine_progress("a", Totals(spent_tokens=7), EngineLoad()) is True
+    answer = coordinator.engine_progress("a", Totals(spent_tokens=7), EngineLoad())
+    assert answer.is_over is True
     assert coordinator.snapshot().totals.spent_tokens == 7
+
+
+def test_engines_learn_how_the_control_group_of_all_does_if_there_is_a_floor(
+    coordinator: RunCoordinator,
+) -> None:
+    """What earlier runs have counted is part of it."""
+    some = Totals(compared=5, agreeing=4)
+    assert coordinator.engine_progress("a", some, EngineLoad()) == (False, 0, 0)
+    assert coordinator.snapshot().control is None
+    coordinator.note_control_group(ControlGroup(10, 9, 0.9))
+    assert coordinator.engine_progress("b", some, EngineLoad()) == (False, 20, 17)
+    assert coordinator.snapshot().control == ControlGroup(20, 17, 0.9)
 
 
 def test_rows_on_which_an_engine_died_are_suspects(coordinator: RunCoordinator) -> None:
@@ -362,12 +376,12 @@ class Reports(CoordinatorClient):
 
     def engine_progress(
         self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
-    ) -> ObjectRef[bool]:
+    ) -> ObjectRef[ReportAnswer]:
         self.spent.append(done.spent_tokens)
-        answer: Any = Future[bool]()
-        answer.set_result(len(self.spent) > 1)
+        answer: Any = Future[ReportAnswer]()
+        answer.set_result(ReportAnswer(len(self.spent) > 1, len(self.spent), 1))
         answer.future = lambda: answer
-        reference: ObjectRef[bool] = answer
+        reference: ObjectRef[ReportAnswer] = answer
         return reference
 
 
@@ -377,7 +391,7 @@ def test_preemptions_are_reported_once() -> None:
     class Kept(Reports):
         def engine_progress(
             self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
-        ) -> ObjectRef[bool]:
+        ) -> ObjectRef[ReportAnswer]:
             reported.append(done)
             return super().engine_progress(engine, done, load, released)
 
@@ -394,7 +408,11 @@ def test_engine_reports_on_while_it_saves(monkeypatch: pytest.MonkeyPatch) -> No
     """A silent engine counts as gone: the driver would end before its traces are saved."""
     monkeypatch.setattr(reporter_module, "REPORT_SECONDS", 0.001)
     reports, stops = Reports(), list[int]()
-    reporter = EngineReporter(reports, "a", EngineLoad, lambda: stops.append(len(reports.spent)))
+    control = list[tuple[int, int]]()
+    reporter = EngineReporter(
+        reports, "a", EngineLoad, lambda: stops.append(len(reports.spent)),
+        lambda *counts: control.append(counts),
+    )  # fmt: skip
     reporter.done.spent_tokens = 7
 
     async def report() -> None:
@@ -404,4 +422,5 @@ def test_engine_reports_on_while_it_saves(monkeypatch: pytest.MonkeyPatch) -> No
     asyncio.run(report())
     assert stops == [2]
     assert len(reports.spent) > 3
+    assert control[:3] == [(1, 1), (2, 1), (3, 1)]
     assert sum(reports.spent) == 7, "each count is sent once"

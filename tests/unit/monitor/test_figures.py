@@ -15,6 +15,7 @@ from pipeline.monitor.figures import (
     quantile,
     sparkline,
 )
+from pipeline.reasoning.early_answer import ControlGroup
 
 LENGTHS = st.lists(st.integers(0, 40_000), min_size=1)
 
@@ -67,11 +68,12 @@ def test_time_left_has_the_tail_in_it() -> None:
 def test_full_kv_caches_are_told_and_warned_of() -> None:
     few = figures(tokens={"spent": 100_000, "recomputed": 4000}, preemptions=3)
     assert "KV cache   3 preemptions; 4.0% of the tokens computed again" in few.lines()
-    assert few.warning is None
+    assert not dict(few.warnings)
     many = figures(tokens={"spent": 100_000, "recomputed": 6000}, preemptions=5)
-    assert many.warning is not None
-    assert many.warning.startswith("6% of the tokens are computed again")
-    assert figures(tokens={"spent": 100, "recomputed": 60}, preemptions=5).warning is None
+    [(name, warning)] = many.warnings
+    assert name == "KV caches"
+    assert warning.startswith("6% of the tokens are computed again")
+    assert not dict(figures(tokens={"spent": 100, "recomputed": 60}, preemptions=5).warnings)
 
 
 def test_accepted_drafts_are_told() -> None:
@@ -79,7 +81,30 @@ def test_accepted_drafts_are_told() -> None:
     assert "drafts     75% of 80 tokens accepted" in told
 
 
-def test_a_line_is_read_back() -> None:
-    line = json.loads(json.dumps(figures().to_json()))
+def test_probes_are_told() -> None:
+    told = list(figures(tokens={"spent": 2000, "probe": 62}).lines())
+    assert "probes     3.1% of all generated tokens, for early answers" in told
+    assert not any("probes" in line for line in figures().lines())
+
+
+def test_low_agreement_of_the_control_group_is_warned_of() -> None:
+    low, few = ControlGroup(20, 17, 0.9), ControlGroup(19, 10, 0.9)
+    assert not dict(figures(control=few).warnings)
+    assert not dict(figures(control=ControlGroup(20, 18, 0.9)).warnings)
+    [(name, warning)] = figures(control=low).warnings
+    assert name == "agreement"
+    assert warning.startswith("LOW AGREEMENT: only 17 of 20 early answers")
+    assert warning.endswith("thinking is still closed early (thinking.early_answer.below: warn)")
+    [(_, warning)] = figures(control=ControlGroup(20, 17, 0.9, stops=True)).warnings
+    assert warning.endswith("thinking is no longer closed early")
+    both = figures(control=low, tokens={"spent": 100_000, "recomputed": 6000})
+    assert list(dict(both.warnings)) == ["KV caches", "agreement"]
+
+
+@pytest.mark.parametrize("control", [None, ControlGroup(30, 29, 0.9, stops=True)])
+def test_a_line_is_read_back(control: ControlGroup | None) -> None:
+    line = json.loads(json.dumps(figures(control=control).to_json()))
     assert line["eta_seconds"] == figures().eta_seconds
-    assert Figures.from_json({**line, "new": 1}) == figures()
+    assert Figures.from_json({**line, "new": 1}) == figures(control=control)
+    del line["control"]  # as older versions wrote it
+    assert Figures.from_json(line) == figures()
