@@ -21,23 +21,28 @@ from pipeline.output.manifest import run_settings, software_versions
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import Part, PartRef, Pass, Shard
 from pipeline.prompts.columns import PromptColumns
-from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema, trace_fields
+from pipeline.schema import EARLY_COLUMNS, ORIGIN_FIELDS, TRACE_COLUMNS, output_schema, trace_fields
 from pipeline.storage import Storage
 
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
 PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
-SCHEMA = output_schema(PROMPTS, {}, raw_text=False)
 PLAIN = {
     "state": "finished", "finish_reason": "stop", "prompt_tokens": 5, "think_tokens": 2,
     "answer_tokens": 1, "carried_tokens": 0, "wasted_tokens": 0, "loop_retries": 0, "attempt": 0,
-    "sample": 0, "seed": 9,
+    "sample": 0, "seed": 9, "control": False, "probes": 0, "probe_tokens": 0,
 }  # fmt: skip
 
 
-def write_output(folder: Path, traces: Sequence[dict[str, Any]], durable: int | None = None) -> str:
+def write_output(
+    folder: Path,
+    traces: Sequence[dict[str, Any]],
+    durable: int | None = None,
+    early: dict[str, Any] | None = None,
+) -> str:
     """An output with a row for each of ``traces`` (what differs from a plain one), ten to a part.
 
-    ``durable``: only so many of the first are there. Returns its location.
+    ``durable``: only so many of the first are there. ``early``: the settings of early answers, if
+    thinking may be closed early. Returns its location.
     """
     config = parse_config(
         {
@@ -45,30 +50,34 @@ def write_output(folder: Path, traces: Sequence[dict[str, Any]], durable: int | 
             "output": {"path": str(folder / "out"), "rows_per_part": 10},
             "model": {"path": "qwq-nano"},
             "engine": {"kind": "simulated", "device": "cpu"},
+            "answer": {} if early is None else {"format": "boxed"},
+            "thinking": {"early_answer": early},
         }
     )
+    schema = output_schema(PROMPTS, {}, raw_text=False, early=early is not None)
+    columns = (*TRACE_COLUMNS, *(() if early is None else EARLY_COLUMNS))
     ledger = Ledger(Storage(config.output.path))
     settings = run_settings(config, PromptColumns("prompt"), "template")
     ledger.open_run(settings, {})
     ledger.record_shards([Shard("s.parquet", "s", len(traces), 1, "t")], PROMPTS, "in")
-    metadata = {"columns": {n: n for n in TRACE_COLUMNS}, "settings": settings, "versions": {}}
+    metadata = {"columns": {n: n for n in columns}, "settings": settings, "versions": {}}
     there = list(traces)[: len(traces) if durable is None else durable]
     for start in range(0, len(traces), 10):
         ref = PartRef(f"s.{start // 10:05}.parquet", start, min(start + 10, len(traces)))
         rows = there[start : start + 10]
         if rows:
-            ledger.write_block(_block(rows, ref))
-            ledger.commit(ref, Pass(0, 0, 1), SCHEMA, metadata)
+            ledger.write_block(_block(rows, ref, schema))
+            ledger.commit(ref, Pass(0, 0, 1), schema, metadata)
     return config.output.path
 
 
-def _block(traces: Sequence[dict[str, Any]], ref: PartRef) -> pa.Table:
+def _block(traces: Sequence[dict[str, Any]], ref: PartRef, schema: pa.Schema) -> pa.Table:
     rows = range(ref.start, ref.start + len(traces))
     filled = [
         {"id": row, "prompt": f"prompt {row}", **PLAIN, **trace}
         for row, trace in zip(rows, traces, strict=True)
     ]
-    return _with_origin(pa.Table.from_pylist(filled, SCHEMA), ref, list(rows))
+    return _with_origin(pa.Table.from_pylist(filled, schema), ref, list(rows))
 
 
 def _with_origin(table: pa.Table, ref: PartRef, rows: Sequence[int]) -> pa.Table:

@@ -27,6 +27,7 @@ from pipeline.insight.timeline import Runs, over_time
 from pipeline.insight.trace_statistics import EXAMPLE_PARTS, TraceStatistics, count, examples
 from pipeline.monitor.figures import bin_floor, clock, quantile
 from pipeline.monitor.history import all_figures
+from pipeline.output.early import EarlySummary, percent
 from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import software_versions
 from pipeline.reasoning.policy import ClosedBy
@@ -106,6 +107,8 @@ def page(url: str) -> str:
         time=over_time(runs),
         recoveries=list(_recoveries(statistics)),
         abandoned=_abandoned(statistics),
+        early=None if now.summary.early is None else list(_early(now.summary.early)),
+        early_warning=now.summary.early and now.summary.early.warning,
         errors=[(error, f"{n:,}") for error, n in statistics.errors.most_common(MAX_ERRORS)],
         cost=list(_cost(statistics, runs)),
         traces=traces,
@@ -181,6 +184,7 @@ def _recoveries(statistics: TraceStatistics) -> Iterator[dict[str, str]]:
     rows = [
         ("thinking closed: budget used up", _closed_by(statistics, ClosedBy.BUDGET)),
         ("thinking closed: looped", _closed_by(statistics, ClosedBy.LOOP)),
+        ("thinking closed: its answer had settled", _closed_by(statistics, ClosedBy.EARLY_ANSWER)),
         ("restarted because it looped", statistics.restarted),
         ("generated again by qwq-batch retry", statistics.retried),
     ]
@@ -201,6 +205,24 @@ def _abandoned(statistics: TraceStatistics) -> str:
         return ""
     share = wasted / (statistics.output_tokens + wasted)
     return f"Abandoned attempts took {wasted:,} tokens, {share:.1%} of all."
+
+
+def _early(early: EarlySummary) -> Iterator[tuple[str, str]]:
+    of = early.counts
+    yield "traces closed early", f"{of['closed']:,}"
+    yield "tokens of probes", f"{of['probe_tokens']:,}, {early.probe_share:.1%} of all generated"
+    yield "traces of the control group, which think to their end", f"{of['control_traces']:,}"
+    if not early.is_enough:
+        yield "early answers compared with the full one", early.too_few_text.strip()
+        return
+    yield "saved tokens of a trace, after the cost of probes", percent(early.saving, 0)
+    compared = f"{of['agreeing']:,} of {of['compared']:,}, {percent(early.agreement, 1)}"
+    yield "early answers that equal the full one", compared
+    if judged := of["judged"]:
+        for name, key in (("early", "early_right"), ("full", "full_right")):
+            yield f"{name} answers that are right", f"{of[key]:,} of {judged:,}"
+        yield "right answers that closing early makes wrong", f"{of['right_to_wrong']:,}"
+        yield "wrong answers that closing early makes right", f"{of['wrong_to_right']:,}"
 
 
 def _cost(statistics: TraceStatistics, runs: Runs) -> Iterator[tuple[str, str]]:
@@ -257,7 +279,8 @@ def _details(part: str, trace: Mapping[str, Any]) -> Iterator[str]:
     if trace["finish_reason"]:
         yield f"finish_reason {trace['finish_reason']}"
     for name in (
-        "closed_by", "parsed", "correct", "vote", "duplicate_of", "attempt", "loop_retries",
+        "closed_by", "control", "early_answer", "parsed", "correct", "vote", "duplicate_of",
+        "attempt", "loop_retries",
     ):  # fmt: skip
         value = trace.get(name)
         if value or value is False:

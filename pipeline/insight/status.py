@@ -86,8 +86,10 @@ class Status:
         if self.figures is not None and self.is_running:
             yield from self.figures.lines()
         yield from self._engine_lines()
-        for _, warning in () if self.figures is None else self.figures.warnings:
-            yield f"{'warning':<10} {warning}"
+        told = self.summary.early is not None and self.summary.early.warning is not None
+        for name, warning in () if self.figures is None else self.figures.warnings:
+            if name != "agreement" or not told:
+                yield f"{'warning':<10} {warning}"
 
     def _engine_lines(self) -> Iterator[str]:
         """The engines that started, those that found the same together, and those that did not."""

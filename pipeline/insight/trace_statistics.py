@@ -16,7 +16,7 @@ from pipeline.insight.text import error_kind
 from pipeline.monitor.figures import STEPS_AN_OCTAVE
 from pipeline.output.parts import known_columns, part_metadata, read_footers
 from pipeline.reasoning.think_format import State
-from pipeline.schema import TRACE_COLUMNS, plain_rows
+from pipeline.schema import EARLY_COLUMNS, TRACE_COLUMNS, plain_rows
 from pipeline.storage import Storage, map_in_threads
 
 TOKEN_COLUMNS = (
@@ -26,7 +26,8 @@ COUNTED_COLUMNS = (
     *TOKEN_COLUMNS, "sample", "state", "closed_by", "loop_retries", "attempt", "correct",
     "duplicate_of", "error",
 )  # fmt: skip
-WITHOUT_RAW = tuple(name for name in TRACE_COLUMNS if name != "raw")
+OUR_COLUMNS = (*TRACE_COLUMNS, *EARLY_COLUMNS)
+WITHOUT_RAW = tuple(name for name in OUR_COLUMNS if name != "raw")
 EXAMPLES_PER_STATE = 40
 # Examples come from at most this many parts, because each of them is read whole.
 EXAMPLE_PARTS = 16
@@ -117,7 +118,7 @@ def examples(store: Storage, parts: Sequence[str]) -> Iterator[tuple[str, dict[s
     for name, numbers in _choose_rows(store, state_columns).items():
         columns: Mapping[str, str] = metadata[name]["columns"]
         has_raw = metadata[name]["settings"].get("output.raw_text")
-        trace_columns = TRACE_COLUMNS if has_raw else WITHOUT_RAW
+        trace_columns = OUR_COLUMNS if has_raw else WITHOUT_RAW
         with store.open(name) as file:
             rows = list(_rows(pq.ParquetFile(file), numbers))
         for row in rows:

@@ -12,6 +12,7 @@ from pipeline.errors import OutputError
 from pipeline.insight import trace_statistics
 from pipeline.insight.html_report import page, write_page
 from pipeline.insight.markup import ELEMENTS, rendered
+from pipeline.insight.status import status
 from pipeline.insight.trace_statistics import examples
 from pipeline.monitor.figures import EnginePool
 from pipeline.output.ledger import Ledger
@@ -204,3 +205,43 @@ def test_rows_are_read_from_their_row_groups(tmp_path: Path) -> None:
     assert [
         row["id"] for row in trace_statistics._rows(pq.ParquetFile(tmp_path / "a"), wanted)
     ] == wanted
+
+
+def control(agrees: bool, **more: object) -> dict[str, object]:
+    return {
+        "control": True, "think_tokens": 1000, "answer_tokens": 20, "probes": 3, "probe_tokens": 15,
+        "early_answer": "1", "early_tokens": 400, "early_agrees": agrees, "parsed": "1",
+        "correct": True, "early_correct": agrees, **more,
+    }  # fmt: skip
+
+
+def test_early_answers_are_a_table_and_status_tells_the_same(tmp_path: Path) -> None:
+    traces = [control(i < 32) for i in range(40)]
+    traces += [{"closed_by": "early_answer", "think_tokens": 400, "wasted_tokens": 20}] * 10
+    url = write_output(tmp_path, traces, early={"min_agreement": 0.9})
+    text, lines = page(url), list(status(url).lines())
+    for text_or_tag in (
+        '<td>traces closed early</td><td class="n">10</td>',
+        '<td>tokens of probes</td><td class="n">600, 1.3% of all generated</td>',
+        '<td class="n">55% (95% interval: 55 to 55%)</td>',
+        '<td class="n">32 of 40, 80.0% (95% interval: 65.2 to 89.5%)</td>',
+        '<td>early answers that are right</td><td class="n">32 of 40</td>',
+        '<td>right answers that closing early makes wrong</td><td class="n">8</td>',
+        "<b>LOW AGREEMENT: only 32 of 40",
+        "thinking closed: its answer had settled</td><td class=\"n\">10</td>",
+        "control True, early_answer 1, parsed 1",
+    ):  # fmt: skip
+        assert text_or_tag in text
+    assert "control           32 of 40 early answers equal the full one, 80.0% (95% interval:" in (
+        "\n".join(lines)
+    )
+    assert sum("LOW AGREEMENT" in line for line in lines) == 1
+    assert status(url).to_json()["early_answers"]["agreeing"] == 32
+
+
+def test_small_control_group_and_runs_without_one(tmp_path: Path) -> None:
+    text = page(write_output(tmp_path / "few", [control(True)] * 3, early={}))
+    assert "3 early answers compared with the full one: too few to say" in text
+    url = write_output(tmp_path / "none", [{}])
+    assert "Early answers" not in page(url)
+    assert "early_answers" not in status(url).to_json()
