@@ -35,7 +35,6 @@ from pipeline.output.reader import finished_parts
 from pipeline.prompts.messages import row_messages
 from pipeline.prompts.render import TableRow
 from pipeline.reasoning.think_format import State
-from pipeline.schema import TRACE_COLUMNS
 from pipeline.storage import Storage
 
 FOLDER = "samples"
@@ -55,6 +54,8 @@ JUDGED_COLUMNS = (
     "vote",
     "agreement",
     "wasted_tokens",
+    "asked_tokens",
+    "probe_tokens",
     "duplicate_of",
     *TOKEN_COLUMNS,
 )
@@ -82,7 +83,7 @@ def rejection(
 ) -> str | None:
     """The reason why ``trace`` is rejected, near duplicates aside; None if it is accepted.
 
-    ``trace``: the values of `JUDGED_COLUMNS`, and ``asked_tokens`` if the run has it.
+    ``trace``: the values of `JUDGED_COLUMNS`, as far as the run has them.
     """
     accepted_states = (State.FINISHED, State.RESCUED) if rules.rescued else (State.FINISHED,)
     if trace["state"] not in accepted_states:
@@ -145,7 +146,7 @@ class SampleCounts:
     """Counts of samples by outcome. Tokens of copies of duplicates are not counted.
 
     ``rows``: prompts. ``wasted_tokens``: those of abandoned attempts. ``asked_tokens``: those of
-    answers that were asked for once more.
+    answers that were asked for once more. ``probe_tokens``: those of probes for early answers.
     """
 
     rows: int = 0
@@ -157,14 +158,16 @@ class SampleCounts:
     answer_tokens: int = 0
     wasted_tokens: int = 0
     asked_tokens: int = 0
+    probe_tokens: int = 0
 
     @property
     def tokens(self) -> int:
         """All generated tokens."""
-        return self.think_tokens + self.answer_tokens + self.wasted_tokens + self.asked_tokens
+        ended = self.think_tokens + self.answer_tokens
+        return ended + self.wasted_tokens + self.asked_tokens + self.probe_tokens
 
     def add(self, trace: Mapping[str, Any], reason: str | None) -> None:
-        """Count one sample. ``trace``: values of `JUDGED_COLUMNS`; ``reason``: of its rejection."""
+        """Count one sample. ``trace``: those of `JUDGED_COLUMNS`; ``reason``: of its rejection."""
         self.rows += trace["sample"] == 0
         self.samples += 1
         self.states[trace["state"]] += 1
@@ -177,6 +180,7 @@ class SampleCounts:
             self.answer_tokens += trace["answer_tokens"]
             self.wasted_tokens += trace["wasted_tokens"]
             self.asked_tokens += trace.get("asked_tokens", 0)
+            self.probe_tokens += trace.get("probe_tokens", 0)
 
 
 class Samples:
@@ -192,7 +196,7 @@ class Samples:
             )
         self.store, self._own = Storage(f"{own.output}/{FOLDER}"), own
         self.parts, self.counts = list[str](), SampleCounts()
-        self.names = {name: run.config.output.rename.get(name, name) for name in TRACE_COLUMNS}
+        self.names = run.names
         self._run, self._rules = run, rules
         self._answer_format = run.config.answer.load_format()
         threshold = rules.near_duplicate
@@ -233,8 +237,7 @@ class Samples:
 
     def _judge(self, sample_id: str, cells: TableRow) -> tuple[str | None, str | None]:
         """Count a sample; return why it is rejected, and the sample that it repeats."""
-        asked = ["asked_tokens"] if self._run.config.answer.ask_again else []
-        trace = {key: cells[self._run.names[key]] for key in (*JUDGED_COLUMNS, *asked)}
+        trace = {key: cells[self.names[key]] for key in JUDGED_COLUMNS if key in self.names}
         reason, repeated = rejection(trace, self._rules, self._answer_format), None
         if reason is None and self._near_duplicates is not None:
             messages = row_messages(cells, self._run.columns, None, None)

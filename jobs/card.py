@@ -142,6 +142,7 @@ def _selection_lines(counts: SampleCounts, section: Mapping[str, Any]) -> Iterat
     yield (
         f"- Tokens generated: {counts.think_tokens:,} thinking, {counts.answer_tokens:,} answers, "
         f"{counts.wasted_tokens:,} in abandoned attempts"
+        + (f", {counts.probe_tokens:,} in probes for early answers" if counts.probe_tokens else "")
     )
     yield f"- Rules: {_settings({name: section[name] for name in RULES})}"
 

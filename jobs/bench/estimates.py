@@ -29,7 +29,7 @@ import yaml
 from jobs.bench.tables import keep, markdown
 from jobs.bench.tails import MEDIAN, SEQUENCE_SECONDS, SHORTER, SIGMA, SLOTS, STEP_SECONDS
 from pipeline.errors import EngineError
-from pipeline.insight.estimate import bootstrap_total
+from pipeline.insight.projection import bootstrap_total
 from pipeline.monitor.figures import clock
 from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage

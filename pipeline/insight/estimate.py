@@ -6,96 +6,74 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import PricesConfig
 from pipeline.engines import engine_type
 from pipeline.insight.engine_speed import Speed, measure_speed
-from pipeline.insight.text import error_kind, three_digits
-from pipeline.monitor.figures import EnginePool, Figures, clock
+from pipeline.insight.projection import (
+    BOOTSTRAP_DRAWS,
+    Array,
+    Interval,
+    Projection,
+    bootstrap_means,
+    bootstrap_total,
+)
+from pipeline.insight.text import error_kind
+from pipeline.monitor.figures import EnginePool, Figures
 from pipeline.monitor.limits import pool_of
+from pipeline.reasoning.early_answer import ENOUGH_COMPARED
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.reasoning.think_format import State
 
-BOOTSTRAP_DRAWS = 2000
-CONFIDENCE = 0.95
-TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens", "asked_tokens")
+TOKEN_COLUMNS = (
+    "prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens", "asked_tokens",
+    "probe_tokens",
+)  # fmt: skip
 LENGTH_QUANTILES = (0.5, 0.95, 0.99)
 # Shares of all traces from which on advice is given.
 NOTABLE_SHARE, LARGE_SHARE = 0.03, 0.1
 
-Array = NDArray[np.float64]
 Trace = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A best estimate (``mid``) and its 95 % range, ``low`` to ``high``."""
+class WithoutEarly:
+    """What the whole run would take without early answers, from the control group of the pilot.
 
-    mid: float
-    low: float
-    high: float
-
-    @classmethod
-    def from_draws(cls, mid: float, low_draws: Array, high_draws: Array) -> "Interval":
-        """``mid`` with the lower end of ``low_draws`` and the upper end of ``high_draws``.
-
-        Draws are bootstrap values of the same figure (shape: draws).
-        """
-        low = float(np.quantile(low_draws, (1 - CONFIDENCE) / 2))
-        high = float(np.quantile(high_draws, (1 + CONFIDENCE) / 2))
-        return cls(mid, min(mid, low), max(mid, high))
-
-    def scaled(self, factor: float) -> "Interval":
-        """All three values multiplied by ``factor``."""
-        return Interval(self.mid * factor, self.low * factor, self.high * factor)
-
-    def contains(self, value: float) -> bool:
-        """Whether ``value`` is in the range."""
-        return self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What generating ``rows`` rows takes.
-
-    ``output_tokens``: all generated tokens, including those of abandoned attempts. ``seconds``:
-    wall time from the request for engines to their end; ``gpu_hours``: of all engines. Both are
-    None if no engine speed is recorded. ``cost`` and ``api_cost``: in the currency of ``prices``;
-    None without a price.
+    ``rows``: of the control group. ``whole`` and ``saving``, the share of the tokens that closing
+    thinking early saves: None if these are too few.
     """
 
     rows: int
-    prompt_tokens: Interval
-    output_tokens: Interval
-    seconds: Interval | None = None
-    gpu_hours: Interval | None = None
-    cost: Interval | None = None
-    api_cost: Interval | None = None
+    whole: Projection | None = None
+    saving: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            name: vars(value) if isinstance(value, Interval) else value
-            for name, value in vars(self).items()
+            "control_rows": self.rows,
+            "whole": self.whole and self.whole.to_json(),
+            "saving": self.saving and vars(self.saving),
         }
 
     def lines(self, engine_pool: EnginePool) -> Iterator[str]:
         """The projection as a person reads it."""
-        yield f"  {'prompt':<10} {_range(self.prompt_tokens.scaled(1e-6))} million tokens"
-        yield f"  {'output':<10} {_range(self.output_tokens.scaled(1e-6))} million tokens"
-        if self.seconds is not None and self.gpu_hours is not None:
-            times = (self.seconds.mid, self.seconds.low, self.seconds.high)
-            mid, low, high = map(clock, times)
-            several = engine_pool.replicas > 1
-            engines = f"{engine_pool.replicas:,} engines" if several else "one engine"
-            yield f"  {'time':<10} {mid} ({low} to {high}) with {engines}"
-            yield f"  {'GPU-hours':<10} {_range(self.gpu_hours)}"
-        if self.cost is not None:
-            yield f"  {'cost':<10} {_range(self.cost)} at {engine_pool.gpu_hour:,} per GPU-hour"
-        if self.api_cost is not None:
-            yield f"  {'API':<10} {_range(self.api_cost)} at the API's prices"
+        if self.whole is None or self.saving is None:
+            yield (
+                f"\nwithout early answers: no projection from {self.rows:,} control rows "
+                f"({ENOUGH_COMPARED} are enough: a larger pilot has more)"
+            )
+            return
+        yield (
+            f"\nwithout early answers: {self.whole.rows:,} rows, projected from {self.rows:,} "
+            "control rows, which think to their end"
+        )
+        yield from self.whole.lines(engine_pool)
+        mid, low, high = (
+            f"{100 * share:.0f}" for share in (self.saving.mid, self.saving.low, self.saving.high)
+        )
+        yield f"  {'saving':<10} closing early saves {mid}% ({low} to {high}%) of a row's tokens"
 
 
 @dataclass(frozen=True)
@@ -104,6 +82,7 @@ class Estimate:
 
     ``rows`` and ``traces``: size of the pilot. ``lengths``: tokens at each of `LENGTH_QUANTILES`,
     by kind (think, answer). ``whole`` and ``left``: projections for all rows and those left.
+    ``without_early``: None if the run has no early answers.
     """
 
     rows: int
@@ -115,6 +94,7 @@ class Estimate:
     whole: Projection
     left: Projection
     advice: tuple[str, ...]
+    without_early: WithoutEarly | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -128,7 +108,11 @@ class Estimate:
             "whole": self.whole.to_json(),
             "left": self.left.to_json(),
             "advice": list(self.advice),
-        }
+        } | (
+            {}
+            if self.without_early is None
+            else {"without_early_answers": self.without_early.to_json()}
+        )
 
     def lines(self) -> Iterator[str]:
         """The estimate as a person reads it."""
@@ -148,6 +132,8 @@ class Estimate:
         for name, projection in (("the whole run", self.whole), ("still to do", self.left)):
             yield f"\n{name}: {projection.rows:,} rows"
             yield from projection.lines(self.engine_pool)
+        if self.without_early is not None:
+            yield from self.without_early.lines(self.engine_pool)
         for advice in self.advice:
             yield f"\nadvice: {advice}"
 
@@ -180,29 +166,8 @@ def estimate(
         _project(config, engine_pool, sample, speed, rows),
         _project(config, engine_pool, sample, speed, rows_left),
         tuple(_advice(config, traces)),
+        _without_early(config, engine_pool, sample, speed, rows),
     )
-
-
-def bootstrap_means(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Bootstrap means of ``values`` (shape: rows), for the lower and upper end of a range.
-
-    Both have the shape (draws,). The second includes one more row as long as the longest: long
-    traces are rare and weigh much, and a sample with too few of them underestimates the mean. With
-    it, ranges reach nearly their nominal coverage for lengths like QwQ's (tested). A behaviour
-    absent from 200 rows can still affect 1.5 % of all.
-    """
-
-    def resampled(values: Array) -> Array:
-        chosen = rng.integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))
-        return np.asarray(values[chosen].mean(axis=1))
-
-    return resampled(values), resampled(np.append(values, values.max()))
-
-
-def bootstrap_total(values: Array, rows: int) -> Interval:
-    """The sum over ``rows`` rows, estimated from the ``values`` of some of them."""
-    low, high = bootstrap_means(values, np.random.default_rng(0))
-    return Interval.from_draws(float(values.mean()), low, high).scaled(rows)
 
 
 def _pool(config: RunConfig, runs: Sequence[Sequence[Figures]]) -> EnginePool:
@@ -225,8 +190,8 @@ def _project(
     rows: int,
 ) -> Projection:
     sums = [[sum(t.get(name) or 0 for t in row) for name in TOKEN_COLUMNS] for row in sample]
-    prompt, think, answer, wasted, asked = np.array(sums, float).T
-    generated = think + answer + wasted + asked
+    prompt, think, answer, wasted, asked, probes = np.array(sums, float).T
+    generated = think + answer + wasted + asked + probes
     seconds = gpu_hours = cost = None
     if speed is not None:
         seconds = _seconds(config.sampling.n, engine_pool, sample, speed, rows)
@@ -241,6 +206,41 @@ def _project(
         cost,
         _api_cost(config.prices, prompt, think + answer, rows),
     )
+
+
+def _without_early(
+    config: RunConfig,
+    engine_pool: EnginePool,
+    sample: Sequence[Sequence[Trace]],
+    speed: Speed | None,
+    rows: int,
+) -> WithoutEarly | None:
+    """What ``rows`` rows take without early answers; None if the run has none."""
+    if config.thinking.early_answer is None:
+        return None
+    control = [row for row in sample if any(trace["control"] for trace in row)]
+    if len(control) < ENOUGH_COMPARED:
+        return WithoutEarly(len(control))
+    full = [[{**trace, "probe_tokens": 0} for trace in row] for row in control]
+    of_full, of_early = (
+        np.array([sum(map(tokens, row)) for row in each], float)
+        for each, tokens in ((full, _generated_tokens), (control, _tokens_if_closed))
+    )
+    chosen = np.random.default_rng(0).integers(0, len(control), (BOOTSTRAP_DRAWS, len(control)))
+    draws = 1 - of_early[chosen].sum(axis=1) / np.maximum(1, of_full[chosen].sum(axis=1))
+    saving = 1 - float(of_early.sum()) / max(1.0, float(of_full.sum()))
+    return WithoutEarly(
+        len(control),
+        _project(config, engine_pool, full, speed, rows),
+        Interval.from_draws(saving, draws, draws),
+    )
+
+
+def _tokens_if_closed(trace: Trace) -> int:
+    """What a trace of the control group would take if its thinking were closed early."""
+    early = trace["early_tokens"]
+    saved = 0 if early is None else max(0, trace["think_tokens"] - early)
+    return _generated_tokens(trace) - saved
 
 
 def _api_cost(prices: PricesConfig, prompt: Array, output: Array, rows: int) -> Interval | None:
@@ -339,8 +339,3 @@ def _settings_advice(config: RunConfig, traces: Sequence[Trace]) -> Iterator[str
             "that the prompts, or prompt.suffix, ask for it"
             + ("" if config.answer.ask_again else ", or set answer.ask_again")
         )
-
-
-def _range(interval: Interval) -> str:
-    mid, low, high = map(three_digits, (interval.mid, interval.low, interval.high))
-    return f"{mid} ({low} to {high})"

@@ -17,7 +17,7 @@ from pipeline.schema import ROW_COLUMN, row_numbers
 # All that an estimate needs; texts stay on disk.
 COLUMNS = (
     "sample", "state", "closed_by", "prompt_tokens", "think_tokens", "answer_tokens",
-    "wasted_tokens", "asked_tokens", "error",
+    "wasted_tokens", "asked_tokens", "error", "control", "probe_tokens", "early_tokens",
 )  # fmt: skip
 
 

@@ -240,3 +240,50 @@ def test_slots_that_are_not_set_are_those_of_the_pilot() -> None:
     found = estimate(unset, [[trace(900)]] * 200, [run_of(2000, 128, 128)], 10**6, 0)
     assert found.engine_pool.slots == 128
     assert found.speed is not None
+
+
+EARLY: dict[str, Any] = {"thinking": {"early_answer": {}}, "answer": {"format": "boxed"}}
+
+
+def early_rows(control: int) -> list[list[dict[str, Any]]]:
+    """Rows that take 400 tokens closed early, beside ``control`` ones of 900 to their end."""
+    closed = {"control": False, "early_tokens": 300, "probe_tokens": 20}
+    group = {"control": True, "early_tokens": 300, "probe_tokens": 20}
+    return [[trace(280, 100, **closed)]] * (200 - control) + [[trace(800, 100, **group)]] * control
+
+
+def test_probes_cost_tokens_and_time() -> None:
+    sample, record = early_rows(0), [run_of(2000, 64)]
+    whole = estimate(config(prices=PRICES, **EARLY), sample, record, 100_000, 0).whole
+    assert whole.output_tokens.mid == 100_000 * 400
+    without = [[{**row[0], "probe_tokens": 0}] for row in sample]
+    less = estimate(config(prices=PRICES, **EARLY), without, record, 100_000, 0).whole
+    assert less.cost is not None
+    assert whole.cost is not None
+    assert whole.cost.mid == pytest.approx(less.cost.mid * 400 / 380, rel=0.01)
+    assert whole.api_cost == less.api_cost, "an API has no probes"
+
+
+def test_without_early_answers_is_projected_from_the_control_group() -> None:
+    projected = estimate(config(prices=PRICES, **EARLY), early_rows(40), [], 100_000, 0)
+    assert projected.whole.output_tokens.mid == 100_000 * (0.8 * 400 + 0.2 * 920)
+    without = projected.without_early
+    assert without is not None
+    assert without.whole is not None
+    assert without.whole.output_tokens.mid == 100_000 * 900
+    assert without.saving is not None
+    assert without.saving.mid == without.saving.low == pytest.approx(1 - 420 / 900)
+    text = "\n".join(projected.lines())
+    assert "without early answers: 100,000 rows, projected from 40 control rows" in text
+    assert "saving     closing early saves 53% (53 to 53%) of a row's tokens" in text
+    assert projected.to_json()["without_early_answers"]["control_rows"] == 40
+
+
+def test_few_control_rows_are_too_few_for_a_projection() -> None:
+    few = estimate(config(**EARLY), early_rows(19), [], 1000, 0)
+    assert few.without_early is not None
+    assert few.without_early.whole is None
+    assert any("no projection from 19 control rows (20 are enough" in line for line in few.lines())
+    plain = estimate(config(), [[trace(900)]] * 30, [], 1000, 0)
+    assert plain.without_early is None
+    assert "without_early_answers" not in plain.to_json()

@@ -220,6 +220,15 @@ def test_rejected_samples_are_counted_by_reason() -> None:
     assert counts.rejected == {"wrong": 2}
 
 
+def test_tokens_of_probes_are_counted_where_there_are_any() -> None:
+    counts = SampleCounts()
+    tokens = {"think_tokens": 30, "answer_tokens": 5, "wasted_tokens": 1}
+    cells = {"sample": 0, "state": "finished", "duplicate_of": None, **tokens}
+    counts.add(cells, None)
+    counts.add({**cells, "probe_tokens": 4}, None)
+    assert (counts.probe_tokens, counts.tokens) == (4, 2 * 36 + 4)
+
+
 @pytest.mark.parametrize(("parsed", "vote"), [(None, "3"), ("3", None), (None, None)])
 def test_sample_without_an_answer_or_a_vote_agrees_with_nothing(
     parsed: str | None, vote: str | None
