@@ -222,3 +222,48 @@ def test_model_that_does_not_think_answers_at_once(tmp_path: Path, make_config: 
     for row in traces(config):
         assert (row["think"], row["think_tokens"]) == (None, 0)
         assert row["parsed"] == json.dumps(json.loads(row["answer"]))
+
+
+def test_early_answers_are_measured_on_a_control_group_and_end_below_the_floor(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """The simulated model changes its mind in 30 % of the traces that it thinks to their end."""
+    write_shards(tmp_path / "in", [240])
+    early = {
+        "control_share": 0.4, "every_tokens": 64, "agree": 2, "min_agreement": 0.95, "below": "stop",
+    }  # fmt: skip
+    mind = {"tokens_median": 700, "seconds_per_token": 0.0005, "changes_mind": 0.3}
+    config = make_config(
+        engine={"simulated": mind}, answer={"format": "boxed"}, sampling={"max_tokens": 4000},
+        thinking={"early_answer": early}, output={"rows_per_part": 60},
+    )  # fmt: skip
+    summary, rows = flow.run(config), traces(config)
+    assert summary.early is not None
+    counts, control = summary.early.counts, [row for row in rows if row["control"]]
+    compared = [row["early_agrees"] for row in control if row["early_agrees"] is not None]
+    assert 60 < len(control) < 140
+    assert (counts["control_traces"], counts["compared"]) == (len(control), len(compared))
+    assert counts["agreeing"] == sum(compared)
+    assert 0.5 < sum(compared) / len(compared) < 0.9
+    assert counts["closed"] == sum(row["closed_by"] == "early_answer" for row in rows) > 0
+    assert not any(row["closed_by"] == "early_answer" for row in control)
+    assert counts["probe_tokens"] == sum(row["probe_tokens"] for row in rows)
+    full = [row["think_tokens"] + row["answer_tokens"] for row in control]
+    saved = [row["think_tokens"] - (row["early_tokens"] or row["think_tokens"]) for row in control]
+    assert (counts["full_tokens"], counts["saved_tokens"]) == (sum(full), sum(saved))
+    assert 0.2 < summary.early.saving.low < summary.early.saving.high < 0.9
+    last = list(summary.lines())[-1]
+    assert last == summary.early.warning
+    assert last is not None
+    assert last.endswith("thinking is no longer closed early")
+    # A run that goes on knows it from its first report on.
+    write_shards(tmp_path / "in", [240, 80])
+    again = flow.run(config)
+    assert again.early is not None
+    assert again.early.counts["control_traces"] > counts["control_traces"]
+    assert again.early.counts["closed"] - counts["closed"] <= 4
+    # A retry writes the parts again, and their counts with them.
+    retried = flow.retry(config, ["finished"])
+    assert retried.early is not None
+    assert retried.early.counts["control_traces"] == again.early.counts["control_traces"]
+    assert retried.early.counts["closed"] <= 4
