@@ -234,6 +234,8 @@ def _cost(statistics: TraceStatistics, runs: Runs) -> Iterator[tuple[str, str]]:
         yield "of these, carried over from engines that ended", f"{tokens['carried_tokens']:,}"
     if tokens["wasted_tokens"]:
         yield "tokens of abandoned attempts", f"{tokens['wasted_tokens']:,}"
+    if tokens["probe_tokens"]:
+        yield "tokens of probes for early answers", f"{tokens['probe_tokens']:,}"
     if hours:
         yield "time with engines", clock(sum(run[-1].seconds for run in runs))
         yield "GPU-hours (CPU-process-hours on device cpu)", f"{hours:,.3f}"

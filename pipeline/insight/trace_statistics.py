@@ -21,6 +21,7 @@ from pipeline.storage import Storage, map_in_threads
 
 TOKEN_COLUMNS = (
     "prompt_tokens", "think_tokens", "answer_tokens", "wasted_tokens", "carried_tokens",
+    "probe_tokens",
 )  # fmt: skip
 COUNTED_COLUMNS = (
     *TOKEN_COLUMNS, "sample", "state", "closed_by", "loop_retries", "attempt", "correct",

@@ -1,6 +1,7 @@
 """The simulated engine keeps the time of a real one; here on a clock that jumps."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.engines.protocol import Request
 from pipeline.engines.simulated import SimulatedEngine
 from pipeline.engines.simulated_scheduler import Scheduler, Steps
 from pipeline.prompts.tokenizer import load_tokenizer
+from pipeline.reasoning.policy import EARLY_STOP
 from pipeline.reasoning.sampling import SamplingPolicy
 from pipeline.reasoning.think_format import THINK_TAGS
 
@@ -60,3 +62,28 @@ def test_sequences_that_end_leave_the_others_faster() -> None:
 
     # 64 steps of both at 0.02 s, then 64 of one at 0.01 s.
     assert run(two()) == pytest.approx(64 * 0.02 + 64 * 0.01)
+
+
+def test_share_of_traces_changes_its_mind_after_all_its_thinking() -> None:
+    def answers(share: float, carried: str = "") -> list[str]:
+        to, found = engine(64, changes_mind=share, seconds_per_token=0), list[str]()
+
+        async def all_of() -> None:
+            for seed in range(60):
+                tokens = list[int]()
+
+                def take(new: Sequence[int], tokens: list[int] = tokens) -> bool:
+                    tokens += new
+                    return False
+
+                request = Request("a", [0], tuple(TOKENIZER.encode(carried)), POLICY, seed)
+                await to.generate(request, take)
+                found.append(TOKENIZER.decode(tokens).rpartition("</think>")[2].strip())
+
+        run(all_of())
+        return found
+
+    full, closed = answers(0.0), f"So.{EARLY_STOP}"
+    differ = [one != other for one, other in zip(full, answers(0.3), strict=True)]
+    assert 8 <= sum(differ) <= 30
+    assert answers(0.3, closed) == answers(0.0, closed) == full

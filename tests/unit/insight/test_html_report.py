@@ -223,6 +223,7 @@ def test_early_answers_are_a_table_and_status_tells_the_same(tmp_path: Path) -> 
     for text_or_tag in (
         '<td>traces closed early</td><td class="n">10</td>',
         '<td>tokens of probes</td><td class="n">600, 1.3% of all generated</td>',
+        '<td>tokens of probes for early answers</td><td class="n">600</td>',
         '<td class="n">55% (95% interval: 55 to 55%)</td>',
         '<td class="n">32 of 40, 80.0% (95% interval: 65.2 to 89.5%)</td>',
         '<td>early answers that are right</td><td class="n">32 of 40</td>',
