@@ -72,7 +72,7 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
     prepared, now = prepare(config), limits.totals
     rows, rows_todo = sum(part.rows for part in prepared.parts), prepared.plan.rows_todo
     store, policy = prepared.ledger.store, config.sampling
-    summary = summarize(store, prepared.parts, policy.n, policy.agree)
+    summary = summarize(store, prepared.parts, policy.n, policy.agree, prepared.floor)
     cost = pool_of(config).cost(limits.seconds)
     return {
         "seconds": round(limits.seconds),

@@ -79,17 +79,20 @@ class PreparedRun:
         settings = {**self.settings, SAMPLES: run_pass.stop}
         return {"columns": self.names, "settings": settings, "versions": self.versions}
 
+    @property
+    def floor(self) -> ControlGroup | None:
+        """The floor of the control group's agreement, if there is one."""
+        early = self.config.thinking.early_answer
+        return None if early is None or early.min_agreement is None else early.floor
+
     def control_group(self) -> ControlGroup | None:
         """The control group of the finished parts; None without a floor of its agreement."""
-        early = self.config.thinking.early_answer
-        if early is None or early.min_agreement is None:
+        if self.floor is None:
             return None
         footers = read_footers(self.ledger.store, self.ledger.listing().finished_parts())
         summaries = (footer["summary"] for footer in footers)
-        so_far = EarlySummary.of_parts(summaries, self.settings) or EarlySummary()
-        of = so_far.counts
-        stops = early.below == "stop"
-        return ControlGroup(of["compared"], of["agreeing"], early.min_agreement, stops)
+        so_far = EarlySummary.of_parts(summaries, self.floor)
+        return self.floor if so_far is None else so_far.control_group
 
     def context(self, run_pass: Pass) -> "PassContext":
         """What the tasks of ``run_pass`` need."""

@@ -69,9 +69,7 @@ def run(
         prepared.open_output()
         for run_pass in passes.to_run(prepared.ledger, prepared.parts, config.sampling.n):
             execute_pass(prepared, run_pass, control)
-    return summarize(
-        prepared.ledger.store, prepared.parts, config.sampling.n, config.sampling.agree
-    )
+    return summary_of(prepared, config.sampling.n)
 
 
 def retry(
@@ -90,7 +88,13 @@ def retry(
         run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
         execute_pass(prepared, run_pass, control)
         samples = passes.samples_per_row(prepared.ledger)
-    return summarize(prepared.ledger.store, prepared.parts, samples, config.sampling.agree)
+    return summary_of(prepared, samples)
+
+
+def summary_of(prepared: PreparedRun, samples: int) -> Summary:
+    """The summary of the output, with ``samples`` of each row."""
+    agree = prepared.config.sampling.agree
+    return summarize(prepared.ledger.store, prepared.parts, samples, agree, prepared.floor)
 
 
 def pilot(config: RunConfig, rows: int, observer: RunObserver = no_observer) -> PreparedRun:

@@ -145,7 +145,12 @@ def status(url: str) -> Status:
         len(parts),
         plan.parts_done,
         tuple(p for p in ledger.passes(listing) if p.number not in listing.closed),
-        summarize(store, [p for p in parts if p.name in finished], settings[SAMPLES]),
+        summarize(
+            store,
+            [p for p in parts if p.name in finished],
+            settings[SAMPLES],
+            floor=None if last is None else last.control,
+        ),
         last if age is not None and age < FRESH_SECONDS else None,
         age,
         tuple(_since(driver, engine_starts.read(store))),

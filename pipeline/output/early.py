@@ -7,7 +7,7 @@ The counts are additive: each part has its own in its footer, and an output's ar
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from pipeline.reasoning.think_format import State
 from pipeline.schema import EARLY_COLUMNS
 
 CONFIDENCE = 0.95
-SETTING = "thinking.early_answer."
 COLUMNS = (
     "sample", "state", "closed_by", "loop_retries", "wasted_tokens", "think_tokens",
     "answer_tokens", "correct", "duplicate_of", *EARLY_COLUMNS,
@@ -140,18 +139,14 @@ def _by_row(rows: Numbers, values: NDArray[Any]) -> Numbers:
 
 @dataclass(frozen=True)
 class EarlySummary:
-    """The counts of an output (see `early_counts`).
-
-    ``min_agreement`` and ``below``: the settings of `EarlyAnswer`.
-    """
+    """The counts of an output (see `early_counts`), and the ``floor`` of the agreement."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    min_agreement: float | None = None
-    below: str = "warn"
+    floor: ControlGroup = field(default_factory=ControlGroup)
 
     @classmethod
     def of_parts(
-        cls, summaries: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]
+        cls, summaries: Iterable[Mapping[str, Any]], floor: ControlGroup | None = None
     ) -> "EarlySummary | None":
         """The sum over the ``summaries`` of parts; None if none of them has such counts."""
         parts = [summary["early"] for summary in summaries if "early" in summary]
@@ -160,8 +155,7 @@ class EarlySummary:
         counts = Counter[str]()
         for part in parts:
             counts.update(part)
-        below = settings.get(f"{SETTING}below", "warn")
-        return cls(counts, settings.get(f"{SETTING}min_agreement"), below)
+        return cls(counts, floor or ControlGroup())
 
     @property
     def is_enough(self) -> bool:
@@ -226,8 +220,7 @@ class EarlySummary:
     def control_group(self) -> ControlGroup:
         """What a run that goes on has to know of the control group."""
         of = self.counts
-        stops = self.below == "stop"
-        return ControlGroup(of["compared"], of["agreeing"], self.min_agreement, stops)
+        return replace(self.floor, compared=of["compared"], agreeing=of["agreeing"])
 
     def lines(self) -> Iterator[str]:
         """The counts as lines of text for people."""

@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.output.answers import not_compared_lines
 from pipeline.output.early import EarlySummary
 from pipeline.output.parts import read_footers
 from pipeline.planning import Part
+from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
 
@@ -99,20 +99,21 @@ class Summary:
 
 
 def summarize(
-    store: Storage, parts: Iterable[Part], samples: int, agree: int | None = None
+    store: Storage,
+    parts: Iterable[Part],
+    samples: int,
+    agree: int | None = None,
+    floor: ControlGroup | None = None,
 ) -> Summary:
     """Add up the footers of the run's finished parts.
 
-    ``samples``: of each row; with ``agree``, the most that a row can have. Raises `OutputError` if
-    a part was not written by qwq-batch.
+    ``samples``: of each row; with ``agree``, the most that a row can have. ``floor``: of the
+    agreement of early answers. Raises `OutputError` if a part was not written by qwq-batch.
     """
     parts = list(parts)
     files = {info.name for info in store.files()}
     finished = [part.name for part in parts if part.name in files]
-    summaries, settings = list[dict[str, Any]](), dict[str, Any]()
-    for footer in read_footers(store, finished):
-        summaries.append(footer["summary"])
-        settings = footer["settings"]
+    summaries = [footer["summary"] for footer in read_footers(store, finished)]
     states: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     for summary in summaries:
@@ -133,5 +134,5 @@ def summarize(
         agree=agree,
         answers=answers,
         unreadable=sum(summary.get("unreadable", 0) for summary in summaries),
-        early=EarlySummary.of_parts(summaries, settings),
+        early=EarlySummary.of_parts(summaries, floor),
     )

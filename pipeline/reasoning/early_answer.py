@@ -57,6 +57,11 @@ class EarlyAnswer(BaseModel, frozen=True, extra="forbid"):
         "warn", description="`stop`: below `min_agreement`, no more thinking is closed early."
     )
 
+    @property
+    def floor(self) -> "ControlGroup":
+        """The floor of the agreement, without any traces."""
+        return ControlGroup(min_agreement=self.min_agreement, stops=self.below == "stop")
+
 
 class Probe(NamedTuple):
     """A probe after ``at`` tokens of thinking.

@@ -1,6 +1,7 @@
 """The report: its figures, and that nothing in a trace can run or fetch anything."""
 
 import time
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from pipeline.insight.html_report import page, write_page
 from pipeline.insight.markup import ELEMENTS, rendered
 from pipeline.insight.status import status
 from pipeline.insight.trace_statistics import examples
-from pipeline.monitor.figures import EnginePool
+from pipeline.monitor.figures import EnginePool, Figures
+from pipeline.monitor.history import Recorder
 from pipeline.output.ledger import Ledger
+from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.storage import Storage
 from tests.outputs import write_output, write_record
 
@@ -218,7 +221,10 @@ def control(agrees: bool, **more: object) -> dict[str, object]:
 def test_early_answers_are_a_table_and_status_tells_the_same(tmp_path: Path) -> None:
     traces = [control(i < 32) for i in range(40)]
     traces += [{"closed_by": "early_answer", "think_tokens": 400, "wasted_tokens": 20}] * 10
-    url = write_output(tmp_path, traces, early={"min_agreement": 0.9})
+    url = write_output(tmp_path, traces, early={})
+    begun = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+    record = Figures(begun, 1.0, 50, 50, tokens={"spent": 1}, control=ControlGroup(50, 50, 0.9))
+    Recorder(Storage(url)).add(record, True)
     text, lines = page(url), list(status(url).lines())
     for text_or_tag in (
         '<td>traces closed early</td><td class="n">10</td>',

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.output.early import EarlySummary, early_counts
 from pipeline.output.parts import PartSummary, write_part
+from pipeline.reasoning.early_answer import EarlyAnswer
 from pipeline.schema import EARLY_COLUMNS, ROW_COLUMN, TRACE_COLUMNS, output_schema
 from tests.unit.output.test_ledger import METADATA
 
@@ -96,15 +97,14 @@ def test_footer_has_counts_only_if_thinking_may_be_closed_early() -> None:
 
 
 def summary_of(*traces: dict[str, Any], **settings: Any) -> EarlySummary:
-    named = {f"thinking.early_answer.{name}": value for name, value in settings.items()}
     parts = [{"early": early_counts(table(*traces), NAMES)}, {}]
-    summary = EarlySummary.of_parts(parts, named)
+    summary = EarlySummary.of_parts(parts, EarlyAnswer(**settings).floor)
     assert summary is not None
     return summary
 
 
 def test_no_part_with_counts_has_no_summary() -> None:
-    assert EarlySummary.of_parts([{}, {}], {}) is None
+    assert EarlySummary.of_parts([{}, {}]) is None
 
 
 def test_lines_say_what_closing_saves_and_changes() -> None:
