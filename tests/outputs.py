@@ -21,7 +21,7 @@ from pipeline.output.manifest import run_settings, software_versions
 from pipeline.output.summary import Summary, summarize
 from pipeline.planning import Part, PartRef, Pass, Shard
 from pipeline.prompts.columns import PromptColumns
-from pipeline.schema import EARLY_COLUMNS, ORIGIN_FIELDS, TRACE_COLUMNS, output_schema, trace_fields
+from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema, trace_fields
 from pipeline.storage import Storage
 
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,8 +54,8 @@ def write_output(
             "thinking": {"early_answer": early},
         }
     )
-    schema = output_schema(PROMPTS, {}, raw_text=False, early=early is not None)
-    columns = (*TRACE_COLUMNS, *(() if early is None else EARLY_COLUMNS))
+    schema = output_schema(PROMPTS, {}, raw_text=False, optional=config.optional_fields)
+    columns = (*TRACE_COLUMNS, *(field.name for field in config.optional_fields))
     ledger = Ledger(Storage(config.output.path))
     settings = run_settings(config, PromptColumns("prompt"), "template")
     ledger.open_run(settings, {})

@@ -21,7 +21,8 @@ from typing import Any
 
 from jobs.bench.tables import keep, markdown
 from jobs.bench.virtual_time import run
-from pipeline.config.sections import EngineConfig, SimulatedConfig
+from pipeline.config.sections import EngineConfig
+from pipeline.config.simulated import SimulatedConfig
 from pipeline.engines.roofline import Speed, gpu_of, slots_for
 from pipeline.engines.simulated_scheduler import Scheduler, Steps
 from pipeline.engines.vllm_arguments import memory_need

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import SimulatedConfig
+from pipeline.config.simulated import SimulatedConfig
 from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, OnTokens, Request
 from pipeline.engines.simulated_scheduler import Scheduler, Sequence, Steps
 from pipeline.engines.vllm_arguments import (

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from pipeline.config.sections import SimulatedConfig
+from pipeline.config.simulated import SimulatedConfig
 
 # A clock that shows large times can't wait for a billionth of a step.
 ROUNDING = 1e-6

@@ -16,7 +16,7 @@ from pipeline.insight.text import error_kind
 from pipeline.monitor.figures import STEPS_AN_OCTAVE
 from pipeline.output.parts import known_columns, part_metadata, read_footers
 from pipeline.reasoning.think_format import State
-from pipeline.schema import EARLY_COLUMNS, TRACE_COLUMNS, plain_rows
+from pipeline.schema import OUR_COLUMNS, plain_rows
 from pipeline.storage import Storage, map_in_threads
 
 TOKEN_COLUMNS = (
@@ -27,7 +27,6 @@ COUNTED_COLUMNS = (
     *TOKEN_COLUMNS, "sample", "state", "closed_by", "loop_retries", "attempt", "correct",
     "duplicate_of", "error",
 )  # fmt: skip
-OUR_COLUMNS = (*TRACE_COLUMNS, *EARLY_COLUMNS)
 WITHOUT_RAW = tuple(name for name in OUR_COLUMNS if name != "raw")
 EXAMPLES_PER_STATE = 40
 # Examples come from at most this many parts, because each of them is read whole.

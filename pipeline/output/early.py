@@ -52,11 +52,13 @@ def early_counts(table: pa.Table, names: Mapping[str, str]) -> Counter[str]:
     ``net_tokens``: the same less the probes. What ends in ``_squared`` or has ``_by_`` in its name
     is a sum over rows, for intervals: samples of a row are not independent.
     """
-    values = _Values(table.select([names[name] for name in COLUMNS]).rename_columns(COLUMNS))
+    wanted = [name for name in (*COLUMNS, "asked_tokens") if name in names]
+    values = _Values(table.select([names[name] for name in wanted]).rename_columns(wanted))
     think, answer, wasted, probes = (
         values.numbers(name)
         for name in ("think_tokens", "answer_tokens", "wasted_tokens", "probe_tokens")
     )
+    asked = values.numbers("asked_tokens") if "asked_tokens" in names else np.zeros_like(think)
     closed = values.are("closed_by", ClosedBy.EARLY_ANSWER) & values.generated
     once = closed & (values.numbers("loop_retries") == 0)
     generated = values.generated
@@ -66,7 +68,7 @@ def early_counts(table: pa.Table, names: Mapping[str, str]) -> Counter[str]:
         "overrun_tokens": wasted[once].sum(),
         "probes": values.numbers("probes")[generated].sum(),
         "probe_tokens": probes[generated].sum(),
-        "spent_tokens": (think + answer + wasted + probes)[generated].sum(),
+        "spent_tokens": (think + answer + wasted + probes + asked)[generated].sum(),
     }
     control = values.flags("control") & generated & ~values.are("state", State.FAILED)
     settled = control & values.valid("early_tokens")

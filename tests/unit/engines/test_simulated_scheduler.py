@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.bench.virtual_time import run
-from pipeline.config.sections import SimulatedConfig
+from pipeline.config.simulated import SimulatedConfig
 from pipeline.engines.simulated_scheduler import Scheduler, Sequence, Steps
 
 STEP = SimulatedConfig(seconds_per_token=0.01)
