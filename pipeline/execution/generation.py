@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines import Engine, Request, engine_slots
+from pipeline.engines import Engine, OnTokens, Request, engine_slots
 from pipeline.errors import EngineDeadError, RowError
 from pipeline.execution.agreement import AgreeingRow, SpareSlots
 from pipeline.execution.probing import Prober, Probing, short_answer
@@ -209,7 +209,14 @@ class Generator:
         on_tokens = partial(self._on_tokens, progress, detector)
         if self._probing is None or not step.probes or not (sample.control or self._closes):
             return await self._engine.generate(request, on_tokens)
-        if not sample.control and self._probing.has_settled(progress):  # before a restart
+        return await self._run_probed(sample, request, on_tokens, self._probing)
+
+    async def _run_probed(
+        self, sample: Sample, request: Request, on_tokens: OnTokens, probing: Probing
+    ) -> str:
+        """Run a request of thinking to its end, or until its probes have settled the answer."""
+        progress, settled = sample.progress, asyncio.Event()
+        if not sample.control and probing.has_settled(progress):  # before a restart
             return SETTLED
 
         def on_probed(new: Sequence[int]) -> bool:
@@ -217,22 +224,21 @@ class Generator:
             prober.look()
             return loops
 
+        def on_settled() -> None:
+            if not sample.control and self._closes:
+                settled.set()
+
         generating = asyncio.ensure_future(self._engine.generate(request, on_probed))
-        prober = Prober(
-            self._probing, progress, request,
-            lambda: sample.control or not self._closes or generating.cancel(),
-        )  # fmt: skip
+        waiting = asyncio.ensure_future(settled.wait())
+        prober = Prober(probing, progress, request, on_settled)
         try:
-            return await generating
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            has_settled = not sample.control and self._probing.has_settled(progress)
-            if not has_settled or (task is not None and task.cancelling()):
-                raise
-            return SETTLED
+            await asyncio.wait((generating, waiting), return_when=asyncio.FIRST_COMPLETED)
+            return generating.result() if generating.done() else SETTLED
         finally:
-            generating.cancel()
             prober.end()
+            waiting.cancel()
+            generating.cancel()
+            await asyncio.gather(generating, waiting, return_exceptions=True)
 
     def _on_tokens(
         self, progress: TraceProgress, detector: RepetitionDetector | None, new: Sequence[int]

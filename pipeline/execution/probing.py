@@ -86,7 +86,7 @@ class Prober:
         probing: Probing,
         progress: TraceProgress,
         request: Request,
-        on_settled: Callable[[], object],
+        on_settled: Callable[[], None],
     ) -> None:
         self._probing, self._progress, self._request = probing, progress, request
         self._on_settled = on_settled
