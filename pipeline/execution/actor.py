@@ -118,7 +118,7 @@ class EngineActor:
         wait_until_placed()
         self._engine = self._build_engine(tokenizer)
         self._reporter = EngineReporter(
-            self._coordinator, self._name, lambda: self._engine.load, self._stop_soon,
+            self._coordinator, self._name, lambda: self._generator.load, self._stop_soon,
             lambda *control: self._generator.look_at_control_group(*control),  # noqa: PLW0108 (later)
         )  # fmt: skip
         renderer = PromptRenderer(tokenizer, self._engine.context_tokens, config.think_format)

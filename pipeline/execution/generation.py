@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.config.run_config import RunConfig
-from pipeline.engines import Engine, OnTokens, Request, engine_slots
+from pipeline.engines import Engine, EngineLoad, OnTokens, Request, engine_slots
 from pipeline.errors import EngineDeadError, RowError
 from pipeline.execution.agreement import AgreeingRow, SpareSlots
 from pipeline.execution.probing import Prober, Probing, short_answer
@@ -99,6 +99,12 @@ class Generator:
             self._probing = Probing(engine, form, maker.is_closed, self._count_probe)
         self._asking = maker.asking_form if config.answer.ask_again else None
         self._closes = True  # thinking early, of rows outside the control group
+
+    @property
+    def load(self) -> EngineLoad:
+        """The engine's load by traces: probes have slots of their own."""
+        load, probes = self._engine.load, 0 if self._probing is None else self._probing.running
+        return replace(load, running=max(0, load.running - probes))
 
     def look_at_control_group(self, compared: int, agreeing: int) -> None:
         """Close no more thinking early if too few of the ``compared`` answers are ``agreeing``."""

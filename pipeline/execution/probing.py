@@ -48,18 +48,19 @@ async def short_answer(
     return len(answer), form.read(answer) if reason == "stop" else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Probing:
     """What all probes on an engine share.
 
     ``is_closed``: whether token ids hold the end of the thinking. ``count``: gets the number of
-    tokens that a probe has generated.
+    tokens that a probe has generated. ``running``: how many probes there are now.
     """
 
     engine: Engine
     form: ProbeForm
     is_closed: Callable[[Sequence[int]], bool]
     count: Count
+    running: int = 0
 
     def settled(self, progress: TraceProgress) -> Probe | None:
         """The probe with which the answer of a trace had settled."""
@@ -155,4 +156,8 @@ class Prober:
         probing, request = self._probing, self._request
         carried = (*self._progress.token_ids[:at], *probing.form.opening)
         probe = replace(request, id=f"{request.id}:probe", carried_token_ids=carried)
-        return await short_answer(probing.engine, probing.form, probe, probing.count)
+        probing.running += 1
+        try:
+            return await short_answer(probing.engine, probing.form, probe, probing.count)
+        finally:
+            probing.running -= 1

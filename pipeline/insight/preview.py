@@ -97,6 +97,12 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     yield from _tier_lines(prepared, plan)
     policy = {key: value for key, value in vars(config.sampling).items() if value is not None}
     yield "sampling  " + ", ".join(f"{key} {value}" for key, value in policy.items())
+    if (early := config.thinking.early_answer) is not None:
+        yield (
+            f"early     thinking is closed when {early.agree} probes in a row agree, at least "
+            f"{early.every_tokens} tokens apart; {early.control_share:.1%} of the rows are the "
+            "control group"
+        )
     sampled = sample(prepared)
     if sampled.errors:
         yield f"warning   {sampled}"

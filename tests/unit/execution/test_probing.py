@@ -31,7 +31,11 @@ class ThinkingEngine:
     waits, up to ``at_most`` tokens ahead of it.
     """
 
-    context_tokens, load = 1000, EngineLoad()
+    context_tokens = 1000
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(self.running + self.is_probing)
 
     def __init__(self, thought: str, says: Says, ahead: int = 8) -> None:
         self._whole, self._says, self._ahead = TOKENIZER.encode(thought), says, ahead
@@ -236,6 +240,8 @@ def test_run_that_is_told_to_end_ends_its_probes() -> None:
         generator, _ = generator_of(engine)
         running = asyncio.ensure_future(generator.run([[sample(0)]]))
         await engine.first_probe.wait()
+        assert engine.load.running == 2
+        assert generator.load.running == 1  # the trace: the probe has a slot of its own
         await generator.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
