@@ -104,16 +104,18 @@ def test_engine_killed_and_engine_told_to_end_while_the_driver_lives(
         os.kill(cluster.engines()[0], number)
     case.finish(driver)
     case.check()
-    group = [is_control(0, f"shard-{row // 50:05}.parquet", row % 50, 0.2) for row in range(100)]
+    group = [is_control(0, f"shard-{row // 50:05}", row % 50, 0.2) for row in range(100)]
     traces = pq.read_table(case.output.url).to_pylist()
     assert [trace["control"] for trace in traces] == [group[trace["id"]] for trace in traces]
-    for trace in traces:
-        is_closed = trace["closed_by"] == "early_answer"
-        assert is_closed == (trace["early_answer"] is not None and not trace["control"]), trace
-        if trace["early_answer"] is not None:  # each point was probed once, whoever did it
-            assert (trace["probes"], trace["early_tokens"], trace["early_agrees"]) == (4, 256, True)
-            assert trace["control"] or trace["think_tokens"] == 256
-    assert any(t["control"] and t["early_answer"] for t in traces), "no control group to speak of"
+    settled = [trace for trace in traces if trace["early_answer"] is not None]
+    for trace in settled:  # each point was probed once, whoever did it; at 64 tokens none may be
+        assert (trace["probes"], trace["early_tokens"], trace["early_agrees"]) == (4, 320, True)
+    closed = [trace for trace in traces if trace["closed_by"] == "early_answer"]
+    assert {trace["think_tokens"] for trace in closed} == {320}
+    assert not any(trace["control"] for trace in closed)
+    late = [t for t in settled if not t["control"] and t["closed_by"] is None]
+    assert all(t["think_tokens"] < 320 + 200 for t in late), "a trace that should have been closed"
+    assert any(trace["control"] for trace in settled), "no control group to speak of"
 
 
 def test_node_lost_with_an_engine_on_it_and_another_joins(
