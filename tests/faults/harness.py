@@ -168,7 +168,7 @@ def _traces(parquet: bytes) -> list[Trace]:
             (row["id"], row["sample"]),
             row["state"],
             f"{row['think']}\n\n{row['answer']}",
-            row["think_tokens"] + row["answer_tokens"],
+            row["think_tokens"] + row["answer_tokens"] + row["wasted_tokens"],
             row["carried_tokens"],
             row["error"],
         )
@@ -283,11 +283,13 @@ class Case:
         )
 
     def generated(self) -> Counter[Key]:
-        """Tokens that the engines generated for each trace, all runs together."""
+        """Tokens that the engines generated for each trace, all runs together; no probes."""
         log, first = self.folder / "engines.log", [0, *accumulate(self.sizes)]
         tokens: Counter[Key] = Counter()
         for line in log.read_text().splitlines() if log.exists() else []:
             entry = json.loads(line)
+            if entry["id"].endswith(":probe"):
+                continue
             shard, row, sample = re.findall(r"\d+", entry["id"])[-3:]
             tokens[first[int(shard)] + int(row), int(sample)] += entry["tokens"]
         return tokens
