@@ -34,6 +34,7 @@ from pipeline.execution.prepare import PreparedRun
 from pipeline.output.reader import finished_parts
 from pipeline.prompts.messages import row_messages
 from pipeline.prompts.render import TableRow
+from pipeline.reasoning.policy import ClosedBy
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
 
@@ -49,6 +50,7 @@ TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens")
 JUDGED_COLUMNS = (
     "sample",
     "state",
+    "closed_by",
     "correct",
     "parsed",
     "vote",
@@ -90,6 +92,8 @@ def rejection(
         return "state"
     if trace.get("asked_tokens") and not rules.rescued:
         return "state"  # its own answer is not in the format
+    if trace.get("closed_by") == ClosedBy.EARLY_ANSWER and not rules.rescued:
+        return "state"  # its thinking ends in the middle
     if trace["correct"] is False:
         return "wrong"
     if rules.min_agreement is not None and trace["correct"] is None:

@@ -211,6 +211,16 @@ def test_sample_that_was_asked_once_more_counts_as_a_rescued_one() -> None:
     assert (counts.asked_tokens, counts.tokens) == (5, 14)
 
 
+def test_sample_whose_thinking_was_closed_early_counts_as_a_rescued_one() -> None:
+    closed = {
+        "state": "finished", "closed_by": "early_answer", "correct": True, "parsed": "5",
+        "prompt_tokens": 1, "think_tokens": 2, "answer_tokens": 3,
+    }  # fmt: skip
+    assert rejection(closed, AcceptanceRules(), Text()) == "state"
+    assert rejection(closed, AcceptanceRules(rescued=True), Text()) is None
+    assert rejection({**closed, "closed_by": None}, AcceptanceRules(), Text()) is None
+
+
 def test_rejected_samples_are_counted_by_reason() -> None:
     counts = SampleCounts()
     cells = {"sample": 1, "state": "finished", "duplicate_of": "x"}
