@@ -106,12 +106,15 @@ class Generator:
         load, probes = self._engine.load, 0 if self._probing is None else self._probing.running
         return replace(load, running=max(0, load.running - probes))
 
-    def look_at_control_group(self, compared: int, agreeing: int) -> None:
-        """Close no more thinking early if too few of the ``compared`` answers are ``agreeing``."""
+    def look_at_control_group(self, rows: int, compared: int, agreeing: int) -> None:
+        """Close no more thinking early if too few of the ``compared`` answers are ``agreeing``.
+
+        ``rows``: how many rows they are of.
+        """
         early = None if self._probing is None else self._probing.form.early
         if early is None or early.below != "stop" or not self._closes:
             return
-        if is_below_floor(early.min_agreement, compared, agreeing):
+        if is_below_floor(early.min_agreement, rows, compared, agreeing):
             logger.warning(
                 "only %d of %d early answers of the control group equal the full one; thinking is "
                 "no longer closed early", agreeing, compared,
@@ -146,6 +149,12 @@ class Generator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _row(self, samples: Sequence[Sample]) -> list[Trace]:
+        """The traces of one row, counted."""
+        traces = await self._drawn(samples)
+        self._reporter.done.compared_rows += any(map(_is_compared, traces))
+        return traces
+
+    async def _drawn(self, samples: Sequence[Sample]) -> list[Trace]:
         """The traces of one row: of all samples, or of as many as it takes to agree."""
         if self._agree is not None and self._agree < len(samples):
             row = AgreeingRow(samples, self._agree, self._sample, self._count, self._spare)
@@ -314,6 +323,11 @@ class Generator:
         done.states[trace.state] += 1
         if trace.state != State.FAILED:
             done.think_lengths[length_bin(trace.think_tokens)] += 1
-        if trace.control and trace.early_agrees is not None:
+        if _is_compared(trace):
             done.compared += 1
-            done.agreeing += trace.early_agrees
+            done.agreeing += bool(trace.early_agrees)
+
+
+def _is_compared(trace: Trace) -> bool:
+    """Whether a trace of the control group has both an early answer and a full one."""
+    return trace.control and trace.early_agrees is not None

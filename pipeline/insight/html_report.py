@@ -213,7 +213,7 @@ def _early(early: EarlySummary) -> Iterator[tuple[str, str]]:
     yield "tokens of probes", f"{of['probe_tokens']:,}, {early.probe_share:.1%} of all generated"
     yield "traces of the control group, which think to their end", f"{of['control_traces']:,}"
     if not early.is_enough:
-        yield "early answers compared with the full one", early.too_few_text.strip()
+        yield "what closing early saves and changes", early.too_few_text.strip()
         return
     yield "saved tokens of a trace, after the cost of probes", percent(early.saving, 0)
     compared = f"{of['agreeing']:,} of {of['compared']:,}, {percent(early.agreement, 1)}"

@@ -60,10 +60,12 @@ class ReportAnswer(NamedTuple):
     """What an engine learns with its report.
 
     ``is_over``: whether the run is to end. ``compared`` and ``agreeing``: the control group's
-    traces whose early answer was compared with the full one, and those that agree, of all engines.
+    traces whose early answer was compared with the full one, and those that agree, of all engines;
+    ``rows``: how many rows they are of.
     """
 
     is_over: bool
+    rows: int = 0
     compared: int = 0
     agreeing: int = 0
 
@@ -184,7 +186,7 @@ class RunCoordinator:
         has_tokens = done.spent_tokens > 0
         self._processes.report(engine, moves or has_tokens or done.rows > 0, has_tokens)
         group = self._control_group() or ControlGroup()
-        return ReportAnswer(self._stopping, group.compared, group.agreeing)
+        return ReportAnswer(self._stopping, group.rows, group.compared, group.agreeing)
 
     def engine_closed(self, engine: str) -> None:
         """``engine`` has shut down, or has saved its traces and does nothing more."""
@@ -257,7 +259,7 @@ class RunCoordinator:
 
     def _control_group(self) -> ControlGroup | None:
         of = self._totals
-        return self._control and self._control.plus(of.compared, of.agreeing)
+        return self._control and self._control.plus(of.compared_rows, of.compared, of.agreeing)
 
     def _suspect_rows_of(self, killed: EngineProcess) -> None:
         """Suspect the rows of a process that ended without a word, unless its node is lost."""

@@ -227,7 +227,8 @@ class Totals:
     ``spent_tokens``: all generated tokens; ``recomputed_tokens``: those, and prompts, that were
     computed again after a preemption; ``drafted_tokens`` and ``accepted_tokens``: see `EngineLoad`.
     ``probe_tokens``: of the spent ones, those of probes. ``compared``: traces of the control group
-    whose early answer was compared with the full one; ``agreeing``: of these, those that agree.
+    whose early answer was compared with the full one; ``agreeing``: of these, those that agree;
+    ``compared_rows``: rows with compared traces.
     ``think_lengths``: the number of traces by `length_bin`.
     """
 
@@ -241,6 +242,7 @@ class Totals:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     probe_tokens: int = 0
+    compared_rows: int = 0
     compared: int = 0
     agreeing: int = 0
     states: Counter[str] = field(default_factory=Counter)
@@ -258,6 +260,7 @@ class Totals:
         self.drafted_tokens += other.drafted_tokens
         self.accepted_tokens += other.accepted_tokens
         self.probe_tokens += other.probe_tokens
+        self.compared_rows += other.compared_rows
         self.compared += other.compared
         self.agreeing += other.agreeing
         self.states.update(other.states)

@@ -16,8 +16,8 @@ class EngineReporter:
     """One engine's counts, sent to the coordinator twice a second.
 
     ``done``: the counts since the last report. ``load``, ``stop`` and ``on_control`` are called in
-    the event loop's thread. ``on_control`` gets, after each report, how many of the control group's
-    traces all engines have compared, and how many of these agree.
+    the event loop's thread. ``on_control`` gets, after each report, what all engines have
+    compared of the control group: of how many rows, how many traces, and how many of these agree.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class EngineReporter:
         engine: str,
         load: Callable[[], EngineLoad],
         stop: Callable[[], None],
-        on_control: Callable[[int, int], None] = lambda *_: None,
+        on_control: Callable[[int, int, int], None] = lambda *_: None,
     ) -> None:
         self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
         self._on_control = on_control
@@ -53,7 +53,7 @@ class EngineReporter:
         stopping = False
         while True:
             answer = await asyncio.wrap_future(self.send().future())
-            self._on_control(answer.compared, answer.agreeing)
+            self._on_control(answer.rows, answer.compared, answer.agreeing)
             if answer.is_over and not stopping:
                 stopping = True
                 self._stop()

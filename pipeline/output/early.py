@@ -45,7 +45,8 @@ def early_counts(table: pa.Table, names: Mapping[str, str]) -> Counter[str]:
     ``overrun_tokens``: what those among them without another try generated beyond that point, until
     the probes were through; ``overrun_traces``: their number. ``spent_tokens``: all that was
     generated, probes included. All others are of the control group. ``settled``: traces with an
-    early answer; ``compared`` and ``agreeing``: those with a full answer too, and with the same.
+    early answer; ``compared`` and ``agreeing``: those with a full answer too, and with the same;
+    ``compared_rows``: rows with compared traces.
     ``judged``: traces with a verdict on both answers; of these ``early_right``, ``full_right``,
     ``right_to_wrong`` (the full answer is right, the early one wrong) and ``wrong_to_right``.
     ``full_tokens``: thinking and answers; ``saved_tokens``: the thinking behind the early answers;
@@ -85,6 +86,7 @@ def early_counts(table: pa.Table, names: Mapping[str, str]) -> Counter[str]:
         "control_traces": control.sum(),
         "settled": settled.sum(),
         "saved_tokens": saved.sum(),
+        "compared_rows": np.count_nonzero(by_row["compared"]),
         "compared": by_row["compared"].sum(),
         "agreeing": by_row["agreeing"].sum(),
         "full_tokens": by_row["full"].sum(),
@@ -161,8 +163,8 @@ class EarlySummary:
 
     @property
     def is_enough(self) -> bool:
-        """Whether enough of the control group was compared to say more than counts."""
-        return self.counts["compared"] >= ENOUGH_COMPARED
+        """Whether enough rows of the control group were compared to say more than counts."""
+        return self.counts["compared_rows"] >= ENOUGH_COMPARED
 
     @property
     def probe_share(self) -> float:
@@ -222,7 +224,8 @@ class EarlySummary:
     def control_group(self) -> ControlGroup:
         """What a run that goes on has to know of the control group."""
         of = self.counts
-        return replace(self.floor, compared=of["compared"], agreeing=of["agreeing"])
+        rows, compared, agreeing = of["compared_rows"], of["compared"], of["agreeing"]
+        return replace(self.floor, rows=rows, compared=compared, agreeing=agreeing)
 
     def lines(self) -> Iterator[str]:
         """The counts as lines of text for people."""
@@ -246,8 +249,9 @@ class EarlySummary:
     def too_few_text(self) -> str:
         """What is said while the control group is too small."""
         return (
-            f"{self.counts['compared']:>9,} early answers compared with the full one: too few to "
-            f"say what closing early saves and changes ({ENOUGH_COMPARED} are enough)"
+            f"{self.counts['compared_rows']:>9,} rows with early answers to compare with the full "
+            f"one: too few to say what closing early saves and changes ({ENOUGH_COMPARED} are "
+            "enough)"
         )
 
     @property

@@ -23,7 +23,8 @@ SIGNS = (
 LONGEST_GAP = 4
 # What the first probe of a trace is expected to cost, in tokens.
 USUAL_TOKENS = 8
-# The floor is looked at from so many compared traces on.
+# The floor is looked at from so many rows with compared traces on: samples of a row are not
+# independent.
 ENOUGH_COMPARED = 20
 STILL_CLOSED = "thinking is still closed early (thinking.early_answer.below: warn)"
 
@@ -88,12 +89,13 @@ def may_probe(early: EarlyAnswer, probes: Sequence[Probe], at: int) -> bool:
     return spent + cost <= early.probe_share * at
 
 
-def is_below_floor(min_agreement: float | None, compared: int, agreeing: int) -> bool:
+def is_below_floor(min_agreement: float | None, rows: int, compared: int, agreeing: int) -> bool:
     """Whether too few of the early answers that were ``compared`` with the full ones agree.
 
-    Never before `ENOUGH_COMPARED`, and never without a ``min_agreement``.
+    ``rows``: those with such answers. Never before `ENOUGH_COMPARED` of them, and never without a
+    ``min_agreement``.
     """
-    if min_agreement is None or compared < ENOUGH_COMPARED:
+    if min_agreement is None or rows < ENOUGH_COMPARED:
         return False
     return agreeing / compared < min_agreement
 
@@ -102,25 +104,31 @@ def is_below_floor(min_agreement: float | None, compared: int, agreeing: int) ->
 class ControlGroup:
     """The control group so far, and the floor of its agreement.
 
-    ``compared``: traces whose early answer was compared with the full one; ``agreeing``: those
-    where they are equal. ``stops``: whether no more thinking is closed early below
-    ``min_agreement``.
+    ``compared``: traces whose early answer was compared with the full one, of ``rows`` rows;
+    ``agreeing``: those where they are equal. ``stops``: whether no more thinking is closed early
+    below ``min_agreement``.
     """
 
+    rows: int = 0
     compared: int = 0
     agreeing: int = 0
     min_agreement: float | None = None
     stops: bool = False
 
-    def plus(self, compared: int, agreeing: int) -> "ControlGroup":
-        """With more traces."""
-        return replace(self, compared=self.compared + compared, agreeing=self.agreeing + agreeing)
+    def plus(self, rows: int, compared: int, agreeing: int) -> "ControlGroup":
+        """With more traces, of more rows."""
+        return replace(
+            self,
+            rows=self.rows + rows,
+            compared=self.compared + compared,
+            agreeing=self.agreeing + agreeing,
+        )
 
     @property
     def warning(self) -> str | None:
         """What to say if too few early answers agree; None if enough do, or there is no floor."""
         floor = self.min_agreement
-        if floor is None or not is_below_floor(floor, self.compared, self.agreeing):
+        if floor is None or not is_below_floor(floor, self.rows, self.compared, self.agreeing):
             return None
         return (
             f"LOW AGREEMENT: only {self.agreeing:,} of {self.compared:,} early answers of the "

@@ -73,8 +73,8 @@ def trace_of(generator: Generator, control: bool = False) -> Trace:
 def test_floor_needs_enough_compared(
     floor: float | None, compared: int, agreeing: int, is_below: bool
 ) -> None:
-    assert is_below_floor(floor, compared, agreeing) == is_below
-    assert (ControlGroup(compared, agreeing, floor).warning is not None) == is_below
+    assert is_below_floor(floor, compared, compared, agreeing) == is_below
+    assert (ControlGroup(compared, compared, agreeing, floor).warning is not None) == is_below
 
 
 def test_control_trace_thinks_to_its_end_and_is_compared() -> None:
@@ -85,6 +85,17 @@ def test_control_trace_thinks_to_its_end_and_is_compared() -> None:
     assert (reporter.done.compared, reporter.done.agreeing) == (1, 0)
     assert trace_of(generator).parsed == "8"
     assert reporter.done.compared == 1, "what was closed can't be compared"
+    assert reporter.done.compared_rows == 1
+
+
+def test_floor_counts_rows_since_samples_of_a_row_are_alike() -> None:
+    generator, reporter = generator_of(min_agreement=0.9, below="stop")
+    samples = [Sample((PART, 0, i), seed=i, prompt=(1, 2, 3), control=True) for i in range(32)]
+    asyncio.run(asyncio.wait_for(generator.run([samples]), 60))
+    done = reporter.done
+    assert (done.compared_rows, done.compared, done.agreeing) == (1, 32, 0)
+    generator.look_at_control_group(done.compared_rows, done.compared, done.agreeing)
+    assert trace_of(generator).closed_by == "early_answer"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +106,7 @@ def test_below_the_floor_no_more_thinking_is_closed_if_so_set(
     below: str, agreeing: int, closed_by: str | None
 ) -> None:
     generator, _ = generator_of(min_agreement=0.9, below=below)
-    generator.look_at_control_group(20, agreeing)
+    generator.look_at_control_group(20, 20, agreeing)
     assert trace_of(generator).closed_by == closed_by
 
 
@@ -108,7 +119,7 @@ def test_trace_that_runs_already_is_not_closed_either() -> None:
         running = asyncio.ensure_future(generator.run([[sample]]))
         while not count.probe_tokens:  # noqa: ASYNC110 (set by no event)
             await asyncio.sleep(0)
-        generator.look_at_control_group(20, 0)
+        generator.look_at_control_group(20, 20, 0)
         [[trace]] = await running
         return trace
 

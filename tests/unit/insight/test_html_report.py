@@ -223,7 +223,7 @@ def test_early_answers_are_a_table_and_status_tells_the_same(tmp_path: Path) -> 
     traces += [{"closed_by": "early_answer", "think_tokens": 400, "wasted_tokens": 20}] * 10
     url = write_output(tmp_path, traces, early={})
     begun = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
-    record = Figures(begun, 1.0, 50, 50, tokens={"spent": 1}, control=ControlGroup(50, 50, 0.9))
+    record = Figures(begun, 1.0, 50, 50, tokens={"spent": 1}, control=ControlGroup(50, 50, 50, 0.9))
     Recorder(Storage(url)).add(record, True)
     text, lines = page(url), list(status(url).lines())
     for text_or_tag in (
@@ -248,7 +248,7 @@ def test_early_answers_are_a_table_and_status_tells_the_same(tmp_path: Path) -> 
 
 def test_small_control_group_and_runs_without_one(tmp_path: Path) -> None:
     text = page(write_output(tmp_path / "few", [control(True)] * 3, early={}))
-    assert "3 early answers compared with the full one: too few to say" in text
+    assert "3 rows with early answers to compare with the full one: too few to say" in text
     url = write_output(tmp_path / "none", [{}])
     assert "Early answers" not in page(url)
     assert "early_answers" not in status(url).to_json()

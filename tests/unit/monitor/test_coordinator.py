@@ -150,12 +150,12 @@ def test_engines_learn_how_the_control_group_of_all_does_if_there_is_a_floor(
     coordinator: RunCoordinator,
 ) -> None:
     """What earlier runs have counted is part of it."""
-    some = Totals(compared=5, agreeing=4)
-    assert coordinator.engine_progress("a", some, EngineLoad()) == (False, 0, 0)
+    some = Totals(compared_rows=3, compared=5, agreeing=4)
+    assert coordinator.engine_progress("a", some, EngineLoad()) == (False, 0, 0, 0)
     assert coordinator.snapshot().control is None
-    coordinator.note_control_group(ControlGroup(10, 9, 0.9))
-    assert coordinator.engine_progress("b", some, EngineLoad()) == (False, 20, 17)
-    assert coordinator.snapshot().control == ControlGroup(20, 17, 0.9)
+    coordinator.note_control_group(ControlGroup(10, 10, 9, 0.9))
+    assert coordinator.engine_progress("b", some, EngineLoad()) == (False, 16, 20, 17)
+    assert coordinator.snapshot().control == ControlGroup(16, 20, 17, 0.9)
 
 
 def test_rows_on_which_an_engine_died_are_suspects(coordinator: RunCoordinator) -> None:
@@ -379,7 +379,7 @@ class Reports(CoordinatorClient):
     ) -> ObjectRef[ReportAnswer]:
         self.spent.append(done.spent_tokens)
         answer: Any = Future[ReportAnswer]()
-        answer.set_result(ReportAnswer(len(self.spent) > 1, len(self.spent), 1))
+        answer.set_result(ReportAnswer(len(self.spent) > 1, 1, len(self.spent), 1))
         answer.future = lambda: answer
         reference: ObjectRef[ReportAnswer] = answer
         return reference
@@ -408,7 +408,7 @@ def test_engine_reports_on_while_it_saves(monkeypatch: pytest.MonkeyPatch) -> No
     """A silent engine counts as gone: the driver would end before its traces are saved."""
     monkeypatch.setattr(reporter_module, "REPORT_SECONDS", 0.001)
     reports, stops = Reports(), list[int]()
-    control = list[tuple[int, int]]()
+    control = list[tuple[int, int, int]]()
     reporter = EngineReporter(
         reports, "a", EngineLoad, lambda: stops.append(len(reports.spent)),
         lambda *counts: control.append(counts),
@@ -422,5 +422,5 @@ def test_engine_reports_on_while_it_saves(monkeypatch: pytest.MonkeyPatch) -> No
     asyncio.run(report())
     assert stops == [2]
     assert len(reports.spent) > 3
-    assert control[:3] == [(1, 1), (2, 1), (3, 1)]
+    assert control[:3] == [(1, 1, 1), (1, 2, 1), (1, 3, 1)]
     assert sum(reports.spent) == 7, "each count is sent once"

@@ -88,20 +88,20 @@ def test_probes_are_told() -> None:
 
 
 def test_low_agreement_of_the_control_group_is_warned_of() -> None:
-    low, few = ControlGroup(20, 17, 0.9), ControlGroup(19, 10, 0.9)
+    low, few = ControlGroup(20, 20, 17, 0.9), ControlGroup(19, 19, 10, 0.9)
     assert not dict(figures(control=few).warnings)
-    assert not dict(figures(control=ControlGroup(20, 18, 0.9)).warnings)
+    assert not dict(figures(control=ControlGroup(20, 20, 18, 0.9)).warnings)
     [(name, warning)] = figures(control=low).warnings
     assert name == "agreement"
     assert warning.startswith("LOW AGREEMENT: only 17 of 20 early answers")
     assert warning.endswith("thinking is still closed early (thinking.early_answer.below: warn)")
-    [(_, warning)] = figures(control=ControlGroup(20, 17, 0.9, stops=True)).warnings
+    [(_, warning)] = figures(control=ControlGroup(20, 20, 17, 0.9, stops=True)).warnings
     assert warning.endswith("thinking is no longer closed early")
     both = figures(control=low, tokens={"spent": 100_000, "recomputed": 6000})
     assert list(dict(both.warnings)) == ["KV caches", "agreement"]
 
 
-@pytest.mark.parametrize("control", [None, ControlGroup(30, 29, 0.9, stops=True)])
+@pytest.mark.parametrize("control", [None, ControlGroup(30, 30, 29, 0.9, stops=True)])
 def test_a_line_is_read_back(control: ControlGroup | None) -> None:
     line = json.loads(json.dumps(figures(control=control).to_json()))
     assert line["eta_seconds"] == figures().eta_seconds

@@ -68,7 +68,7 @@ def test_traces_are_counted_by_what_became_of_them_and_copies_are_not() -> None:
         "closed": 2, "overrun_traces": 1, "overrun_tokens": 30, "probes": 21,
         "probe_tokens": 2 * 12 + 5 * 15, "spent_tokens": 452 + 922 + 100 + 5 * 1035,
         "control_rows": 5, "control_traces": 5, "settled": 4, "saved_tokens": 4 * 600,
-        "compared": 3, "agreeing": 1, "full_tokens": 5 * 1020, "net_tokens": 4 * 585 - 15,
+        "compared_rows": 3, "compared": 3, "agreeing": 1, "full_tokens": 5 * 1020, "net_tokens": 4 * 585 - 15,
         "judged": 4, "early_right": 2, "full_right": 2, "right_to_wrong": 1, "wrong_to_right": 1,
         "compared_squared": 3, "agreeing_squared": 1, "agreeing_by_compared": 1,
         "full_squared": 5 * 1020**2, "net_squared": 4 * 585**2 + 15**2,
@@ -126,11 +126,14 @@ def test_lines_say_what_closing_saves_and_changes() -> None:
 def test_few_compared_traces_are_too_few() -> None:
     few = summary_of(closed(), *[control(agrees=False)] * 19, min_agreement=0.9)
     assert list(few.lines())[1:] == [
-        "control           19 early answers compared with the full one: too few to say what "
-        "closing early saves and changes (20 are enough)"
+        "control           19 rows with early answers to compare with the full one: too few to say "
+        "what closing early saves and changes (20 are enough)"
     ]
     assert few.warning is None
     assert "saving" not in few.to_json()
+    samples = [control(sample=i, agrees=i < 12) for i in range(32)]
+    one = summary_of(*samples, min_agreement=0.9)
+    assert (one.is_enough, one.warning) == (False, None), "samples of one row are one draw"
 
 
 def test_low_agreement_is_told_in_capitals() -> None:
