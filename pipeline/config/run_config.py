@@ -100,6 +100,9 @@ class RunConfig(Section):
             raise ValueError(f"sampling.agree needs an answer.format: {parsed_formats()}")
         if self.thinking.early_answer is not None:
             self._check_early_answer(answer_format)
+        taken = [field.name for field in self.trace_fields]
+        if twice := sorted({name for name in taken if taken.count(name) > 1}):
+            raise ValueError(f"output.rename: two columns would be named {', '.join(twice)}")
         if agree is not None and agree > self.sampling.n:
             raise ValueError(f"sampling.agree is {agree}, more than sampling.n, {self.sampling.n}")
         return self

@@ -14,7 +14,7 @@ from pipeline.config.simulated import SimulatedConfig
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
 from pipeline.registry import did_you_mean
-from pipeline.schema import OUR_COLUMNS
+from pipeline.schema import OUR_COLUMNS, TRACE_COLUMNS
 
 
 class InputConfig(Section):
@@ -75,7 +75,7 @@ class OutputConfig(Section):
         for name in rename:
             if name not in OUR_COLUMNS:
                 raise ValueError(did_you_mean(name, OUR_COLUMNS, "key"))
-        taken = [rename.get(name, name) for name in OUR_COLUMNS]
+        taken = [rename.get(name, name) for name in TRACE_COLUMNS]
         twice = {name for name in taken if taken.count(name) > 1}
         if twice:
             raise ValueError(f"two columns would be named {', '.join(sorted(twice))}")

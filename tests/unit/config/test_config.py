@@ -353,3 +353,12 @@ def test_presets_formats_could_be_configured(think_format: ThinkFormat) -> None:
 def test_fingerprint_does_not_depend_on_order() -> None:
     assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
     assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+
+
+def test_names_of_columns_are_taken_only_in_runs_that_have_them() -> None:
+    """Outputs from before there were early answers may have such names."""
+    config = {**MINIMAL, "answer": {"format": "boxed"}}
+    renamed = {**config, "output": {"path": "out", "rename": {"parsed": "control"}}}
+    assert "control" in [field.name for field in parse_config(renamed).trace_fields]
+    with pytest.raises(ConfigError, match="two columns would be named control"):
+        parse_config({**renamed, "thinking": {"early_answer": {}}})
