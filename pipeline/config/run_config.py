@@ -120,6 +120,14 @@ class RunConfig(Section):
     def warnings(self) -> Iterator[str]:
         """Settings that are allowed but probably a mistake, each by name."""
         yield from warnings(self.sampling, self.model.preset)
+        early, most = self.thinking.early_answer, self.sampling.max_tokens
+        most = min(most, self.thinking.budget_tokens or most)
+        if early is not None and early.least_tokens >= most:
+            yield (
+                f"thinking.early_answer can close nothing: with agree {early.agree}, every_tokens "
+                f"{early.every_tokens} and probe_share {early.probe_share:g} that takes more than "
+                f"{early.least_tokens:,} tokens of thinking, and a trace has at most {most:,}"
+            )
         suffix = self.answer.load_format().suffix_name
         if suffix is not None and self.prompt.suffix is None:
             yield (

@@ -8,11 +8,12 @@ to doubt.)
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 # Words with which QwQ begins to check or to doubt what it has, in its two languages.
 SIGNS = (
@@ -57,6 +58,24 @@ class EarlyAnswer(BaseModel, frozen=True, extra="forbid"):
     below: Literal["warn", "stop"] = Field(
         "warn", description="`stop`: below `min_agreement`, no more thinking is closed early."
     )
+
+    @field_validator("signs")
+    @classmethod
+    def _are_words(cls, signs: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(sign.strip() for sign in signs):
+            raise ValueError("a sign without text; `[]` is for none")
+        return signs
+
+    @model_validator(mode="after")
+    def _has_a_floor_to_stop_at(self) -> Self:
+        if self.below == "stop" and self.min_agreement is None:
+            raise ValueError("below: stop needs min_agreement")
+        return self
+
+    @property
+    def least_tokens(self) -> int:
+        """The least tokens of thinking after which it can be closed."""
+        return max(self.agree * self.every_tokens, math.ceil(USUAL_TOKENS / self.probe_share))
 
     @property
     def floor(self) -> "ControlGroup":

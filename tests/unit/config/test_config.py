@@ -115,6 +115,8 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("thinking.early_answer={}", "thinking.early_answer needs an answer.format"),
         ("thinking.early_answer.agree=0", "thinking.early_answer.agree"),
         ("thinking.early_answer.control_share=0", "thinking.early_answer.control_share"),
+        ("thinking.early_answer={signs: [Wait, '']}", "signs: a sign without text"),
+        ("thinking.early_answer.below=stop", "below: stop needs min_agreement"),
         ("sampling.agree=0", "sampling.agree: Input should be greater than or equal to 1"),
     ],
 )
@@ -362,3 +364,24 @@ def test_names_of_columns_are_taken_only_in_runs_that_have_them() -> None:
     assert "control" in [field.name for field in parse_config(renamed).trace_fields]
     with pytest.raises(ConfigError, match="two columns would be named control"):
         parse_config({**renamed, "thinking": {"early_answer": {}}})
+
+
+@pytest.mark.parametrize(
+    ("early", "thinking", "can"),
+    [
+        ({"agree": 4, "every_tokens": 500}, {}, False),
+        ({"agree": 4, "every_tokens": 499}, {}, True),
+        ({}, {"budget_tokens": 768}, False),
+        ({"probe_share": 0.003}, {}, False),
+    ],
+)
+def test_early_answers_that_can_never_be_are_warned_of(
+    early: dict[str, Any], thinking: dict[str, Any], can: bool
+) -> None:
+    config = parse_config(
+        {
+            **MINIMAL, "answer": {"format": "boxed"}, "sampling": {"max_tokens": 2000},
+            "thinking": {"early_answer": early, **thinking},
+        }
+    )  # fmt: skip
+    assert can is not any("can close nothing" in warning for warning in config.warnings)
