@@ -250,10 +250,9 @@ class Generator:
             await asyncio.wait((generating, waiting), return_when=asyncio.FIRST_COMPLETED)
             return generating.result() if generating.done() else SETTLED
         finally:
-            prober.end()
             waiting.cancel()
             generating.cancel()
-            await asyncio.gather(generating, waiting, return_exceptions=True)
+            await asyncio.gather(prober.end(), generating, waiting, return_exceptions=True)
 
     def _on_tokens(
         self, progress: TraceProgress, detector: RepetitionDetector | None, new: Sequence[int]

@@ -4,7 +4,7 @@ All of it runs on the trace's engine, in the event loop of the engine's front en
 
 One probe of a trace runs at a time, beside the trace itself. The points that come meanwhile wait,
 and are probed where they were found: so which probes there are does not depend on how fast they
-are.
+are, but for those that run or wait when the trace ends.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Prober:
         self._probing, self._progress, self._request = probing, progress, request
         self._on_settled = on_settled
         self._points, self._due = probing.form.points(), deque[int]()
-        self._checked = 0
+        self._checked = self._unkept = 0  # the latter: tokens of a probe that has not ended
         self._task: asyncio.Task[None] | None = None
         self._is_over = probing.settled(progress) is not None
         self.look()
@@ -106,11 +106,12 @@ class Prober:
         if self._due and self._task is None:
             self._task = asyncio.ensure_future(self._run())
 
-    def end(self) -> None:
-        """End the probe that runs, if one does: the thinking is over."""
+    async def end(self) -> None:
+        """End the probe that runs, if one does: the thinking is over. Its tokens were in vain."""
         self._is_over = True
-        if self._task is not None:
-            self._task.cancel()
+        if (task := self._task) is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
         """Probe at all points that are due, in order."""
@@ -121,6 +122,8 @@ class Prober:
             self._is_over = True
         finally:
             self._task = None
+            self._progress.wasted_tokens += self._unkept
+            self._unkept = 0
 
     async def _look_at(self, at: int) -> None:
         progress, probing = self._progress, self._probing
@@ -135,6 +138,7 @@ class Prober:
         if answer is not None and last.answer is not None:
             alike += last.alike if await probing.same(last.answer, answer) else 0
         progress.probes.append(Probe(at, tokens, answer, alike))
+        self._unkept = 0
         if probing.settled(progress) is not None:
             self._is_over = True
             if not self._thinking_ends(len(progress.token_ids)):
@@ -158,6 +162,10 @@ class Prober:
         probe = replace(request, id=f"{request.id}:probe", carried_token_ids=carried)
         probing.running += 1
         try:
-            return await short_answer(probing.engine, probing.form, probe, probing.count)
+            return await short_answer(probing.engine, probing.form, probe, self._count)
         finally:
             probing.running -= 1
+
+    def _count(self, tokens: int) -> None:
+        self._unkept += tokens
+        self._probing.count(tokens)

@@ -100,10 +100,10 @@ class TraceProgress:
     ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
     phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
     an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
-    circles and were given up; the latter also of thinking that was cut off. ``closed_by`` stays
-    None where the model closed its thinking itself and only the answer is a pass of its own.
-    ``finish_reason`` ends it. ``probes``: of the present try; those of given-up tries are among the
-    wasted tokens.
+    circles and were given up; the latter also of thinking and of probes that were cut off.
+    ``closed_by`` stays None where the model closed its thinking itself and only the answer is a
+    pass of its own. ``finish_reason`` ends it. ``probes``: of the present try; those of given-up
+    tries are among the wasted tokens.
     """
 
     token_ids: "array[int]" = field(default_factory=lambda: array("i"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.engines import EngineLoad, Request
+from pipeline.engines import EngineLoad, OnTokens, Request
 from pipeline.execution.generation import Generator
 from pipeline.execution.samples import Sample
 from pipeline.monitor.coordinator import CoordinatorClient
@@ -125,6 +125,24 @@ def test_trace_that_runs_already_is_not_closed_either() -> None:
 
     trace = asyncio.run(asyncio.wait_for(work(), 60))
     assert (trace.closed_by, trace.parsed) == (None, "7")
+
+
+def test_tokens_of_a_probe_that_the_end_of_its_trace_cuts_off_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generate = SlowEngine.generate
+
+    async def slow_probes(self: SlowEngine, request: Request, on_tokens: OnTokens) -> str:
+        if not request.id.endswith(":probe"):
+            return await generate(self, request, on_tokens)
+        on_tokens(TOKENIZER.encode("8"))
+        return await asyncio.Future[str]()
+
+    monkeypatch.setattr(SlowEngine, "generate", slow_probes)
+    generator, reporter = generator_of()
+    trace, done = trace_of(generator), reporter.done
+    assert (trace.probes, trace.wasted_tokens, done.probe_tokens) == (0, 1, 1)
+    assert done.spent_tokens == trace.think_tokens + trace.answer_tokens + trace.wasted_tokens
 
 
 def test_probes_count_as_spent_and_for_the_limit_of_tokens() -> None:
