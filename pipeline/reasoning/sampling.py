@@ -160,11 +160,15 @@ def needed_samples(answers: Mapping[int, str | None], agree: int, most: int) -> 
     this says, and it still says so, these are all. Answers of others do not count yet.
     Only the same text agrees: to find that 1/2 is 0.5 takes algebra, to draw once more does not.
     """
-    needed, before = min(agree, most), 0
+    needed, before, known, alike = min(agree, most), 0, 0, 0
+    counts = Counter[str]()
     while needed > before:
-        before, known = needed, [answers[i] for i in range(needed) if i in answers]
-        counts = Counter(answer for answer in known if answer is not None)
-        needed = min(most, agree + len(known) - max(counts.values(), default=0))
+        for i in filter(answers.__contains__, range(before, needed)):
+            known += 1
+            if (answer := answers[i]) is not None:
+                counts[answer] += 1
+                alike = max(alike, counts[answer])
+        before, needed = needed, min(most, agree + known - alike)
     return needed
 
 

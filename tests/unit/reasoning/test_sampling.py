@@ -134,3 +134,18 @@ def test_samples_side_by_side_are_those_of_waves_whatever_ends_first(
         needed = needed_samples(ended, agree, most)
         started = max(started, needed)
     assert needed == expected
+
+
+def test_each_answer_is_looked_at_once_however_many_samples_differ() -> None:
+    """It runs in an engine's event loop, each time that a sample ends."""
+
+    class Answers(dict[int, str | None]):
+        looks = 0
+
+        def __getitem__(self, number: int) -> str | None:
+            self.looks += 1
+            return super().__getitem__(number)
+
+    answers = Answers({i: str(i) for i in range(1000)})
+    assert needed_samples(answers, 4, 1000) == 1000
+    assert answers.looks <= 1000
