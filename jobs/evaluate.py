@@ -73,9 +73,12 @@ class Grader:
     reading: Reading
     as_qwen: bool
 
-    def is_right(self, text: str | None, reference: object, state: str) -> bool | None:
+    def is_right(
+        self, text: str | None, reference: object, state: str, asked: str | None = None
+    ) -> bool | None:
         """Whether ``text`` of a trace that ended in ``state`` is right; None: it can't be told.
 
+        ``asked``: the answer that it gave when it was asked once more; None if it was not.
         Qwen's own evaluation counts what takes too long to compare as wrong.
         """
         kind = self.reading.kind
@@ -83,7 +86,9 @@ class Grader:
             is_right = self.answers.is_correct(qwen_answer(text or ""), reference, kind)
             has_reference = self.answers.read_reference(reference, kind) is not None
             return bool(is_right) if has_reference else None
-        parsed = self.answers.parse(text or "") if state in ANSWERED else None
+        parsed = asked
+        if parsed is None and state in ANSWERED:
+            parsed = self.answers.parse(text or "")
         return self.answers.is_correct(parsed, reference, kind)
 
 
@@ -152,17 +157,29 @@ def _add(scores: Scores, part: FinishedPart, reference: str, grader: Grader) -> 
     _check_columns(part, wanted)
     table = part.read([reference, *wanted])
     references = cells(table[reference])
+    can_be_asked = "asked_tokens" in names and not grader.as_qwen
+    asked = _asked(part) if can_be_asked else [None] * table.num_rows
     columns = (table[name].to_pylist() for name in wanted)
-    for right, answer, state, sample, *tokens in zip(references, *columns, strict=True):
+    for right, said, answer, state, sample, *tokens in zip(
+        references, asked, *columns, strict=True
+    ):
         if sample == 0:
             scores.problems.append([])
-        verdict = grader.is_right(answer, right, state)
+        verdict = grader.is_right(answer, right, state, said)
         if verdict is None:
             reason = why_not_compared(grader.answers, right, grader.reading.kind)
             scores.not_compared[reason] += 1
         scores.problems[-1].append(verdict)
         scores.states[state] += 1
         scores.tokens += sum(tokens)
+
+
+def _asked(part: FinishedPart) -> list[str | None]:
+    """Of each trace that was asked once more for its answer what it said; None for the others."""
+    wanted = [part.names[name] for name in ("parsed", "asked_tokens")]
+    table = part.read(wanted)
+    pairs = zip(*(table[name].to_pylist() for name in wanted), strict=True)
+    return [parsed if tokens else None for parsed, tokens in pairs]
 
 
 def qwen_answer(raw: str) -> str:

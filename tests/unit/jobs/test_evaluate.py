@@ -1,5 +1,6 @@
 """Qwen's evaluation: the mean over samples, an interval that holds, guesses only where asked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from pipeline.cli import main
 from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef, Pass
-from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
+from pipeline.schema import ASKED_FIELDS, ORIGIN_FIELDS, TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage
 
-SCHEMA = output_schema(pa.schema([("right", pa.string())]), {}, raw_text=True)
+PROMPTS = pa.schema([("right", pa.string())])
 ANSWERS = [  # two problems of three samples: reference, state, text behind the thinking
     ("1/2", "finished", r"So \boxed{0.5}."),
     ("1/2", "truncated", r"It is \boxed{\frac12}"),
@@ -28,8 +29,19 @@ ANSWERS = [  # two problems of three samples: reference, state, text behind the 
 Row = tuple[str | None, str, str | None]
 
 
-def write_run(folder: Path, answers: list[Row], samples: int, **settings: str) -> str:
-    """An output of ``answers``, so many samples to a row; its location."""
+def write_run(
+    folder: Path,
+    answers: list[Row],
+    samples: int,
+    asked: Sequence[str | None] = (),
+    **settings: str,
+) -> str:
+    """An output of ``answers``, so many samples to a row; its location.
+
+    ``asked``: what each trace said that was asked once more for its answer.
+    """
+    optional = ASKED_FIELDS if asked else ()
+    schema = output_schema(PROMPTS, {}, raw_text=True, optional=optional)
     rows_in_all = len(answers) // samples
     ledger, ref = Ledger(Storage(str(folder))), PartRef("a.00000.parquet", 0, rows_in_all)
     run = {name.replace("__", "."): value for name, value in settings.items()}
@@ -41,7 +53,9 @@ def write_run(folder: Path, answers: list[Row], samples: int, **settings: str) -
          "loop_retries": 0, "wasted_tokens": 0, "attempt": 0}
         for i, (right, state, text) in enumerate(answers)
     ]  # fmt: skip
-    block, numbers = pa.Table.from_pylist(rows, SCHEMA), list(range(samples))
+    for row, said in zip(rows, asked, strict=False):
+        row |= {"parsed": said, "asked_tokens": 0 if said is None else 5}
+    block, numbers = pa.Table.from_pylist(rows, schema), list(range(samples))
     origins = [
         (str(ref), i // samples, numbers, i // samples, i // samples + 1)
         for i in range(len(answers))
@@ -49,8 +63,9 @@ def write_run(folder: Path, answers: list[Row], samples: int, **settings: str) -
     for column, values in zip(ORIGIN_FIELDS, zip(*origins, strict=True), strict=True):
         block = block.append_column(column, pa.array(values, column.type))
     ledger.write_block(block)
-    metadata = {"columns": {n: n for n in TRACE_COLUMNS}, "settings": {}, "versions": {}}
-    ledger.commit(ref, Pass(0, 0, samples), SCHEMA, metadata)
+    columns = (*TRACE_COLUMNS, *(field.name for field in optional))
+    metadata = {"columns": {n: n for n in columns}, "settings": {}, "versions": {}}
+    ledger.commit(ref, Pass(0, 0, samples), schema, metadata)
     return str(folder)
 
 
@@ -70,6 +85,13 @@ def test_choices_are_scored_by_their_letter(tmp_path: Path) -> None:
     found = score(output, "right", as_qwen=False)
     assert found.problems == [[True], [True], [False], [False]]
     assert next(lines(found)) == "references are read as indices 0..3 (0 = A)"
+
+
+def test_answers_that_were_asked_for_once_more_count_but_not_as_qwen(tmp_path: Path) -> None:
+    answers: list[Row] = [("7", "finished", "It is seven."), ("8", "finished", r"\boxed{8}")]
+    output = write_run(tmp_path / "out", answers, 1, ["7", None], answer__format="boxed")
+    assert score(output, "right", as_qwen=False).means == [1, 1]
+    assert score(output, "right", as_qwen=True).means == [0, 1]
 
 
 def test_what_can_not_be_compared_is_counted_and_not_wrong(tmp_path: Path) -> None:
