@@ -308,7 +308,10 @@ class Generator:
         return self._maker.asked(trace, parsed, spent)
 
     async def _compared(self, trace: Trace, early: Probe) -> Trace:
-        """``trace``, whose answer had settled with ``early``, with whether its own is the same."""
+        """``trace``, whose answer had settled with ``early``, with whether its own is the same.
+
+        Where that takes too long to tell, they are not compared.
+        """
         trace = replace(trace, early_answer=early.answer, early_tokens=early.at)
         if trace.parsed is None or self._probing is None:
             return trace

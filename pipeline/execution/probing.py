@@ -70,8 +70,8 @@ class Probing:
         """Whether a trace that still thinks can be closed where its answer had settled."""
         return self.settled(progress) is not None and not self.is_closed(progress.token_ids)
 
-    async def same(self, one: str, other: str) -> bool:
-        """Whether two parsed answers are equal, as in votes; formulas are compared in a thread."""
+    async def same(self, one: str, other: str) -> bool | None:
+        """As `ProbeForm.same`; formulas are compared in a thread."""
         return one == other or await asyncio.to_thread(self.form.same, one, other)
 
 

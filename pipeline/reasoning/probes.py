@@ -83,9 +83,15 @@ class ProbeForm(ShortAnswerForm):
         """What finds the points of one trace."""
         return ProbePoints(self._signs, self.early.every_tokens)
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two parsed answers are equal, as in votes; may take seconds for formulas."""
-        return one == other or len(self._answers.group([one, other])[0]) == 1
+    def same(self, one: str, other: str) -> bool | None:
+        """Whether two parsed answers are equal, as in votes; may take seconds for formulas.
+
+        None if it would take too long to tell.
+        """
+        if one == other:
+            return True
+        groups, given_up = self._answers.group([one, other])
+        return None if given_up and len(groups) > 1 else len(groups) == 1
 
     @cached_property
     def _signs(self) -> list[list[int]]:
