@@ -76,7 +76,7 @@ class Generator:
         self._engine, self._maker, self._reporter = engine, maker, reporter
         self._attempt = run_pass.attempt
         self._agree = None if run_pass.is_retry else config.sampling.agree
-        self._spare = SpareSlots(engine_slots(config), lambda: engine.load)
+        self._spare = SpareSlots(engine_slots(config), lambda: self.load)
         self._policy = TracePolicy(
             config.sampling,
             config.thinking,
@@ -102,9 +102,11 @@ class Generator:
 
     @property
     def load(self) -> EngineLoad:
-        """The engine's load by traces: probes have slots of their own."""
+        """The engine's load by traces: probes have slots of their own, and wait for each other."""
         load, probes = self._engine.load, 0 if self._probing is None else self._probing.running
-        return replace(load, running=max(0, load.running - probes))
+        queued = min(probes, load.waiting)
+        running = max(0, load.running - (probes - queued))
+        return replace(load, running=running, waiting=load.waiting - queued)
 
     def look_at_control_group(self, rows: int, compared: int, agreeing: int) -> None:
         """Close no more thinking early if too few of the ``compared`` answers are ``agreeing``.

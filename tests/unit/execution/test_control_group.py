@@ -145,6 +145,19 @@ def test_tokens_of_a_probe_that_the_end_of_its_trace_cuts_off_are_counted(
     assert done.spent_tokens == trace.think_tokens + trace.answer_tokens + trace.wasted_tokens
 
 
+def test_probes_that_wait_count_neither_as_running_nor_as_waiting_traces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SlowEngine, "load", EngineLoad(running=72, waiting=5))
+    generator, _ = generator_of()
+    assert generator.load == EngineLoad(running=72, waiting=5)
+    probing = generator._probing
+    assert probing is not None
+    for probes, running, waiting in ((3, 72, 2), (13, 64, 0)):
+        probing.running = probes
+        assert generator.load == EngineLoad(running=running, waiting=waiting)
+
+
 def test_probes_count_as_spent_and_for_the_limit_of_tokens() -> None:
     generator, reporter = generator_of()
     trace, done = trace_of(generator, control=True), reporter.done
