@@ -7,13 +7,14 @@ distances; DEER, https://arxiv.org/abs/2504.15895, looks at the model's confiden
 to doubt.)
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
+
+from pipeline.reasoning.sampling import hash48
 
 # Words with which QwQ begins to check or to doubt what it has, in its two languages.
 SIGNS = (
@@ -159,8 +160,7 @@ class ControlGroup:
 
 def is_control(seed: int, shard: str, row: int, share: float) -> bool:
     """Whether a row is in the control group: the same on every machine and rerun."""
-    digest = hashlib.blake2b(f"{seed}\0{shard}\0{row}\0control".encode(), digest_size=6).digest()
-    return int.from_bytes(digest) < share * 2**48
+    return hash48(f"{seed}\0{shard}\0{row}\0control") < share * 2**48
 
 
 class ProbePoints:

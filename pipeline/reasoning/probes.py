@@ -1,6 +1,7 @@
 """Short answers in a model's tokens: what asks for them, and what is read; no I/O."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ GREEDY = {
 }  # fmt: skip
 
 
+@dataclass
 class ShortAnswerForm:
     """How the answer alone is asked for after thinking, and read.
 
@@ -23,23 +25,21 @@ class ShortAnswerForm:
     ``schema``: what is generated fits it. ``tokens``: the most that it takes.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        text: Callable[[Sequence[int]], str],
-        closing: Sequence[int],
-        answers: AnswerFormat,
-    ) -> None:
-        self._tokenizer, self._text, self._answers = tokenizer, text, answers
-        self._short = answers.short_form
+    tokenizer: Any
+    text: Callable[[Sequence[int]], str]
+    closing: Sequence[int]
+    answers: AnswerFormat
+
+    def __post_init__(self) -> None:
+        self._short = self.answers.short_form
         self.schema, self.tokens = self._short.schema, self._short.tokens
-        self.opening = (*closing, *self._encode(self._short.opening))
+        self.opening = (*self.closing, *self._encode(self._short.opening))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens whose text has the character that ends an answer."""
         ending = self._short.ending
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab() if ending else {}
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab() if ending else {}
         return tuple(sorted(number for token, number in vocabulary.items() if ending in token))
 
     def sampling(self, policy: SamplingPolicy, carried: int) -> SamplingPolicy:
@@ -50,34 +50,26 @@ class ShortAnswerForm:
         """Whether an answer that has come to a stop is at its end: braces inside it may stop it."""
         if not token_ids or self._short.ending != "}":
             return bool(token_ids)
-        text = self._short.opening + self._text(token_ids)
+        text = self._short.opening + self.text(token_ids)
         return "}" not in text[-8:] or text.count("{") <= text.count("}")
 
     def read(self, token_ids: Sequence[int]) -> str | None:
         """The value of an answer that ended with ``token_ids``."""
-        text, short = self._text(token_ids), self._short
+        text, short = self.text(token_ids), self._short
         if short.ending not in text:
             return None
-        return self._answers.parse(short.opening + text + short.closing)
+        return self.answers.parse(short.opening + text + short.closing)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
 
+@dataclass
 class ProbeForm(ShortAnswerForm):
     """How the answer of a trace that still thinks is asked for and read, and where."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        text: Callable[[Sequence[int]], str],
-        closing: Sequence[int],
-        answers: AnswerFormat,
-        early: EarlyAnswer,
-    ) -> None:
-        super().__init__(tokenizer, text, closing, answers)
-        self.early = early
+    early: EarlyAnswer
 
     def points(self) -> ProbePoints:
         """What finds the points of one trace."""
@@ -90,7 +82,7 @@ class ProbeForm(ShortAnswerForm):
         """
         if one == other:
             return True
-        groups, given_up = self._answers.group([one, other])
+        groups, given_up = self.answers.group([one, other])
         return None if given_up and len(groups) > 1 else len(groups) == 1
 
     @cached_property

@@ -179,7 +179,7 @@ def derive_seed(run_seed: int, shard: str, row: int, sample: int, attempt: int =
     float64, which pandas and JSON readers make.
     """
     key = f"{run_seed}\0{shard}\0{row}\0{sample}" + (f"\0{attempt}" if attempt else "")
-    return _hash48(key)
+    return hash48(key)
 
 
 def continued_seed(seed: int, tokens: int) -> int:
@@ -188,13 +188,14 @@ def continued_seed(seed: int, tokens: int) -> int:
     The random generator's state is lost with its engine; under the old seed its first numbers
     would be drawn again.
     """
-    return _hash48(f"{seed}\0{tokens}") if tokens else seed
+    return hash48(f"{seed}\0{tokens}") if tokens else seed
 
 
 def derive_again(seed: int, tries: int) -> int:
     """The seed with which a trace that went in circles ``tries`` times begins again."""
-    return _hash48(f"{seed}\0again\0{tries}")
+    return hash48(f"{seed}\0again\0{tries}")
 
 
-def _hash48(key: str) -> int:
+def hash48(key: str) -> int:
+    """A hash of 48 bits, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest())
