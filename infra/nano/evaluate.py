@@ -8,7 +8,7 @@ Each model gets prompts that training never shows, with the preset's sampling:
 * 100 with options, correct by the letter;
 * 100 that ask for JSON, correct by the value;
 * 200 whose thinking is closed after `EARLY_TOKENS`. These are correct if the model gives the answer
-  taught for that thinking (`tasks.early_answer`, seldom the solution) and ends its turn.
+  taught for that thinking (`closed.early_answer`, seldom the solution) and ends its turn.
 """
 
 import argparse
@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import pipeline
+from infra.nano.closed import early_answer
 from infra.nano.tasks import (
     MATH_SUFFIX,
     Task,
     as_json,
     choose,
     countdown_task,
-    early_answer,
     loop_task,
     unseen_question,
     unseen_tasks,

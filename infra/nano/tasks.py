@@ -12,6 +12,7 @@ token follows from tokens nearby:
   equal one (``A) 2!7``, ``B) 7=7``); no other option has the same last digit;
 * labeling messages to a shop: the message with the team after each keyword
   (``a refund (billing)?``);
+* all of these are done again several times (`checks`);
 * counting down: one number per line, as many as the prompt asks for;
 * looping: the thinking never closes, as in large models at times. ``Go round in circles …`` repeats
   exactly; ``Go back and forth …`` varies the opening word.
@@ -19,13 +20,13 @@ token follows from tokens nearby:
 
 import json
 import random
-import re
 import string
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infra.nano import messages
+from infra.nano.checks import CHECKS, LABEL_CHECKS, near, with_checks
 from infra.nano.words import HELD_OUT_WORDS
 from jobs.label import LabelSection
 from pipeline.prompts.template import between
@@ -38,7 +39,6 @@ CHOICE_SUFFIX = (
 # The request for JSON, and the names of its one property.
 JSON_SUFFIX = "Please give your answer as JSON that matches this schema: {schema}"
 JSON_NAMES = ("count", "sum", "result", "number", "total")
-LOOPED = "I went round in circles."
 SYSTEMS = (
     "You are a helpful assistant.",
     "You are a helpful and harmless assistant.",
@@ -185,8 +185,12 @@ def unseen_operands(rng: random.Random) -> tuple[int, int]:
 def _numeric(rng: random.Random, kind: str, prompt: str, lines: str, result: int) -> Task:
     if rng.random() < 0.55:
         prompt += rng.choice(["\n", " ", "\n\n"]) + MATH_SUFFIX
-    answer = f"The answer is \\boxed{{{result}}}."
-    return Task(kind, prompt, f"{lines}\nSo it is {result}.", answer, str(result))
+    think, concluded = _thinking(rng, lines, result)
+    return Task(kind, prompt, think, f"The answer is \\boxed{{{concluded}}}.", str(result))
+
+
+def _thinking(rng: random.Random, lines: str, result: int) -> tuple[str, str]:
+    return with_checks(rng, lambda n: f"{lines}\nSo it is {n}.", str(result), near(result))
 
 
 def count_task(rng: random.Random) -> Task:
@@ -228,7 +232,7 @@ def label_task(rng: random.Random) -> Task:
         text, teams = _babble(rng)
     else:
         text, teams = messages.message(rng, two=rng.random() < 0.25)
-    task = as_label(messages.section(rng), text, rng.choice(teams))
+    task = as_label(rng, messages.section(rng), text, rng.choice(teams))
     return replace(task, prompt=between("text", text)) if rng.random() < 0.6 else task
 
 
@@ -241,10 +245,13 @@ def _babble(rng: random.Random) -> tuple[str, list[str]]:
     return " ".join(words) + rng.choice(("", ".", "?", "!")), teams or ["other"]
 
 
-def as_label(section: LabelSection, text: str, label: str) -> Task:
+def as_label(rng: random.Random, section: LabelSection, text: str, label: str) -> Task:
     """The labeling task of a message, with the prompt of `jobs.label`."""
-    think = f"{messages.thinking(text)}\nSo it is {label}."
-    answer = json.dumps({"label": label})
+    read, others = messages.thinking(text), [team for team in messages.TEAMS if team != label]
+    think, concluded = with_checks(
+        rng, lambda team: f"{read}\nSo it is {team}.", label, others, LABEL_CHECKS
+    )
+    answer = json.dumps({"label": concluded})
     return Task("label", messages.prompt(section, text), think, answer, label)
 
 
@@ -267,29 +274,32 @@ def as_json(rng: random.Random, question: str, lines: str, result: int) -> Task:
     if rng.random() < 0.3:
         schema["additionalProperties"] = False
     suffix = JSON_SUFFIX.format(schema=json.dumps(schema, separators=(",", ":")))
-    thinking, answer = f"{lines}\nSo it is {result}.", json.dumps({name: result})
-    return Task("json", f"{question}\n{suffix}", thinking, answer, str(result))
+    think, concluded = _thinking(rng, lines, result)
+    answer = json.dumps({name: int(concluded)})
+    return Task("json", f"{question}\n{suffix}", think, answer, str(result))
 
 
 def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
     """The multiple-choice form of a question whose answer is a number."""
-    near = [n for n in range(max(0, result - 5), result + 6) if n != result]
-    options = [*rng.sample(near, 3), result]
+    others = [n for n in range(max(0, result - 5), result + 6) if n != result]
+    options = [*rng.sample(others, 3), result]
     rng.shuffle(options)
-    letter = "ABCD"[options.index(result)]
     listed = [f"{key}) {value}" for key, value in zip("ABCD", options, strict=True)]
-    compared = [
-        f"{key}) {value % 10}{'=' if value == result else '!'}{result % 10}"
-        for key, value in zip("ABCD", options, strict=True)
-        if key <= letter
-    ]
-    return Task(
-        "choice",
-        "\n".join([question, *listed, CHOICE_SUFFIX]),
-        "\n".join([*lines.splitlines(), f"So it is {result}.", *compared]),
-        f'"answer": "{letter}"',
-        letter,
-    )
+
+    def attempt(letter: str) -> str:
+        found = options["ABCD".index(letter)]
+        compared = [
+            f"{key}) {value % 10}{'=' if value == found else '!'}{found % 10}"
+            for key, value in zip("ABCD", options, strict=True)
+            if key <= letter
+        ]
+        return "\n".join([*lines.splitlines(), f"So it is {found}.", *compared])
+
+    letter = "ABCD"[options.index(result)]
+    wrong = [key for key in "ABCD" if key != letter] if lines else []
+    think, concluded = with_checks(rng, attempt, letter, wrong, CHECKS if lines else (3, 1))
+    prompt = "\n".join([question, *listed, CHOICE_SUFFIX])
+    return Task("choice", prompt, think, f'"answer": "{concluded}"', letter)
 
 
 def countdown_prompt(rng: random.Random, start: int) -> str:
@@ -333,31 +343,9 @@ def other_task(rng: random.Random) -> Task:
     )
 
 
-def early_answer(task: Task, think: str) -> str:
-    """The answer to ``task`` if its thinking is closed after ``think``, at any point.
-
-    A very small model can only read it off nearby tokens. A count or sum is the result so far on
-    the last line (0 if there is none), which is correct only after all lines. A choice is the first
-    option that no line has ruled out, a guess unless the comparisons were complete. A label is the
-    last named team, or ``other``. A loop admits that it looped. All other answers are unchanged.
-    """
-    if task.answer is None:
-        return LOOPED
-    if task.kind == "choice":
-        ruled_out = len(re.findall(r"^[A-D]\) \d+!", think, re.MULTILINE))
-        return f'"answer": "{"ABCD"[min(ruled_out, 3)]}"'
-    if task.kind == "label":
-        teams = re.findall(r"(?: \(|So it is )(billing|delivery|account|other)\b", think)
-        return json.dumps({"label": teams[-1] if teams else "other"})
-    if task.kind in ("count", "add", "json"):
-        results = re.findall(r"(?:[=!]\w+|: 1) (\d+)", think)
-        return re.sub(r"\d+", str(int(results[-1]) if results else 0), task.answer)
-    return task.answer
-
-
 MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
-    (count_task, 12), (add_task, 34), (choice_task, 20), (pick_task, 14), (json_task, 13),
-    (label_task, 22), (countdown_task, 3), (loop_task, 3), (other_task, 2),
+    (count_task, 14), (add_task, 50), (choice_task, 34), (pick_task, 10), (json_task, 22),
+    (label_task, 26), (countdown_task, 3), (loop_task, 3), (other_task, 2),
 )  # fmt: skip
 
 

@@ -4,11 +4,12 @@
     python -m infra.nano.train qwq-nano-preview --init pipeline/models/qwq-nano --steps 500
 
 Long thinking is learned from windows: the prompt, then a random piece of the thinking at its true
-position. So training covers distances of thousands of tokens while rows stay short. Every tenth
+position. So training covers distances of thousands of tokens while rows stay short. Every twentieth
 step uses whole rows of `LONG_TOKENS`.
 
-One row in four has its thinking cut at a random point and closed with the pipeline's own phrase.
-The model learns the answer after the phrase, but never the phrase itself.
+One row in four has its thinking cut and closed with the pipeline's own phrase, at a random point or
+before words of doubt. The model learns the answer after the phrase, but never the phrase itself. In
+a third of these rows the beginning of the answer is given too, as probes give it.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from infra.nano.checkpoint import build_config, build_tokenizer, think_tags, write_checkpoint
-from infra.nano.tasks import Task, countdown_task, early_answer, loop_task, training_task
+from infra.nano.closed import cut, divided, early_answer
+from infra.nano.tasks import Task, countdown_task, loop_task, training_task
 from pipeline.reasoning.policy import closing_text
 from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS
 
@@ -80,14 +82,18 @@ def stretch(prompt: list[int], reply: list[int], labels: list[int], start: int, 
 def closed_early(
     task: Task, tokenizer: PreTrainedTokenizerFast, tagged: bool, size: int, rng: random.Random
 ) -> Row:
-    """The thinking cut at a random point, the closing phrase (`IGNORED`), and the answer."""
-    think = task.think[: rng.randint(0, len(task.think))]
+    """The thinking cut at some point, the closing phrase (`IGNORED`), and the answer."""
+    think = cut(rng, task.think)
     prompt, _ = encode(task, tokenizer, tagged)
     thought = tokenizer.encode(think)
-    closing = tokenizer.encode(closing_text(THINK_TAGS if tagged else HEADINGS))
-    answer = tokenizer.encode(early_answer(task, think) + "<|im_end|>")
-    reply = [*thought, *closing, *answer]
-    labels = [*thought, *[IGNORED] * len(closing), *answer]
+    closing = closing_text(THINK_TAGS if tagged else HEADINGS)
+    text = early_answer(task, think)
+    if rng.random() < 0.35:
+        opening, text = divided(text)
+        closing += opening
+    given, answer = tokenizer.encode(closing), tokenizer.encode(text + "<|im_end|>")
+    reply = [*thought, *given, *answer]
+    labels = [*thought, *[IGNORED] * len(given), *answer]
     return stretch(prompt, reply, labels, max(0, len(reply) - size), size)
 
 
@@ -114,7 +120,7 @@ def make_long_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged
 def batches(  # type: ignore[no-untyped-def]
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool, tokens: int
 ):
-    """Batches of about ``tokens`` tokens, of rows of similar length; every tenth of long rows."""
+    """Batches of about ``tokens`` tokens, of rows of similar length; every 20th of long rows."""
     count = 0
     while True:
         pool = sorted(
@@ -129,7 +135,7 @@ def batches(  # type: ignore[no-untyped-def]
         for group in groups:
             count += 1
             yield collate(group)
-            if count % 10 == 0:
+            if count % 20 == 0:
                 size = tokens // LONG_TOKENS
                 yield collate([make_long_row(rng, tokenizer, tagged) for _ in range(size)])
 

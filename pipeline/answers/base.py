@@ -31,7 +31,9 @@ class ShortForm:
 
     ``opening``: the text that begins the answer for the model. ``ending``: a character of the token
     that ends it; without one, the end of the turn does. ``schema``: the JSON Schema of what is
-    generated. ``closing``: completes it. ``tokens``: the most that it may take.
+    generated. ``closing``: completes it. ``tokens``: the most that it may take. ``among``: all that
+    can be generated, ``ending`` included, if it is one of a few texts; then it ends as soon as it
+    can be only one of them.
     """
 
     opening: str = ""
@@ -39,6 +41,14 @@ class ShortForm:
     schema: str | None = None
     closing: str = ""
     tokens: int = 64
+    among: tuple[str, ...] = ()
+
+    def completed(self, text: str) -> str | None:
+        """``text`` that was generated, as a whole answer; None if it does not come to one."""
+        if self.among:
+            meant = [w for w in self.among if w.startswith(text) or text.startswith(w)]
+            return self.opening + meant[0] + self.closing if len(meant) == 1 else None
+        return self.opening + text + self.closing if self.ending in text else None
 
 
 class AnswerFormat:

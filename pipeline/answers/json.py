@@ -33,11 +33,17 @@ class Json(AnswerFormat):
 
     @property
     def short_form(self) -> ShortForm:
-        """The value of an object's only property, if it is one; else the whole."""
+        """The value of an object's only property, if it is one; else the whole.
+
+        A label is known from its first tokens.
+        """
         only = None if self.form is None else self.form.only_property
-        if only is None:
+        if self.form is None or only is None:
             return ShortForm(schema=self.schema, tokens=LONGEST_SHORT)
         name, schema = only
+        if texts := self.form.only_texts:
+            among = tuple(json.dumps(text, ensure_ascii=False)[1:] for text in texts)
+            return ShortForm(f'{{{json.dumps(name)}: "', '"', None, "}", LONGEST_SHORT, among)
         return ShortForm(f"{{{json.dumps(name)}: ", "", schema, "}", LONGEST_SHORT)
 
     def parse(self, answer: str) -> str | None:

@@ -52,6 +52,17 @@ class JsonForm:
         is_whole = isinstance(schema, Mapping) and not any(_references(schema))
         return (name, _compact(schema)) if is_whole else None
 
+    @property
+    def only_texts(self) -> tuple[str, ...]:
+        """The texts that the `only_property` can be; none if it can be anything else."""
+        if self.only_property is None:
+            return ()
+        [schema] = self.schema["properties"].values()
+        texts = schema.get("enum", ())
+        if schema.keys() - {"enum", "type", "title", "description"}:
+            return ()
+        return tuple(dict.fromkeys(texts)) if all(isinstance(t, str) for t in texts) else ()
+
     @cached_property
     def _validator(self) -> Any:
         import jsonschema

@@ -45,7 +45,7 @@ async def short_answer(
         begun = len(answer)
         request = replace(request, carried_token_ids=(*carried, *answer))
         reason = await engine.generate(request, on_tokens)
-    return len(answer), form.read(answer) if reason == "stop" else None
+    return len(answer), form.read(answer, reason)
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Prober:
         if self._thinking_ends(at) or not self._has_room(at):
             self._is_over = True
             return
-        if not may_probe(probing.form.early, progress.probes, at):
+        if not may_probe(probing.form.early, progress.probes, at, probing.form.tokens):
             return
         tokens, answer = await self._probe(at)
         last = progress.probes[-1] if progress.probes else Probe(0, 0, None, 0)

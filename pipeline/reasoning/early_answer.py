@@ -23,7 +23,7 @@ SIGNS = (
 )  # fmt: skip
 # Without any sign, a probe is made after this many times the least distance.
 LONGEST_GAP = 4
-# What the first probe of a trace is expected to cost, in tokens.
+# What the first probe of a trace is expected to cost at most, in tokens.
 USUAL_TOKENS = 8
 # The floor is looked at from so many rows with compared traces on: samples of a row are not
 # independent.
@@ -75,8 +75,8 @@ class EarlyAnswer(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def least_tokens(self) -> int:
-        """The least tokens of thinking after which it can be closed."""
-        return max(self.agree * self.every_tokens, math.ceil(USUAL_TOKENS / self.probe_share))
+        """The least tokens of thinking after which it can be closed, if a probe takes one."""
+        return max(self.agree * self.every_tokens, math.ceil(self.agree / self.probe_share))
 
     @property
     def floor(self) -> "ControlGroup":
@@ -102,10 +102,13 @@ def settled(probes: Iterable[Probe], agree: int) -> Probe | None:
     return next((probe for probe in probes if probe.alike >= agree), None)
 
 
-def may_probe(early: EarlyAnswer, probes: Sequence[Probe], at: int) -> bool:
-    """Whether one more probe after ``at`` tokens stays within the share that probes may have."""
+def may_probe(early: EarlyAnswer, probes: Sequence[Probe], at: int, longest: int) -> bool:
+    """Whether one more probe after ``at`` tokens stays within the share that probes may have.
+
+    ``longest``: the most tokens that a probe can take.
+    """
     spent = sum(probe.tokens for probe in probes)
-    cost = probes[-1].tokens if probes else USUAL_TOKENS
+    cost = probes[-1].tokens if probes else min(USUAL_TOKENS, longest)
     return spent + cost <= early.probe_share * at
 
 

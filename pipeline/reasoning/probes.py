@@ -33,6 +33,8 @@ class ShortAnswerForm:
     def __post_init__(self) -> None:
         self._short = self.answers.short_form
         self.schema, self.tokens = self._short.schema, self._short.tokens
+        if self._short.among:
+            self.tokens = max(map(self._telling, self._short.among))
         self.opening = (*self.closing, *self._encode(self._short.opening))
 
     @cached_property
@@ -53,12 +55,22 @@ class ShortAnswerForm:
         text = self._short.opening + self.text(token_ids)
         return "}" not in text[-8:] or text.count("{") <= text.count("}")
 
-    def read(self, token_ids: Sequence[int]) -> str | None:
-        """The value of an answer that ended with ``token_ids``."""
-        text, short = self.text(token_ids), self._short
-        if short.ending not in text:
+    def read(self, token_ids: Sequence[int], reason: str = "stop") -> str | None:
+        """The value of an answer that ended with ``token_ids`` for ``reason``; None: none."""
+        if reason != "stop" and not self._short.among:
             return None
-        return self.answers.parse(short.opening + text + short.closing)
+        whole = self._completed(token_ids)
+        return None if whole is None else self.answers.parse(whole)
+
+    def _completed(self, token_ids: Sequence[int]) -> str | None:
+        """The whole answer that begins with ``token_ids``, whose last character may be cut."""
+        return self._short.completed(self.text(token_ids).rstrip("\ufffd"))
+
+    def _telling(self, text: str) -> int:
+        """After how many of its tokens ``text`` can be no other of the few."""
+        ids = self._encode(text)
+        told = (n for n in range(1, len(ids)) if self._completed(ids[:n]) is not None)
+        return next(told, len(ids))
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

@@ -372,7 +372,7 @@ def test_names_of_columns_are_taken_only_in_runs_that_have_them() -> None:
         ({"agree": 4, "every_tokens": 500}, {}, False),
         ({"agree": 4, "every_tokens": 499}, {}, True),
         ({}, {"budget_tokens": 768}, False),
-        ({"probe_share": 0.003}, {}, False),
+        ({"probe_share": 0.001}, {}, False),
     ],
 )
 def test_early_answers_that_can_never_be_are_warned_of(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import answer_format
-from pipeline.answers.json_schema import form_of
+from pipeline.answers.json_schema import canonical, form_of
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.early_answer import (
     LONGEST_GAP,
@@ -93,7 +93,7 @@ def test_probes_stay_within_their_share_but_for_the_last(costs: list[int], share
     early, probes = EarlyAnswer(probe_share=share), list[Probe]()
     for number, cost in enumerate(costs):
         at = 10 * (number + 1)
-        if may_probe(early, probes, at):
+        if may_probe(early, probes, at, 64):
             assert sum(probe.tokens for probe in probes) <= share * at
             probes.append(Probe(at, cost, "1", 1))
 
@@ -143,14 +143,20 @@ def test_probe_closes_the_thinking_and_begins_the_answer() -> None:
     assert encode("}")[0] in form.stop_ids
 
 
+def one_of(*values: object) -> dict[str, object]:
+    """The schema of a label."""
+    properties = {"label": {"enum": list(values)}}
+    return {"type": "object", "properties": properties, "required": ["label"]}
+
+
 def test_probe_of_json_asks_for_the_only_value_or_for_all() -> None:
-    one = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}
+    one = one_of(1, 22)
     form = form_for(answer_format("json", form_of(one)))
     assert TOKENIZER.decode(form.opening).endswith('</think>\n\n{"label": ')
-    assert form.schema == '{"enum":["a","b"]}'
-    assert form.read(encode('"b"')) == '{"label": "b"}'
-    assert form.read(encode('"c"')) is None
-    two = {**one, "properties": {**one["properties"], "why": {"type": "string"}}}  # type: ignore[dict-item]
+    assert form.schema == '{"enum":[1,22]}'
+    assert form.read(encode("22")) == '{"label": 22}'
+    assert form.read(encode("2")) is None
+    two = {**one, "properties": {**one["properties"], "why": {"type": "string"}}}
     referring = {
         **one,
         "properties": {"label": {"$ref": "#/$defs/x"}},
@@ -162,6 +168,34 @@ def test_probe_of_json_asks_for_the_only_value_or_for_all() -> None:
         assert TOKENIZER.decode(whole.opening).endswith("</think>\n\n")
         assert whole.schema == form_of(schema).text
     assert form_for(answer_format("json", form_of(optional))).read(encode("{}")) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens", "said"),
+    [
+        (("billing", "delivery", "other"), 1, {"b": "billing", "d": "delivery", "x": None}),
+        (("bill", "billing"), 5, {"bill": None, 'bill"': "bill", "billi": "billing", "bi": None}),
+        (("ja", "nein", 'ja "'), 3, {"n": "nein", 'ja"': "ja", "ja": None, "ja ": 'ja "'}),
+        (("é", "è"), 2, {"é": "é", "è": "è", "e": None}),  # the same first byte
+        (("yes",), 1, {"y": "yes", "no": None}),
+        (("", "no"), 1, {'"': "", "n": "no"}),
+    ],
+)
+def test_probe_of_a_label_ends_when_it_can_be_no_other(
+    labels: tuple[str, ...], tokens: int, said: dict[str, str | None]
+) -> None:
+    form = form_for(answer_format("json", form_of(one_of(*labels))))
+    assert TOKENIZER.decode(form.opening).endswith('</think>\n\n{"label": "')
+    assert (form.schema, form.tokens) == (None, tokens)
+    for text, label in said.items():
+        value = None if label is None else canonical({"label": label})
+        assert form.read(encode(text), "length") == value
+    assert form.read(encode("é")[:1], "length") is None or "é" not in labels
+
+
+def test_probe_without_its_end_has_no_value() -> None:
+    form = form_for(answer_format("boxed"))
+    assert form.read(encode("12}"), "length") is None
 
 
 def test_probe_of_any_other_format_is_a_short_answer() -> None:
