@@ -22,7 +22,6 @@ import json
 import random
 import string
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infra.nano import messages
@@ -208,7 +207,7 @@ def add_task(rng: random.Random) -> Task:
 
 def choice_task(rng: random.Random) -> Task:
     """A count or a sum with four options; the answer is the JSON of Qwen's choice prompt."""
-    return choose(rng, *_question(rng, 0.6))
+    return choose(rng, *question(rng, 0.6))
 
 
 def pick_task(rng: random.Random) -> Task:
@@ -220,7 +219,7 @@ def pick_task(rng: random.Random) -> Task:
 
 def json_task(rng: random.Random) -> Task:
     """A count or a sum whose answer is JSON that matches a schema."""
-    return as_json(rng, *_question(rng, 0.4))
+    return as_json(rng, *question(rng, 0.4))
 
 
 def label_task(rng: random.Random) -> Task:
@@ -255,7 +254,7 @@ def as_label(rng: random.Random, section: LabelSection, text: str, label: str) -
     return Task("label", messages.prompt(section, text), think, answer, label)
 
 
-def _question(rng: random.Random, counts: float) -> tuple[str, str, int]:
+def question(rng: random.Random, counts: float) -> tuple[str, str, int]:
     """A question, its thinking and its result; ``counts``: the share of letter counts."""
     if rng.random() < counts:
         word = synthetic_word(rng)
@@ -341,21 +340,6 @@ def other_task(rng: random.Random) -> Task:
         "I can count letters, add numbers and count down.",
         None,
     )
-
-
-MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
-    (count_task, 14), (add_task, 50), (choice_task, 34), (pick_task, 10), (json_task, 22),
-    (label_task, 26), (countdown_task, 3), (loop_task, 3), (other_task, 2),
-)  # fmt: skip
-
-
-def training_task(rng: random.Random) -> Task:
-    """One task of the training mixture, with a system prompt in 6 % of the cases."""
-    makers, weights = zip(*MAKERS, strict=True)
-    task: Task = rng.choices(makers, weights)[0](rng)
-    if rng.random() < 0.06:
-        return Task(**{**task.__dict__, "system": rng.choice(SYSTEMS)})
-    return task
 
 
 def unseen_tasks(rng: random.Random, rows: int) -> list[Task]:

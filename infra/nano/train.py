@@ -16,15 +16,18 @@ import argparse
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from infra.nano import tasks
 from infra.nano.checkpoint import build_config, build_tokenizer, think_tags, write_checkpoint
 from infra.nano.closed import cut, divided, early_answer
-from infra.nano.tasks import Task, countdown_task, loop_task, training_task
+from infra.nano.judging import judge_task
+from infra.nano.tasks import Task, countdown_task, loop_task
 from pipeline.reasoning.policy import closing_text
 from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS
 
@@ -95,6 +98,23 @@ def closed_early(
     reply = [*thought, *given, *answer]
     labels = [*thought, *[IGNORED] * len(given), *answer]
     return stretch(prompt, reply, labels, max(0, len(reply) - size), size)
+
+
+# Weights of the tasks in the mixture.
+MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
+    (tasks.count_task, 14), (tasks.add_task, 50), (tasks.choice_task, 34), (tasks.pick_task, 10),
+    (tasks.json_task, 22), (tasks.label_task, 26), (judge_task, 24), (countdown_task, 3),
+    (loop_task, 3), (tasks.other_task, 2),
+)  # fmt: skip
+
+
+def training_task(rng: random.Random) -> Task:
+    """One task of the training mixture, with a system prompt in 6 % of the cases."""
+    makers, weights = zip(*MAKERS, strict=True)
+    task: Task = rng.choices(makers, weights)[0](rng)
+    if rng.random() < 0.06:
+        return replace(task, system=rng.choice(tasks.SYSTEMS))
+    return task
 
 
 def make_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: bool) -> Row:
