@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 # The modules, and the tests that are meant to notice.
 MODULES = {
     "pipeline/planning.py": ("test_planning.py", "input", "execution/test_many_rows.py"),
-    "pipeline/storage.py": ("test_storage.py",),
+    "pipeline/storage.py": ("test_storage.py", "test_storage_s3.py"),
     "pipeline/local_disk.py": ("test_storage.py", "output"),
     "pipeline/output/layout.py": ("output",),
     "pipeline/output/parts.py": ("output", "execution/test_duplicates.py"),

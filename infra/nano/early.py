@@ -1,6 +1,6 @@
 """Measure early answers with the whole pipeline on the real vLLM engine, with qwq-nano.
 
-    python -m infra.nano.early                          # all settings, half an hour on 2 cores
+    python -m infra.nano.early                          # all settings, 40 minutes on 2 cores
     python -m infra.nano.early --settings off 2:64      # some: K:DISTANCE, or off
 
 Unseen prompts of three kinds: letter counts and sums (a number in the box), choices (a letter), and
@@ -43,7 +43,7 @@ from pipeline.reasoning.think_format import THINK_TAGS
 from pipeline.storage import Storage
 
 OFF = "off"
-SETTINGS = (OFF, "2:32", "3:32", "4:32", "2:96", "3:96", "4:96", "2:every 48", "3:every 48")
+SETTINGS = (OFF, "2:64", "3:64", "4:64", "2:96", "3:96", "4:96", "2:every 64", "2:every 96")
 ROWS = {"numbers": 260, "choices": 120, "labels": 150}
 CONTROL_SHARE = 0.1
 SPENT = ("think_tokens", "answer_tokens", "wasted_tokens", "probe_tokens")

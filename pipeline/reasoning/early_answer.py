@@ -28,7 +28,7 @@ USUAL_TOKENS = 8
 # The floor is looked at from so many rows with compared traces on: samples of a row are not
 # independent.
 ENOUGH_COMPARED = 20
-STILL_CLOSED = "thinking is still closed early (thinking.early_answer.below: warn)"
+STILL_CLOSED = "other rows are still closed early (thinking.early_answer.below: warn)"
 
 
 class EarlyAnswer(BaseModel, frozen=True, extra="forbid"):

@@ -94,7 +94,7 @@ def test_low_agreement_of_the_control_group_is_warned_of() -> None:
     [(name, warning)] = figures(control=low).warnings
     assert name == "agreement"
     assert warning.startswith("LOW AGREEMENT: only 17 of 20 early answers")
-    assert warning.endswith("thinking is still closed early (thinking.early_answer.below: warn)")
+    assert warning.endswith("other rows are still closed early (thinking.early_answer.below: warn)")
     [(_, warning)] = figures(control=ControlGroup(20, 20, 17, 0.9, stops=True)).warnings
     assert warning.endswith("thinking is no longer closed early")
     both = figures(control=low, tokens={"spent": 100_000, "recomputed": 6000})

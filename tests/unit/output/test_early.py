@@ -144,7 +144,7 @@ def test_low_agreement_is_told_in_capitals() -> None:
     assert told is not None
     assert told.startswith("LOW AGREEMENT: only 15 of 20 early answers of the control group equal")
     assert "(75.0%), below thinking.early_answer.min_agreement, 90.0%" in told
-    assert told.endswith("thinking is still closed early (thinking.early_answer.below: warn)")
+    assert told.endswith("other rows are still closed early (thinking.early_answer.below: warn)")
     told = summary_of(*low, min_agreement=0.9, below="stop").warning
     assert told is not None
     assert told.endswith("thinking is no longer closed early")
