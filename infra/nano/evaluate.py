@@ -7,6 +7,7 @@ Each model gets prompts that training never shows, with the preset's sampling:
 * 500 letter counts and additions with Qwen's math prompt, correct by the number in the box;
 * 100 with options, correct by the letter;
 * 100 that ask for JSON, correct by the value;
+* 100 that ask whether an answer is right, or which of two is better, correct by the verdict;
 * 200 whose thinking is closed after `EARLY_TOKENS`. These are correct if the model gives the answer
   taught for that thinking (`closed.early_answer`, seldom the solution) and ends its turn.
 """
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 import pipeline
 from infra.nano.closed import early_answer
+from infra.nano.judging import judge
 from infra.nano.tasks import (
     MATH_SUFFIX,
     Task,
@@ -39,7 +41,7 @@ from pipeline.answers.formats import answer_format
 
 PRESETS = {"qwq-nano": "qwq-32b", "qwq-nano-preview": "qwq-32b-preview"}
 BARS = {"qwq-nano": 0.95, "qwq-nano-preview": 0.9}  # the lowest accepted share
-KINDS = ("count", "add", "choice", "json")
+KINDS = ("count", "add", "choice", "json", "judge")
 EARLY_TOKENS = 100
 
 
@@ -53,6 +55,13 @@ def with_form(rng: random.Random, rows: int) -> list[Task]:
     """Unseen counts and sums, alternately with options and as JSON."""
     return [
         (choose, as_json)[i % 2](rng, *unseen_question(rng, KINDS[i // 2 % 2])) for i in range(rows)
+    ]
+
+
+def judgements(rng: random.Random, rows: int) -> list[Task]:
+    """Answers to unseen counts and sums, alternately one and two, to be judged."""
+    return [
+        judge(rng, *unseen_question(rng, KINDS[i // 2 % 2]), pairs=i % 2 > 0) for i in range(rows)
     ]
 
 
@@ -89,10 +98,10 @@ def run(
 def is_right(trace: dict[str, Any]) -> bool:
     """Whether the answer has the expected letter, JSON value, or number in the last box."""
     answer, kind = trace["answer"] or "", trace.get("kind")
-    if kind == "json":
-        try:
-            return list(map(str, json.loads(answer).values())) == [trace["expected"]]
-        except (ValueError, AttributeError):
+    if kind in ("json", "judge"):
+        try:  # a verdict comes after its reason
+            return str(list(json.loads(answer).values())[-1]) == trace["expected"]
+        except (ValueError, AttributeError, IndexError):
             return False
     parsed = answer_format("choice" if kind == "choice" else "boxed").parse(answer)
     return parsed is not None and parsed == trace["expected"]
@@ -127,6 +136,7 @@ def main() -> None:
     for name in args.names:
         rng = random.Random(2026)
         whole = numbers(rng, args.rows) + with_form(rng, args.rows * 2 // 5)
+        whole += judgements(rng, args.rows // 5) if name == "qwq-nano" else []
         early = numbers(rng, 80) + with_form(rng, 80) + endless(rng, 40)
         with tempfile.TemporaryDirectory() as folder:
             traces = run(name, whole, {}, Path(folder, "whole"))
@@ -138,7 +148,8 @@ def main() -> None:
         print(f"{name}: {share:.1%} of {len(boxes)} unseen prompts end in the right box")
         for kind in KINDS:
             of_kind = [trace for trace in traces if trace["kind"] == kind]
-            print(f"  {kind}: {sum(map(is_right, of_kind))} of {len(of_kind)}")
+            if of_kind:
+                print(f"  {kind}: {sum(map(is_right, of_kind))} of {len(of_kind)}")
         print("\n".join(early_lines(early, closed)))
         for trace in traces + closed:
             if args.wrong and not is_right(trace):

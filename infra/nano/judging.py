@@ -1,7 +1,7 @@
 """Judging tasks of the small models: is an answer to a count or sum right, which of two is better.
 
-The thinking does the task itself, then compares the numbers digit by digit up to the first that
-differs (``It says 20: 2!1``).
+The thinking says what the answer says (``It says 20.``), does the task itself, and compares the
+numbers digit by digit up to the first that differs (``20 19 2!1 no``).
 """
 
 import json
@@ -13,6 +13,7 @@ from jobs.judge_prompt import JudgeSection
 from pipeline.answers.json import Json
 from pipeline.prompts.template import fill
 
+YES_NO = ("no", "yes")
 VERDICTS = {"right": None, "wrong": None}
 RUBRIC = "Is the answer right? Work it out yourself first."
 RUBRICS = (
@@ -33,20 +34,26 @@ def judge_task(rng: random.Random) -> tasks.Task:
 def judge(rng: random.Random, prompt: str, lines: str, result: int, pairs: bool) -> tasks.Task:
     """The task of judging one answer to a question, or two of them."""
     said = [claimed(rng, result) for _ in range(2 if pairs else 1)]
-    texts = [spoken(rng, number) for number in said]
-    worked_out = f"{lines}\nSo it is {result}.\n"
-    if not pairs:
-        verdict = "right" if said[0] == result else "wrong"
-        reason = f"It is {result}." if said[0] == result else f"It is {result}, not {said[0]}."
-        return as_verdict(rng, prompt, texts, f"{worked_out}It says {compared(said[0], result)}",
-                          {"reason": reason, "verdict": verdict})  # fmt: skip
-    both = "\n".join(
-        f"{name} says {compared(n, result)}" for name, n in zip("AB", said, strict=True)
-    )
+    names = ["A", "B"] if pairs else ["It"]
+    spells = "\n".join(f"{name} says {n}." for name, n in zip(names, said, strict=True))
     right = [n == result for n in said]
-    better = "tie" if right[0] == right[1] else "AB"[right.index(True)]
+    think = [spells, *lines.splitlines(), f"So it is {result}."]
+    for number in said:
+        think += compared(number, result)
+    if pairs:
+        think.append(
+            " ".join(f"{n} {YES_NO[is_right]}" for n, is_right in zip("AB", right, strict=True))
+        )
+    reason = f"It is {result}."
+    if pairs:
+        better = "tie" if right[0] == right[1] else "AB"[right.index(True)]
+        verdict = {"reason": reason, "better": better}
+    elif right[0]:
+        verdict = {"reason": reason, "verdict": "right"}
+    else:
+        verdict = {"reason": f"It is {result}, not {said[0]}.", "verdict": "wrong"}
     return as_verdict(
-        rng, prompt, texts, worked_out + both, {"reason": f"It is {result}.", "better": better}
+        rng, prompt, [spoken(rng, number) for number in said], "\n".join(think), verdict
     )
 
 
@@ -71,11 +78,11 @@ def two(rubric: str = PREFERENCE) -> JudgeSection:
 
 
 def claimed(rng: random.Random, result: int) -> int:
-    """What an answer says: the result in half of the cases, or something near it, or far."""
+    """What an answer says: the result in 45 % of the cases, or something near it, or far."""
     draw = rng.random()
-    if draw < 0.5:
+    if draw < 0.45:
         return result
-    if draw < 0.75:
+    if draw < 0.7:
         return int(rng.choice(tasks.near(result)))
     digits = list(str(result))
     digits[rng.randrange(len(digits))] = rng.choice("123456789")
@@ -90,9 +97,13 @@ def spoken(rng: random.Random, number: int) -> str:
     )
 
 
-def compared(said: int, result: int) -> str:
-    """The digits of both numbers side by side, up to the first that differs."""
+def compared(said: int, result: int) -> list[str]:
+    """A line for each digit of both numbers, with what is left of them, up to one that differs."""
     pairs = list(zip_longest(str(said), str(result), fillvalue="-"))
-    first = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-    shown = (f"{a}{'=' if a == b else '!'}{b}" for a, b in pairs[: first + 1])
-    return f"{said}: {' '.join(shown)}"
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs) - 1)
+    lines = [
+        f"{str(said)[i:] or '-'} {str(result)[i:] or '-'} {a}{'=' if a == b else '!'}{b}"
+        for i, (a, b) in enumerate(pairs[: first + 1])
+    ]
+    lines[-1] += f" {YES_NO[said == result]}"
+    return lines
