@@ -19,22 +19,22 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from jobs.label_report import Counts, report_lines
-from jobs.prompt_values import (
-    listed,
-    literal_in_template,
-    named_values,
-    template_column,
-    value_by_people,
-)
 from jobs.row_job import (
     REPORT,
     REVIEW,
     RowJob,
     carry_out,
-    known_columns,
     row_table,
     whole_rows,
     write_rows,
+)
+from jobs.sections import (
+    known_columns,
+    listed,
+    literal_in_template,
+    named_values,
+    template_column,
+    value_by_people,
 )
 from pipeline import RunConfig
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.markdown import literal, table_lines
-from jobs.prompt_values import NONE
+from jobs.sections import NONE
 from pipeline.schema import plain_rows, plain_values
 
 if TYPE_CHECKING:

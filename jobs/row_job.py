@@ -22,7 +22,6 @@ from pipeline.input.shards import find_shards
 from pipeline.monitor.limits import Limits
 from pipeline.output.ledger import Ledger
 from pipeline.printing import print_text
-from pipeline.registry import did_you_mean
 from pipeline.schema import conform
 from pipeline.storage import Storage
 
@@ -137,14 +136,6 @@ class RowJob(Job):
         return OwnFiles(self.output.path, self.traces, places, self.before)
 
 
-def known_columns(rename: dict[str, str], columns: Sequence[str]) -> dict[str, str]:
-    """``rename``, if it renames only ``columns``; else raises `ValueError`."""
-    for name in rename:
-        if name not in columns:
-            raise ValueError(did_you_mean(name, columns, "key"))
-    return rename
-
-
 def whole_rows(traces: pa.Table, sample: str) -> Iterator[pa.Table]:
     """``traces`` in slices of `ROWS` whole rows; ``sample`` is the name of that column."""
     firsts = np.flatnonzero(traces[sample].to_numpy() == 0)
@@ -213,7 +204,8 @@ def carry_out(job: RowJob, retry: Sequence[str], write: Callable[[], Iterator[st
     summaries = [(generate(run, retry, limits), run) for run in job.runs]
     text = "\n".join(write())
     Storage(job.output.path).put(REPORT, f"{text}\n".encode())
-    files = f"{job.folder}, {REVIEW}, {REPORT}, traces/"
+    folders = [f"{run.output.path.rpartition('/')[2]}/" for run in job.runs]
+    files = ", ".join([job.folder, REVIEW, REPORT, *folders])
     print_text(f"\n{text}\n\nin {job.output.path}: {files}")
     for summary, run in summaries:
         console.refuse_all_failed(summary, run)

@@ -178,6 +178,14 @@ def test_agreement_with_people_is_that_of_scikit_learn() -> None:
     assert lines[-3:] == ["|---|---|---|---|", "| bad | 5 | 30 | 15 |", "| good | 0 | 10 | 40 |"]
 
 
+def test_agreement_on_one_label_is_no_table_and_no_warning() -> None:
+    lines = list(agreement_lines({("good", "good", True): 3}))
+    assert lines[-2:] == [
+        "| all rows | 3 | 100.0% | - |",
+        "| all samples agree | 3 | 100.0% | - |",
+    ]
+
+
 def test_report_counts_labels_and_reasons() -> None:
     job = _job({"gold_column": "gold"})
     traces = _traces([["good"] * 2, ["good", "bad"], [None]], text=[*"abc"], gold=[None] * 3)

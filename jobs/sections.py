@@ -1,9 +1,11 @@
-"""Values that a prompt lists and an answer names, such as labels and verdicts; no I/O."""
+"""What the sections of jobs share: the values that an answer can name, columns, names; no I/O."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pipeline.registry import did_you_mean
 
 # Stands for rows without a value in reports.
 NONE = "(none)"
@@ -51,6 +53,14 @@ def template_column(name: str | None) -> str | None:
     if name is not None and (set(name) & set("{}:!") or not name):
         raise ValueError("must be a column without { } : or ! in its name")
     return name
+
+
+def known_columns(rename: dict[str, str], columns: Sequence[str]) -> dict[str, str]:
+    """``rename``, if it renames only ``columns``; else raises `ValueError`."""
+    for name in rename:
+        if name not in columns:
+            raise ValueError(did_you_mean(name, columns, "key"))
+    return rename
 
 
 def value_by_people(cell: Any) -> str | None:
