@@ -38,7 +38,7 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Judged:
-    """One row's judgement. ``straight``: with A first, if there are two answers; ``swapped``: B."""
+    """One row's judgement. With two answers, ``straight`` has A first and ``swapped`` B."""
 
     straight: Ballot
     swapped: Ballot | None
@@ -83,8 +83,10 @@ class Judged:
             return NO_ANSWER
         if not self.is_complete:
             return None
-        answer = self.straight.answer
-        return reason_of(answer) if self.is_consistent and answer else ORDERS_DIFFER
+        if not self.is_consistent:
+            return ORDERS_DIFFER
+        assert self.straight.answer is not None  # its value was read from it
+        return reason_of(self.straight.answer)
 
     @property
     def state(self) -> str:

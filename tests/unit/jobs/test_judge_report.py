@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 from sklearn.metrics import cohen_kappa_score
 
-from jobs.agreement import agreement_lines
+from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.judge_report import Counts, report_lines, wilson
 from jobs.judge_rows import ballots, judged
 from tests.unit.jobs.test_judge import NAMES, PAIRS, SCORES, VERDICTS, job_of, traces_of
@@ -64,6 +64,31 @@ def test_scores_are_compared_by_how_far_they_are_apart() -> None:
     assert lines[lines.index("") + 1] == r"| people \ model | 1 | 2 | 3 | 4 | 5 | 9 | 10 | (none) |"
 
 
+def test_more_scores_than_can_be_read_have_no_table() -> None:
+    pairs = {(str(score), str(score), True): 1 for score in range(MOST_SHOWN + 1)}
+    scale = [str(score) for score in range(100)]
+    lines = list(agreement_lines(pairs, scale))
+    assert lines[-1] == f"(the confusion table has {MOST_SHOWN + 1} labels and is left out)"
+    assert any("people" in line for line in agreement_lines(dict([*pairs.items()][1:]), scale))
+
+
+def test_two_scores_have_a_kappa() -> None:
+    lines = list(agreement_lines({("0", "0", True): 2, ("1", "1", True): 2}, ["0", "1"]))
+    assert "| all rows | 4 | 100.0% | 1.000 |" in lines
+
+
+def test_report_of_scores_weighs_how_far_they_are_apart_and_groups_rows_by_agreement() -> None:
+    lines = report(
+        {**SCORES, "gold_column": "gold"},
+        [["1"], ["3"], ["5", "5"], ["2", "1"]],
+        gold=[1, 2, 5, 5],
+    )
+    kappa = cohen_kappa_score([1, 2, 5, 5], [1, 3, 5, 1], labels=range(1, 6), weights="quadratic")
+    assert f"| all rows | 4 | 50.0% | {kappa:.3f} |" in lines
+    assert any(line.startswith("| all samples agree | 3 | 66.7% |") for line in lines)
+    assert any(line.startswith("| some differ | 1 | 0.0% |") for line in lines)
+
+
 def test_scores_have_a_mean_and_a_spread() -> None:
     lines = report(
         {**SCORES, "gold_column": "gold"}, [["1", "5", "5"], ["2"], [None]], gold=[5.0, 3.5, None]
@@ -92,6 +117,17 @@ def test_position_bias_is_that_of_the_judge() -> None:
         f"{low:.1%} to {high:.1%}; 50 % without bias)"
     ) in lines
     assert any(line.startswith("| all rows | 5 | 40.0% |") for line in lines)
+
+
+def test_a_judge_without_bias_prefers_both_places_as_often() -> None:
+    lines = report(PAIRS, [["A"], ["B"], ["B"]], [["B"], ["A"], ["B"]])
+    assert (
+        "both orders agree in 2 of 3 rows (66.7%); the others: 0 prefer the first place, 1 the "
+        "second, 0 have a tie in one order"
+    ) in lines
+    assert any(line.startswith("position: 33.3% of 6 judgements") for line in lines)
+    lines = report(PAIRS, [["A"]], [["B"]])
+    assert any(line.startswith("position: 50.0% of 2 judgements") for line in lines)
 
 
 def test_wilson_s_interval_is_the_published_one() -> None:
