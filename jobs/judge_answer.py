@@ -65,7 +65,8 @@ class Judgement(AnswerFormat):
     def _name(self) -> str:
         """The name of the property with the value."""
         assert self.form is not None
-        return next(name for name in self.form.schema["properties"] if name != REASON)
+        names: Mapping[str, Any] = self.form.schema["properties"]
+        return next(name for name in names if name != REASON)
 
     @property
     def _value(self) -> Mapping[str, Any]:

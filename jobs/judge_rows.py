@@ -157,7 +157,7 @@ def judged(
     has_answer = [not any(map(is_nothing, row)) for row in zip(*answers, strict=True)]
     pairs = swapped if swapped is not None else [None] * len(straight)
     rows = [Judged(*row) for row in zip(straight, pairs, has_answer, strict=True)]
-    gold = [None] * len(rows)
+    gold: list[str | None] = [None] * len(rows)
     if section.gold_column is not None:
         gold = list(map(section.known_gold, plain_values(traces[section.gold_column])))
     values = [
