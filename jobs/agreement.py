@@ -1,4 +1,4 @@
-"""How well the model's labels agree with people's, computed by scikit-learn; no I/O."""
+"""How well the model's labels or scores agree with people's, by scikit-learn; no I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,37 +13,52 @@ MOST_COMPARED = 1000
 Pairs = Mapping[tuple[str, str, bool], int]
 
 
-def agreement_lines(pairs: Pairs) -> Iterator[str]:
+def agreement_lines(pairs: Pairs, scale: Sequence[str] = ()) -> Iterator[str]:
     """Accuracy, Cohen's kappa and the confusion table, as Markdown.
 
-    A row to which the model gave no label counts as wrong.
+    A row to which the model gave no label counts as wrong. ``scale``: all scores in order, where
+    labels are scores. Kappa has quadratic weights then, and is of the rows with a score.
     """
     groups = {
         "all rows": pairs,
         "all samples agree": {pair: rows for pair, rows in pairs.items() if pair[2]},
         "some differ": {pair: rows for pair, rows in pairs.items() if not pair[2]},
     }
-    scores = [_scores(name, group) for name, group in groups.items() if group]
-    yield from table_lines(["compared with people", "rows", "accuracy", "Cohen's kappa"], scores)
-    yield from _confusion_lines(pairs)
+    scores = [_scores(name, group, scale) for name, group in groups.items() if group]
+    kappa = "Cohen's kappa" + (" (quadratic weights)" if scale else "")
+    yield from table_lines(["compared with people", "rows", "accuracy", kappa], scores)
+    yield from _confusion_lines(pairs, scale)
 
 
-def _scores(name: str, pairs: Pairs) -> Sequence[str]:
-    from sklearn.metrics import accuracy_score, cohen_kappa_score
+def _scores(name: str, pairs: Pairs, scale: Sequence[str]) -> Sequence[str]:
+    from sklearn.metrics import accuracy_score
 
     gold, labels, weights = _columns(pairs)
     accuracy = accuracy_score(gold, labels, sample_weight=weights)
-    kappa = "-"  # undefined with a single label: there is no chance agreement to correct for
-    if 1 < len({*gold, *labels}) <= MOST_COMPARED:
-        kappa = f"{cohen_kappa_score(gold, labels, sample_weight=weights):.3f}"
-    return name, f"{sum(weights):,}", f"{accuracy:.1%}", kappa
+    return name, f"{sum(weights):,}", f"{accuracy:.1%}", _kappa(pairs, scale)
 
 
-def _confusion_lines(pairs: Pairs) -> Iterator[str]:
+def _kappa(pairs: Pairs, scale: Sequence[str]) -> str:
+    """Cohen's kappa, undefined with a single label: there is no chance agreement to correct for."""
+    from sklearn.metrics import cohen_kappa_score
+
+    if scale:
+        pairs = {pair: rows for pair, rows in pairs.items() if {*pair[:2]} <= {*scale}}
+    gold, labels, weights = _columns(pairs)
+    if not 1 < len({*gold, *labels}) <= MOST_COMPARED:
+        return "-"
+    weighting = {"labels": list(scale), "weights": "quadratic"} if scale else {}
+    return f"{cohen_kappa_score(gold, labels, sample_weight=weights, **weighting):.3f}"
+
+
+def _confusion_lines(pairs: Pairs, scale: Sequence[str]) -> Iterator[str]:
     from sklearn.metrics import confusion_matrix
 
     gold, labels, weights = _columns(pairs)
-    names = sorted({*gold, *labels})
+    present = {*gold, *labels}
+    names = [*(score for score in scale if score in present), *sorted(present - {*scale})]
+    if len(names) < 2:
+        return  # all agree on one label
     yield ""
     if len(names) > MOST_SHOWN:
         yield f"(the confusion table has {len(names)} labels and is left out)"

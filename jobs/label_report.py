@@ -9,12 +9,11 @@ import pyarrow as pa
 
 from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.markdown import literal, table_lines
+from jobs.sections import NONE
 from pipeline.schema import plain_rows, plain_values
 
 if TYPE_CHECKING:
     from jobs.label import LabelJob
-
-NONE = "(none)"
 
 
 @dataclass

@@ -250,6 +250,18 @@ def label(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
 @config_file
 @overrides
 @retried
+def judge(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
+    """Judge answers by a rubric: verdicts, scores, or which of two is better."""
+    from jobs.judge import JudgeJob, judge
+    from pipeline.config.load import load_as
+
+    return judge(load_as(JudgeJob, config, overrides), states)
+
+
+@qwq_batch.command()
+@config_file
+@overrides
+@retried
 def synthesize(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
     """Make training data from seeds: prompts, verified samples, chats."""
     from jobs.synthesize import Synthesis, synthesize

@@ -11,13 +11,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from jobs.judge_prompt import JudgeSection
 from jobs.label import LabelSection
 from jobs.synthesize import SynthesizeSection
 from pipeline.config.run_config import RunConfig
 from pipeline.reasoning.sampling import PRESETS
 
 PAGE = Path(__file__).parents[2] / "configs" / "REFERENCE.md"
-JOBS: dict[str, type[BaseModel]] = {"label": LabelSection, "synthesize": SynthesizeSection}
+JOBS: dict[str, type[BaseModel]] = {
+    "label": LabelSection,
+    "judge": JudgeSection,
+    "synthesize": SynthesizeSection,
+}
 INTRODUCTION = """\
 # Configuration reference
 

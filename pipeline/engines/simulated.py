@@ -40,6 +40,9 @@ def example(schema: Mapping[str, Any], number: int) -> Any:
         return schema["enum"][number % len(schema["enum"])]
     if schema.get("type") == "object":
         return {name: example(of, number) for name, of in schema.get("properties", {}).items()}
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None:
+        number = low + number % (high - low + 1)
     kinds = {"integer": number, "number": number, "boolean": number % 2 == 0, "array": []}
     return kinds.get(str(schema.get("type")), str(number))
 

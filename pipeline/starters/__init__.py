@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.errors import OutputError
 
-STARTERS = ("label", "synthesize", "run")
+STARTERS = ("label", "judge", "synthesize", "run")
 _SOURCE = Path(__file__).parent
 
 

@@ -45,6 +45,21 @@ def test_label(tmp_path: Path) -> None:
     assert re.search(rf"\| all rows \| {len(gold)} \| \d+\.\d% \| 0\.\d+ \|", printed)
 
 
+def test_judge(tmp_path: Path) -> None:
+    answers = pq.read_table(ROOT / "configs/judge-answers").to_pylist()
+    printed = _run("judge", tmp_path, "sampling.n=3", "sampling.agree=2")
+    rows = pq.read_table(tmp_path / "judged").to_pylist()
+    assert [row["id"] for row in rows] == [row["id"] for row in answers]
+    [unanswered] = [row for row in rows if row["answer"] is None]
+    assert (unanswered["verdict"], unanswered["reason"]) == (None, "no answer")
+    judged = [row for row in rows if row["answer"] is not None]
+    right = sum(row["verdict"] == row["verdict_by_people"] for row in judged)
+    assert right >= 0.6 * len(judged), right
+    assert {row["verdict"] for row in judged} == {"right", "wrong"}
+    assert all(re.match(r"It is \d+", row["reason"]) for row in judged)
+    assert re.search(rf"\| all rows \| {len(judged)} \| \d+\.\d% \| 0\.\d+ \|", printed)
+
+
 def test_synthesize(tmp_path: Path) -> None:
     _run("synthesize", tmp_path, "synthesize.accepted=8")
     samples = pq.read_table(tmp_path / "samples").to_pylist()

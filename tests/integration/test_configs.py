@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.starters import STARTERS, write_starter
 
 CONFIGS = {path.stem: path for path in Path("configs").glob("*.yaml")}
-COMMANDS = {"label": "label", "synthesize": "synthesize", "nightly": "nightly", "openai-batch": "openai-batch"}  # fmt: skip
+COMMANDS = {"label": "label", "judge": "judge", "synthesize": "synthesize", "nightly": "nightly", "openai-batch": "openai-batch"}  # fmt: skip
 ENGINE = (
     "engine.kind=simulated", "engine.device=cpu", "engine.replicas=1", "engine.tensor_parallel=1",
     "engine.block_rows=16", "engine.simulated={tokens_median: 20, seconds_per_token: 0, right: 0.5}",

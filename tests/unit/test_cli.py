@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.judge import JudgeJob
 from jobs.label import LabelJob
 from jobs.synthesize import Synthesis
 from pipeline import RunConfig
@@ -21,8 +22,10 @@ from tests.conftest import write_shards
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("ray", "torch", "transformers", "vllm", "pyarrow", "pydantic")
-KINDS: dict[str, type[RunConfig]] = {"label": LabelJob, "synthesize": Synthesis, "run": RunConfig}
-CONFIGS = {"label": "label", "synthesize": "synthesize", "run": "demo"}
+KINDS: dict[str, type[RunConfig]] = {
+    "label": LabelJob, "judge": JudgeJob, "synthesize": Synthesis, "run": RunConfig,
+}  # fmt: skip
+CONFIGS = {"label": "label", "judge": "judge", "synthesize": "synthesize", "run": "demo"}
 COMMENTED = re.compile(r"^( *)# (\w+: .*)$", re.MULTILINE)
 
 
@@ -52,7 +55,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         (["estimate", "a.yaml", "--rows", "many"], "Invalid value for '--rows': 'many' is not a valid"),
         (["show", "out", "--rows", "-1"], "Invalid value for '--rows': -1 is not in the range"),
         (["retry", "a.yaml", "--foreign", "1"], "Invalid value for '--foreign': 1.0 is not in the range"),
-        (["init", "bogus", "folder"], "'bogus' is not one of 'label', 'synthesize', 'run'."),
+        (["init", "bogus", "folder"], "'bogus' is not one of 'label', 'judge', 'synthesize', 'run'."),
         (["evaluate", "out"], "Missing option '--reference'."),
     ],
 )  # fmt: skip
@@ -67,8 +70,8 @@ def test_arguments_that_can_not_be_used_end_with_2_and_an_error_line(
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "retry", "plan", "doctor", "estimate", "label", "synthesize", "nightly",
-                "openai-batch"]
+    "command", ["run", "retry", "plan", "doctor", "estimate", "label", "judge", "synthesize",
+                "nightly", "openai-batch"]
 )  # fmt: skip
 def test_every_command_on_a_config_takes_settings(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -117,7 +120,9 @@ def test_share_outside_its_range_is_refused(share: str, capsys: pytest.CaptureFi
     assert "error: Invalid value for '--foreign'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["label", "synthesize", "nightly", "openai_batch", "evaluate"])
+@pytest.mark.parametrize(
+    "job", ["label", "judge", "synthesize", "nightly", "openai_batch", "evaluate"]
+)
 def test_a_job_is_the_same_command_as_a_module(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,12 +200,15 @@ def test_run_that_init_wrote_can_be_planned(
 
 
 def test_jobs_that_init_wrote_pass_their_checks(tmp_path: Path) -> None:
-    for kind in ("label", "synthesize"):
+    for kind in ("label", "judge", "synthesize"):
         assert run("init", kind, str(tmp_path / kind)) == 0
     labeling = load_as(LabelJob, tmp_path / "label/label.yaml")
     labeling.check_output()
     labeling.check()
     assert labeling.run.prompt.template is not None
+    judging = load_as(JudgeJob, tmp_path / "judge/judge.yaml")
+    judging.check_output()
+    judging.check()
     synthesis = load_as(Synthesis, tmp_path / "synthesize/synthesize.yaml")
     synthesis.check_output()
     assert synthesis.run.input.path == synthesis.below("prompts")
@@ -215,7 +223,7 @@ def test_settings_in_comments_of_the_starter_are_valid(tmp_path: Path) -> None:
     assert load_as(RunConfig, path).engine.replicas == 2
 
 
-@pytest.mark.parametrize("kind", ["label", "synthesize"])
+@pytest.mark.parametrize("kind", ["label", "judge", "synthesize"])
 def test_engine_in_comments_of_the_starter_is_valid(kind: str, tmp_path: Path) -> None:
     assert run("init", kind, str(tmp_path)) == 0
     path = tmp_path / f"{kind}.yaml"

@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 from sklearn.metrics import cohen_kappa_score
 
 from jobs.agreement import agreement_lines
-from jobs.label import ROWS, LabelJob, labeled, write
+from jobs.label import LabelJob, labeled, write
 from jobs.label_report import Counts, report_lines
+from jobs.row_job import ROWS
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, InvalidPromptError
 from pipeline.prompts.columns import PromptColumns
@@ -117,7 +118,7 @@ def test_columns_that_are_missing_or_in_the_way_are_named(tmp_path: Path) -> Non
         _job(**paths).check()
     with pytest.raises(InputError, match=r"label\.gold_column is x, but"):
         _job({"text_column": "prompt", "gold_column": "x"}, **paths).check()
-    with pytest.raises(InputError, match=r"has a column id, which .*label\.rename\.id=NAME"):
+    with pytest.raises(InputError, match=r"has a column id, which .*label\.rename\.label=NAME"):
         _job({"text_column": "prompt", "rename": {"label": "id"}}, **paths).check()
     with pytest.raises(ConfigError, match="two columns would be named state"):
         _job({"text_column": "prompt", "rename": {"label": "state"}}, **paths).check()
@@ -175,6 +176,14 @@ def test_agreement_with_people_is_that_of_scikit_learn() -> None:
     assert any(line.startswith("| all samples agree | 80 | 87.5% |") for line in lines)
     assert any(line.startswith("| some differ | 20 | 0.0% |") for line in lines)
     assert lines[-3:] == ["|---|---|---|---|", "| bad | 5 | 30 | 15 |", "| good | 0 | 10 | 40 |"]
+
+
+def test_agreement_on_one_label_is_no_table_and_no_warning() -> None:
+    lines = list(agreement_lines({("good", "good", True): 3}))
+    assert lines[-2:] == [
+        "| all rows | 3 | 100.0% | - |",
+        "| all samples agree | 3 | 100.0% | - |",
+    ]
 
 
 def test_report_counts_labels_and_reasons() -> None:
