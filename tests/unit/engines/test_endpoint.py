@@ -26,7 +26,7 @@ IDS = [*TOKENIZER.encode(LONG), TOKENIZER.eos_token_id]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_pool, "_pause", lambda _: 0.05)
-    monkeypatch.setattr(endpoint_pool, "SERVERS_DOWN_SECONDS", 0.6)
+    monkeypatch.setattr(endpoint_pool, "SERVERS_DOWN_SECONDS", 20.0)
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
 
@@ -214,7 +214,10 @@ def test_dead_server_of_two_loses_nothing_and_works_again_when_it_is_back(
     assert f"{first.url} is up again" in told
 
 
-def test_servers_that_are_all_dead_are_a_dead_engine(two: list[CompletionsServer]) -> None:
+def test_servers_that_are_all_dead_are_a_dead_engine(
+    two: list[CompletionsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_pool, "SERVERS_DOWN_SECONDS", 0.6)
     engine = engine_of(*two)
     for one in two:
         one.seconds_a_piece = 0.05

@@ -52,7 +52,10 @@ def test_kind_is_found_by_name_and_by_import_path() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("vlm", r"engine.kind: unknown name vlm; did you mean vllm\? \(accepted: vllm, simulated"),
+        (
+            "vlm",
+            r"engine.kind: unknown name vlm; did you mean vllm\? \(accepted: vllm, endpoint, sim",
+        ),
         ("none", "engine.kind: unknown name none"),
         ("no_such_package:TOY", "no_such_package:TOY can't be loaded: .* on every node"),
         ("tests.toy_engine:NOT_AN_ENGINE", "is a str; it must be an object of a class derived"),
