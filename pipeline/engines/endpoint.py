@@ -115,8 +115,8 @@ class EndpointEngine:
     ) -> str:
         """One attempt at ``max_tokens`` more tokens, on one server."""
         async with self._pool.visit(request.trace) as visit:
-            served = visit.server.served
-            body = {"model": served and served.model, **_body(request, token_ids, max_tokens)}
+            assert visit.server.served is not None, "a server that is up was examined"
+            body = _body(visit.server.served.model, request, token_ids, max_tokens)
             completion = visit.server.client.completion(self._here(), body)
             async with aclosing(completion):  # leaving early ends the request
                 async for chunk in completion:
@@ -153,13 +153,16 @@ class EndpointEngine:
             await self._session.close()
 
 
-def _body(request: Request, token_ids: Sequence[int], max_tokens: int) -> dict[str, Any]:
+def _body(
+    model: str, request: Request, token_ids: Sequence[int], max_tokens: int
+) -> dict[str, Any]:
     """The fields of a request that continues after ``token_ids``.
 
     All that the generation config of a server could decide is set.
     """
     schema = request.schema
     return {
+        "model": model,
         "prompt": [*request.prompt_token_ids, *token_ids],
         "frequency_penalty": 0.0,
         **request.policy.engine_parameters,
@@ -192,9 +195,6 @@ def examined(config: RunConfig, tokenizer: Any) -> tuple[list[Server], Expected]
     unfit = [error for error in down if isinstance(error, ServerUnfitError)]
     if unfit or len(down) == len(servers):
         raise ModelError("engine.endpoint.urls: " + "\n".join(map(str, unfit or down)))
-    for server in servers:
-        if server.down is not None:
-            logger.warning("%s; the others do its work until it is up", server.down)
     return servers, expected
 
 
@@ -218,7 +218,11 @@ class Endpoint(EngineType):
 
     def build(self, config: RunConfig, tokenizer: Any) -> EndpointEngine:
         """Examine the servers; nothing else is started."""
-        return EndpointEngine(*examined(config, tokenizer))
+        servers, expected = examined(config, tokenizer)
+        for server in servers:
+            if server.down is not None:
+                logger.warning("%s; the others do its work until it is up", server.down)
+        return EndpointEngine(servers, expected)
 
     def check(self, engine: EngineConfig) -> None:
         """Raise `ConfigError` without a server, and for what servers decide."""
@@ -243,12 +247,14 @@ class Endpoint(EngineType):
                 "where engine.kind is endpoint; remove them here (--set engine.vllm=null)"
             )
 
-    def services(self, config: RunConfig) -> Iterator[str]:
-        """What each server serves."""
+    def services(self, config: RunConfig) -> Iterator[tuple[bool, str]]:
+        """What each server serves, or why it is down."""
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
         for server in examined(config, tokenizer)[0]:
-            what = server.down if server.served is None else server.served.details
-            yield f"{server.client.url}: {what}"
+            if server.served is None:
+                yield False, str(server.down)
+            else:
+                yield True, f"{server.client.url}: {server.served.details}"
 
     def slots(self, engine: EngineConfig) -> int:
         """Those of all servers."""

@@ -103,13 +103,15 @@ class Key:
     @property
     def headers(self) -> dict[str, str]:
         """What tells a server the key."""
-        value = os.environ.get(self.variable)
-        return {"Authorization": f"Bearer {value}"} if value else {}
+        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
 
     def hidden(self, text: str) -> str:
         """``text`` without the key: servers repeat what they refuse."""
-        value = os.environ.get(self.variable)
-        return text.replace(value, "***") if value else text
+        return text.replace(self._value, "***") if self._value else text
+
+    @property
+    def _value(self) -> str:
+        return os.environ.get(self.variable, "").strip()
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -177,15 +179,14 @@ class ServerClient:
         """A piece of a stream; None if it has none of the output."""
         try:
             event = json.loads(data)
-            choices = event.get("choices", ())
-        except (ValueError, AttributeError):
-            raise ServerLostError(f"{self.url} sent what is no JSON object") from None
+            choice = next(iter(event.get("choices", ())), {})
+            reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
+        except (ValueError, AttributeError, TypeError):
+            raise ServerLostError(f"{self.url} sent what is no piece of a completion") from None
         if "error" in event:
             raise self._error_of(event)
-        if not choices:
+        if not choice:
             return None
-        choice = choices[0]
-        reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
         if reason not in (None, "stop", "length"):
             raise ServerLostError(f"{self.url} gave a request up ({reason})")
         if not isinstance(token_ids, list):
@@ -219,12 +220,12 @@ class ServerClient:
         return base[0]
 
     async def _version(self, session: aiohttp.ClientSession) -> str:
-        """The server's version; empty if something in front of it does not pass the question on."""
+        """The server's version, unless something in front of it does not pass the question on."""
         try:
             async with self._request(session, "GET", "/version") as response:
                 return str(json.loads(await response.read())["version"])
         except (ServerUnfitError, RequestRejectedError, ValueError, KeyError, TypeError):
-            return ""
+            return "of unknown version"
 
     async def _check_tokens(
         self, session: aiohttp.ClientSession, name: str, sample_ids: Sequence[int]

@@ -213,18 +213,24 @@ class ServerPool:
             pause = _pause(server.failures)
             server.failures += 1
             await asyncio.sleep(pause)
-            try:
-                await self._examine(server)
-            except ServerError as error:
-                server.down = error
-                self._look_whether_all_are_down()
-            else:
-                server.down = None
-                logger.warning("%s is up again", server.client.url)
+            server.down = await self._reason(server)
+            self._look_whether_all_are_down()
+        logger.warning("%s is up again", server.client.url)
         if self._giving_up is not None:
             self._giving_up.cancel()
             self._giving_up = None
         self._dispatch()
+
+    async def _reason(self, server: Server) -> ServerError | None:
+        """Why ``server`` is not fit; None if it is."""
+        try:
+            await self._examine(server)
+        except ServerError as error:
+            return error
+        except Exception as error:  # an answer of a form that nobody thought of
+            logger.exception("%s could not be examined", server.client.url)
+            return ServerError(f"{server.client.url}: {error!r}")
+        return None
 
     def _look_whether_all_are_down(self) -> None:
         if any(server.down is None for server in self.servers):

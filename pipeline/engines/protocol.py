@@ -124,10 +124,11 @@ class EngineType(ABC):
         """Raise `ConfigError` for settings that this kind can't run with."""
         parse_options(Section, engine)
 
-    def services(self, config: RunConfig) -> Iterator[str]:
-        """What its engines use outside of the cluster, a line each, for `qwq-batch doctor`.
+    def services(self, config: RunConfig) -> Iterator[tuple[bool, str]]:
+        """What its engines use outside of the cluster, for `qwq-batch doctor`.
 
-        Raises `ModelError` if that can't be used.
+        For each, whether it can be used now, and a line about it. Raises `ModelError` if a run
+        could not start.
         """
         return iter(())
 

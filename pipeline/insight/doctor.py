@@ -210,8 +210,8 @@ def _services(config: RunConfig) -> Iterator[Finding]:
     """What the engines use outside of the cluster."""
     kind = engine_type(config.engine)
     kind.check(config.engine)
-    for line in kind.services(config):
-        yield Finding("ok", line)
+    for is_usable, line in kind.services(config):
+        yield Finding("ok" if is_usable else "warning", line)
 
 
 def _output(config: RunConfig) -> Iterator[Finding]:

@@ -45,6 +45,10 @@ def test_dead_server_of_two_loses_no_row_and_a_run_continues_on_other_servers(
         served = f"ok        {first.url}: vLLM 0.32.0, qwq (/model), 8,192 tokens"
         assert served in findings
         assert not [finding for finding in findings if finding.startswith("error")]
+        third.kill()
+        findings = list(map(str, examine(endpoint(make_config, first, third))))
+        assert [f for f in findings if f.startswith(f"warning   {third.url} can't be reached")]
+        third.start()
 
         def kill_when_busy() -> None:
             while first.running < 4:

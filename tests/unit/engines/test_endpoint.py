@@ -4,20 +4,26 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from infra.vllm_names import installed, names_of
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines import endpoint_pool, engine_slots
-from pipeline.engines.endpoint import ENDPOINT, EndpointEngine
+from pipeline.engines.endpoint import ENDPOINT, EndpointEngine, _body
 from pipeline.engines.protocol import EngineLoad, Request
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
 from pipeline.reasoning.sampling import SamplingPolicy, continued_seed
 from tests.completions_server import KEY, PIECE, TOKENIZER, CompletionsServer, servers
 
+# Servers that are killed leave sockets behind.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 LONG = "".join(f"Step {i}.\n" for i in range(40)) + "</think>\n\n\\boxed{42}"
 PROMPT = tuple(TOKENIZER.encode("<|im_start|>assistant\n<think>\n"))
 IDS = [*TOKENIZER.encode(LONG), TOKENIZER.eos_token_id]
@@ -333,6 +339,34 @@ def test_next_request_of_a_trace_goes_to_the_server_that_has_its_prefix(
         assert sorted(seeds[3:]) == sorted(continued_seed(seed, 20) for seed in first)
 
 
+def test_probe_goes_before_traces_that_wait_and_has_slots_of_its_own(
+    server: CompletionsServer,
+) -> None:
+    engine = engine_of(server, endpoint={"slots": 1})
+    server.seconds_a_piece = 0.01
+
+    async def work() -> None:
+        tasks = [asyncio.ensure_future(engine.generate(request(i), Tokens())) for i in range(3)]
+        await asyncio.sleep(0.2)
+        probe = replace(request(), seed=99, policy=SamplingPolicy(max_tokens=5))
+        await engine.generate(probe, Tokens())
+        await asyncio.gather(*tasks)
+        await engine._close()
+
+    asyncio.run(work())
+    assert [body["seed"] for body in server.requests] == [7, 99, 8, 9]
+    early = {"thinking": {"early_answer": {}}, "answer": {"format": "boxed"}}
+    probing = engine_of(server, endpoint={"slots": 9}, **early)
+    assert probing._pool.servers[0].limit.value == 9 + 2
+
+
+def test_server_knows_every_field_that_is_sent() -> None:
+    """Of a field that it does not know, `vllm serve` says nothing."""
+    sent = _body("m", request(schema='{"type": "string"}'), (), 1).keys() | {"return_token_ids"}
+    names = names_of(installed(), "vllm.entrypoints.openai.completion.protocol")
+    assert {f"CompletionRequest.{name}" for name in sent} <= names
+
+
 @pytest.mark.parametrize(
     ("status", "text"),
     [
@@ -379,6 +413,7 @@ def test_internal_error_is_tried_again(server: CompletionsServer, status: int) -
 EVENTS: dict[str, Any] = {
     "an error in the stream": {"error": {"message": "Internal server error", "code": 500}},
     "no object": "text",
+    "no choices": {"choices": [7]},
     "aborted": {"choices": [{"token_ids": [], "text": "", "finish_reason": "abort"}]},
 }
 
