@@ -9,9 +9,10 @@ import logging
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.engines.endpoint_client import (
     Served,
@@ -20,7 +21,7 @@ from pipeline.engines.endpoint_client import (
     ServerError,
     ServerUnfitError,
 )
-from pipeline.engines.endpoint_limit import RequestLimit
+from pipeline.engines.endpoint_limit import GROW_SECONDS, RequestLimit
 from pipeline.errors import EngineDeadError, ModelError
 from pipeline.time_limits import SERVERS_DOWN_SECONDS
 
@@ -86,7 +87,7 @@ class ServerPool:
         self._homes = OrderedDict[str, Server]()
         # Requests of traces that have a home go first: they are short, or continue a trace.
         self._returning, self._waiting = deque[_Waiter](), deque[_Waiter]()
-        self._reviving = set[asyncio.Task[None]]()
+        self._tasks = set[asyncio.Task[None]]()
         self._giving_up: asyncio.TimerHandle | None = None
         self._dead: EngineDeadError | ModelError | None = None
 
@@ -101,7 +102,8 @@ class ServerPool:
         return len(self._returning) + len(self._waiting)
 
     def open(self) -> None:
-        """Begin to look after servers that are down, in the present event loop."""
+        """Begin to look after the servers, in the present event loop."""
+        self._keep(self._grow())
         for server in self.servers:
             if server.down is not None:
                 self._look_after(server)
@@ -202,10 +204,22 @@ class ServerPool:
             self._look_after(server)
 
     def _look_after(self, server: Server) -> None:
-        task = asyncio.ensure_future(self._revive(server))
-        self._reviving.add(task)
-        task.add_done_callback(self._reviving.discard)
+        self._keep(self._revive(server))
         self._look_whether_all_are_down()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` until it ends, or the engine does."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _grow(self) -> None:
+        """Let the limits of servers grow."""
+        while True:
+            await asyncio.sleep(GROW_SECONDS)
+            for server in self.servers:
+                server.limit.grow(server.running)
+            self._dispatch()
 
     async def _revive(self, server: Server) -> None:
         """Examine ``server`` until it is fit."""
@@ -216,6 +230,7 @@ class ServerPool:
             server.down = await self._reason(server)
             self._look_whether_all_are_down()
         logger.warning("%s is up again", server.client.url)
+        server.limit = RequestLimit(server.limit.most)
         if self._giving_up is not None:
             self._giving_up.cancel()
             self._giving_up = None
@@ -252,7 +267,7 @@ class ServerPool:
     def _end(self, error: EngineDeadError | ModelError) -> None:
         """End all requests that wait, and those to come."""
         self._dead = self._dead or error
-        for task in self._reviving:
+        for task in self._tasks:
             task.cancel()
         for queue in (self._returning, self._waiting):
             while queue:

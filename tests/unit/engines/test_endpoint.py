@@ -32,6 +32,7 @@ IDS = [*TOKENIZER.encode(LONG), TOKENIZER.eos_token_id]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_pool, "_pause", lambda _: 0.05)
+    monkeypatch.setattr(endpoint_pool, "GROW_SECONDS", 0.02)
     monkeypatch.setattr(endpoint_pool, "SERVERS_DOWN_SECONDS", 20.0)
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
@@ -287,7 +288,7 @@ def test_busy_server_is_asked_again_later_and_less(server: CompletionsServer, st
     engine = engine_of(server)
     server.refusals.extend([(status, {"Retry-After": "1"}, "busy")] * 2)
     assert generate(engine, request(), request(1)) == [("stop", IDS)] * 2
-    assert engine._pool.servers[0].limit.value == 8
+    assert engine._pool.servers[0].limit.value == 8, "halved once"
     assert len(server.requests) == 4
 
 

@@ -23,18 +23,22 @@ def test_limit_does_not_grow_where_it_is_not_reached() -> None:
     assert limit.value == FIRST_LIMIT
 
 
-def test_limit_is_halved_once_for_requests_of_one_time_and_then_grows_by_one_a_round() -> None:
+def test_limit_is_halved_once_for_requests_of_one_time_and_then_grows_with_time() -> None:
     limit = RequestLimit(64)
     for _ in range(10):
         limit.congested(sent=1.0, now=2.0)
     assert limit.value == FIRST_LIMIT // 2
-    for number in range(8):
+    limit.grow(limit.value)
+    assert limit.value == FIRST_LIMIT // 2, "no request has begun since"
+    for number in range(100):
         full(limit, 3.0 + number)
-    assert limit.value == FIRST_LIMIT // 2
-    for number in range(2):
-        full(limit, 20.0 + number)
+    limit.grow(limit.value - 1)
+    assert limit.value == FIRST_LIMIT // 2, "it is not reached"
+    for _ in range(3):
+        limit.grow(limit.value)
     assert limit.value == FIRST_LIMIT // 2 + 1
-    limit.congested(sent=30.0, now=31.0)
+    limit.congested(sent=200.0, now=201.0)
+    limit.grow(limit.value)
     assert limit.value == 4
 
 
@@ -46,6 +50,7 @@ def test_limit_stays_above_zero_and_below_the_slots() -> None:
     assert limit.value == 1
     for number in range(100):
         full(limit, 100.0 + number)
+        limit.grow(limit.value)
     assert limit.value == 3
 
 
