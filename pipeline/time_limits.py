@@ -43,6 +43,15 @@ HUNG_SECONDS = 600.0
 # The same if no engine generates: then it may be the storage, the network or the whole machine.
 HUNG_ALONE_SECONDS = 1800.0
 
+# Servers in place of an engine (`engine.kind: endpoint`).
+
+# How long a server may take to accept a connection.
+SERVER_CONNECT_SECONDS = 10.0
+# How long a server may send nothing of a request until the request goes elsewhere.
+SERVER_SILENT_SECONDS = 240.0
+# How long all servers may be down until the engine is dead.
+SERVERS_DOWN_SECONDS = 240.0
+
 # Figures.
 
 # How long the end of a run waits for the thread that follows its figures.

@@ -32,13 +32,13 @@ MakeConfig = Callable[..., RunConfig]
 # what they start. Those of the real engine are one group, because two of them on two cores would
 # slow each other down more than they save.
 GROUPS = ("faults", "vllm", "integration", "model", "e2e", "unit")
-REAL_ENGINE = ("test_answers", "test_jobs", "test_vllm")
+REAL_ENGINE = ("e2e/test_answers", "e2e/test_jobs", "e2e/test_vllm", "faults/test_endpoints")
 
 
 def group_of(path: Path) -> str:
     """The group of a test file."""
-    folder = path.relative_to(Path(__file__).parent).parts[0]
-    return "vllm" if folder == "e2e" and path.stem in REAL_ENGINE else folder
+    name = path.relative_to(Path(__file__).parent).with_suffix("")
+    return "vllm" if str(name) in REAL_ENGINE else name.parts[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,6 +16,12 @@ SIGNED = re.compile(
 NO_USERS = ("github://",)  # organisation:repository@revision
 
 
+def has_credentials(url: str) -> bool:
+    """Whether a URL has a user's name and password in it, or is signed."""
+    has_user = USERS.search(url) and not url.startswith(NO_USERS)
+    return bool(has_user or SIGNED.search(url))
+
+
 def _checked(url: str) -> str:
     """``url``, unless it is blank (which would be the folder of the command) or has credentials.
 
@@ -23,8 +29,7 @@ def _checked(url: str) -> str:
     """
     if not url.strip():
         raise ValueError("is empty")
-    has_user = USERS.search(url) and not url.startswith(NO_USERS)
-    if has_user or SIGNED.search(url):
+    if has_credentials(url):
         raise PydanticCustomError(
             "credentials",
             "has credentials in it; set them in the environment (AWS_ACCESS_KEY_ID and "

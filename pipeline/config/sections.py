@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import answer_format, parsed_formats
 from pipeline.answers.json_schema import form_of
+from pipeline.config.endpoint import EndpointConfig
 from pipeline.config.locations import Location
 from pipeline.config.section import Section
 from pipeline.config.simulated import SimulatedConfig
@@ -236,8 +237,9 @@ class EngineConfig(Section):
 
     kind: str = Field(
         "vllm",
-        description="`vllm`; `simulated`, an engine without a model for scheduling and fault "
-        "tests; or an engine of your own, as `package.module:OBJECT`.",
+        description="`vllm`; `endpoint`, servers of vLLM that run already; `simulated`, an engine "
+        "without a model for scheduling and fault tests; or an engine of your own, as "
+        "`package.module:OBJECT`.",
     )
     device: Literal["gpu", "cpu"] = Field("gpu", description="What the engines run on.")
     replicas: Annotated[int, Field(ge=1)] = Field(1, description="Number of engines.")
@@ -269,6 +271,7 @@ class EngineConfig(Section):
         "`speculative_config`, `load_format`, `max_model_len` … Names are checked before anything "
         "starts.",
     )
+    endpoint: EndpointConfig = EndpointConfig()
     simulated: SimulatedConfig = SimulatedConfig()
     options: dict[str, Any] = Field(
         default_factory=dict, description="Settings of an engine of your own, which checks them."

@@ -27,6 +27,7 @@ ENGINES = Registry[EngineType](
     "engine.kind",
     {
         "vllm": "pipeline.engines.vllm:VLLM",
+        "endpoint": "pipeline.engines.endpoint:ENDPOINT",
         "simulated": "pipeline.engines.simulated:SIMULATED",
     },
 )

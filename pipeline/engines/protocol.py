@@ -19,6 +19,8 @@ from pipeline.registry import did_you_mean
 # How many tokens of a running request an engine passes on at a time.
 TOKENS_A_REPORT = 64
 DEFAULT_SLOTS = 64
+# Slots for traces to one for their probes: a probe takes some ten tokens of a few hundred.
+SLOTS_A_PROBE = 8
 
 # Gets new token ids. Returns True if the request must end, because the trace loops.
 OnTokens = Callable[[Sequence[int]], bool]
@@ -31,7 +33,8 @@ class Request:
     ``id``: for logs. ``carried_token_ids``: generated before; new tokens continue them, and
     ``policy.max_tokens`` counts them too. ``stop_ids``: tokens that end the request, besides those
     that end a turn. ``schema``: a JSON Schema that the generated text must fit. Its tokens are
-    passed on all at once, because a grammar can't continue from the middle.
+    passed on all at once, because a grammar can't continue from the middle. ``trace``: the trace
+    that it belongs to, by name: its requests begin with the same tokens.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Request:
     seed: int
     stop_ids: Sequence[int] = ()
     schema: str | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Engine(Protocol):
         A request that is cancelled ends soon.
         An engine that passes nothing on for `HUNG_SECONDS`, and whose `load` does not change, is
         taken for hung.
-        Raises `RequestRejectedError` if this request can't run, `EngineDeadError` if none can.
+        Raises `RequestRejectedError` if this request can't run, `EngineDeadError` if none can, and
+        `ModelError` if none could on another start either.
         """
         ...
 
@@ -118,6 +123,14 @@ class EngineType(ABC):
     def check(self, engine: EngineConfig) -> None:
         """Raise `ConfigError` for settings that this kind can't run with."""
         parse_options(Section, engine)
+
+    def services(self, config: RunConfig) -> Iterator[tuple[bool, str]]:
+        """What its engines use outside of the cluster, for `qwq-batch doctor`.
+
+        For each, whether it can be used now, and a line about it. Raises `ModelError` if a run
+        could not start.
+        """
+        return iter(())
 
     def packages_for(self, device: str) -> tuple[str, ...]:
         """Those of `packages` that run it on ``device`` (gpu or cpu)."""
@@ -183,6 +196,11 @@ class EngineType(ABC):
         """Its own settings, as `qwq-batch plan` prints them."""
         if engine.options:
             yield f"options   {json.dumps(engine.options)}"
+
+
+def probe_slots(config: RunConfig, slots: int) -> int:
+    """The slots that an engine has for probes, besides its ``slots`` for traces."""
+    return 0 if config.thinking.early_answer is None else -(-slots // SLOTS_A_PROBE)
 
 
 Options = TypeVar("Options", bound=Section)

@@ -17,12 +17,17 @@ from typing import Any
 
 from pipeline.config.run_config import RunConfig
 from pipeline.config.simulated import SimulatedConfig
-from pipeline.engines.protocol import TOKENS_A_REPORT, EngineLoad, OnTokens, Request
+from pipeline.engines.protocol import (
+    TOKENS_A_REPORT,
+    EngineLoad,
+    OnTokens,
+    Request,
+    probe_slots,
+)
 from pipeline.engines.simulated_scheduler import Scheduler, Sequence, Steps
 from pipeline.engines.vllm_arguments import (
     VllmArguments,
     context_tokens,
-    probe_slots,
     watermark,
 )
 from pipeline.errors import EngineDeadError, ModelError
@@ -204,7 +209,7 @@ class Simulated(VllmArguments):
         if flag is not None and _take(Path(os.path.expandvars(flag))):
             raise ModelError("the simulated engine was told not to start")
         scheduler = Scheduler(
-            self.slots(engine) + probe_slots(config),
+            self.slots(engine) + probe_slots(config, self.slots(engine)),
             Steps(engine.simulated),
             engine.simulated.kv_tokens or math.inf,
             watermark(engine),

@@ -5,7 +5,6 @@ lists it; tests/unit/engines/test_vllm.py compares that with the installed versi
 """
 
 import asyncio
-import json
 import os
 import re
 import socket
@@ -24,6 +23,7 @@ from pipeline.engines.vllm_arguments import (
     VllmArguments,
     engine_arguments,
     memory_need,
+    spaced_schema,
 )
 from pipeline.engines.vllm_startup import ProcessOutput, root_cause
 from pipeline.errors import ConfigError, EngineDeadError, ModelError, RequestRejectedError
@@ -74,8 +74,6 @@ USED_NAMES = {
         "SpecDecodingStats.num_accepted_tokens", "SpecDecodingStats.num_draft_tokens",
     ),
 }  # fmt: skip
-# White space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 REQUEST_TRIES = 2
 
 
@@ -286,9 +284,7 @@ class VllmEngine:
 
         grammar = None
         if request.schema is not None:
-            schema = json.loads(request.schema)
-            spacing = {**SPACING, **schema.get("x-guidance", {})}
-            grammar = StructuredOutputsParams(json={**schema, "x-guidance": spacing})
+            grammar = StructuredOutputsParams(json=spaced_schema(request.schema))
         return SamplingParams(
             **request.policy.engine_parameters,
             n=1,

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines.memory import KEYS, MemoryNeed, is_known, kv_bytes_a_token, weight_bytes
-from pipeline.engines.protocol import DEFAULT_SLOTS, TOKENS_A_REPORT, EngineType
+from pipeline.engines.protocol import DEFAULT_SLOTS, TOKENS_A_REPORT, EngineType, probe_slots
 from pipeline.errors import ConfigError
 from pipeline.prompts.tokenizer import load_model_config, resolve_model
 
@@ -58,8 +58,6 @@ RESULT_ARGS = (
 )
 # What the ranks of an engine are: ``mp``, processes of one node; ``ray``, actors on any.
 BACKEND = "distributed_executor_backend"
-# Slots for traces to one for their probes: a probe takes some ten tokens of a few hundred.
-SLOTS_A_PROBE = 8
 # Speculation spends arithmetic that a step with few sequences leaves idle.
 FEW_SLOTS = 32
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -67,6 +65,8 @@ V1_SPECULATION = ("custom_class", "medusa", "mlp_speculator", "suffix")
 # vLLM's own 0 lets requests start that soon lose their place again, and are computed twice. In
 # `python -m jobs.bench kv-cache`, 0.05 is half a percent faster and computes twice as much again.
 WATERMARK = 0.1
+# White space as Python and most texts write JSON; see llguidance's docs/json_schema.md.
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # vLLM's default for the part of a GPU's memory that it uses.
 GPU_SHARE = 0.92
 # Memory besides weights and KV cache: activations, CUDA graphs, NCCL's buffers.
@@ -245,13 +245,6 @@ class VllmArguments(EngineType):
             yield f"vllm      {json.dumps(engine.vllm)}"
 
 
-def probe_slots(config: RunConfig) -> int:
-    """The slots that an engine has for probes, besides those for traces."""
-    if config.thinking.early_answer is None:
-        return 0
-    return -(-int(config.engine.vllm.get("max_num_seqs", DEFAULT_SLOTS)) // SLOTS_A_PROBE)
-
-
 def memory_need(engine: EngineConfig, model: Mapping[str, Any]) -> MemoryNeed | None:
     """What a vLLM engine takes of its GPUs' memory; ``model``: its config.json; None: unknown.
 
@@ -313,4 +306,11 @@ def engine_arguments(config: RunConfig) -> dict[str, Any]:
         # winds its random generator back, and PyTorch's CPU generator "does not use offset".
         args["enable_chunked_prefill"] = False
     args |= config.engine.vllm
-    return {**args, "max_num_seqs": args["max_num_seqs"] + probe_slots(config)}
+    slots = int(args["max_num_seqs"])
+    return {**args, "max_num_seqs": slots + probe_slots(config, slots)}
+
+
+def spaced_schema(text: str) -> dict[str, Any]:
+    """The JSON Schema in ``text``, with the white space in which `guidance` is to generate."""
+    schema = json.loads(text)
+    return {**schema, "x-guidance": {**SPACING, **schema.get("x-guidance", {})}}

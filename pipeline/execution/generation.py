@@ -207,14 +207,16 @@ class Generator:
     def _request(self, sample: Sample, step: Step) -> Request:
         """What ``step`` asks the engine for."""
         ref, row, number = sample.key
+        name = f"{ref.shard}:{row}:{number}"
         return Request(
-            f"{ref.shard}:{row}:{number}",
+            name,
             sample.prompt,
             tuple(sample.progress.token_ids),
             step.policy,
             step.seed,
             () if step.stop_id is None else (step.stop_id,),
             step.schema,
+            name,
         )
 
     async def _run_step(self, sample: Sample, step: Step, request: Request) -> str:

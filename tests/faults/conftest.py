@@ -41,7 +41,9 @@ def pytest_terminal_summary(
     terminalreporter.write_line(f"| fault | {' | '.join(names)} | carried over |")
     terminalreporter.write_line("|---" * 8 + "|")
     for outcome in outcomes:
-        cells = " | ".join(f"{v:,}" if isinstance(v, int) else v for v in outcome.values())
+        cells = " | ".join(
+            "–" if v is None else f"{v:,}" if isinstance(v, int) else v for v in outcome.values()
+        )
         terminalreporter.write_line(f"| {cells} |")
 
 

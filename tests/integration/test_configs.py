@@ -26,6 +26,7 @@ ENGINE = (
 INPUTS: dict[str, list[dict[str, Any]]] = {
     "qwq-32b": [{"prompt": "What is 2 + 3?"}],
     "qwq-32b-preview": [{"prompt": "What is 2 + 3?"}],
+    "endpoint": [{"prompt": "What is 2 + 3?"}],
     "r1-distill-qwen": [{"prompt": "What is 2 + 3?"}],
     "aime": [
         {"id": 60, "problem": "What is 40 + 2?", "answer": "042", "year": "2024"},

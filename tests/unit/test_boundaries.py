@@ -96,6 +96,10 @@ def test_vllm_is_imported_in_one_file() -> None:
     assert importers("vllm") == {"engines/vllm.py"}
 
 
+def test_servers_are_asked_in_the_endpoint_alone() -> None:
+    assert importers("aiohttp") == {"engines/endpoint.py", "engines/endpoint_client.py"}
+
+
 def test_ray_is_imported_where_it_runs_only() -> None:
     allowed = {"monitor", "execution"}
     assert {name for name in importers("ray") if name.split("/")[0] not in allowed} == {

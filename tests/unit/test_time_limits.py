@@ -49,6 +49,11 @@ def test_busy_coordinator_storage_or_lease_is_not_taken_for_a_hung_engine() -> N
     assert 5 * t.LEASE_EXPIRE_SECONDS < t.HUNG_SECONDS
 
 
+def test_servers_that_are_silent_and_then_down_are_not_taken_for_a_hung_engine() -> None:
+    silent = t.SERVER_SILENT_SECONDS + t.SERVER_CONNECT_SECONDS
+    assert silent + t.SERVERS_DOWN_SECONDS + t.HUNG_LOOK_SECONDS < t.HUNG_SECONDS
+
+
 def test_slowest_engine_that_a_run_waits_for_is_not_taken_for_a_hung_one() -> None:
     assert 10 * TOKENS_A_REPORT / SLOWEST_TOKENS_PER_SECOND < t.HUNG_SECONDS
 

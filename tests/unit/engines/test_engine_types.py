@@ -25,14 +25,15 @@ VLLM_WORDS = (
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("kind", "settings"),
     [
-        ("vllm", {}), ("simulated", {}), ("tests.toy_engine:TOY", {"answer": "1"}),
-        ("pipeline.engines.none:NO_ENGINE", {"context_tokens": 9}),
+        ("vllm", {}), ("simulated", {}), ("endpoint", {"endpoint": {"urls": ["http://host:8000"]}}),
+        ("tests.toy_engine:TOY", {"options": {"answer": "1"}}),
+        ("pipeline.engines.none:NO_ENGINE", {"options": {"context_tokens": 9}}),
     ],
 )  # fmt: skip
-def test_every_kind_answers_what_the_pipeline_asks(kind: str, options: dict[str, Any]) -> None:
-    engine = EngineConfig(kind=kind, device="cpu", options=options)
+def test_every_kind_answers_what_the_pipeline_asks(kind: str, settings: dict[str, Any]) -> None:
+    engine = EngineConfig(kind=kind, device="cpu", **settings)
     found = engine_type(engine)
     found.check(engine)
     assert found.slots(engine) >= 1
@@ -51,7 +52,10 @@ def test_kind_is_found_by_name_and_by_import_path() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("vlm", r"engine.kind: unknown name vlm; did you mean vllm\? \(accepted: vllm, simulated"),
+        (
+            "vlm",
+            r"engine.kind: unknown name vlm; did you mean vllm\? \(accepted: vllm, endpoint, sim",
+        ),
         ("none", "engine.kind: unknown name none"),
         ("no_such_package:TOY", "no_such_package:TOY can't be loaded: .* on every node"),
         ("tests.toy_engine:NOT_AN_ENGINE", "is a str; it must be an object of a class derived"),
@@ -112,7 +116,7 @@ def test_only_vllms_own_files_name_its_arguments() -> None:
     """What an engine needs comes with its file: a second one must not touch eleven."""
     allowed = {
         "engines/vllm.py", "engines/vllm_arguments.py", "engines/vllm_startup.py",
-        "config/sections.py",
+        "engines/endpoint.py", "engines/endpoint_client.py", "config/sections.py",
     }  # fmt: skip
     # Memory of weights by method; the name is that of the field, not of vLLM's argument alone.
     also = {"engines/memory.py": {"quantization"}}
