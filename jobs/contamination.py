@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.messages import row_messages
 from pipeline.storage import Storage
 
 RUN_WORDS, COMMON = 5, 50
@@ -43,6 +45,18 @@ def normalized_words(text: str) -> list[str]:
     """The words of ``text`` as they are compared."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _WORD.findall(_THOUSANDS.sub("", folded))
+
+
+def prompt_text(row: Mapping[str, Any], columns: PromptColumns) -> str:
+    """What the turns of a row say, without system turn and suffix of the run.
+
+    Empty for a row that makes no prompt: it fails by itself.
+    """
+    try:
+        messages = row_messages(row, columns, None, None)
+    except Exception:  # rows contain anything, as in `pipeline.prompts.render`
+        return ""
+    return "\n".join(message["content"] or "" for message in messages)
 
 
 class Benchmarks:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jobs.label import LabelSection
-from jobs.synthesize import SynthesizeSection
+from jobs.synthesize_config import SynthesizeSection
 from pipeline.config.run_config import RunConfig
 from pipeline.reasoning.sampling import PRESETS
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs.label import LabelJob
-from jobs.synthesize import Synthesis
+from jobs.synthesize_config import Synthesis
 from pipeline import RunConfig
 from pipeline.cli import main, qwq_batch
 from pipeline.config.load import load_as
