@@ -112,8 +112,8 @@ def test_more_samples_and_undecided_ones_change_the_pass_rate(
 
 
 def verify(sample: dict[str, Any]) -> Any:
-    """Accepts odd numbers; cannot read 5; forgets to answer for 7."""
-    if sample["number"] == 5:
+    """Accepts odd numbers; cannot read 6; forgets to answer for 7."""
+    if sample["number"] == 6:
         raise KeyError("no tests\nfor this one")
     return None if sample["number"] == 7 else sample["number"] % 2 == 1
 
@@ -126,7 +126,7 @@ def test_verifier_decides_and_its_failures_are_told(
     for row in samples(tmp_path):
         number, reason = row["number"], "wrong"
         if row["correct"]:
-            reason = "verifier_error" if number in (5, 7) else None if number % 2 else "verifier"
+            reason = "verifier_error" if number in (6, 7) else None if number % 2 else "verifier"
         assert row["rejected"] == reason
         assert row["passed"] == {"verifier_error": None, None: True}.get(reason, False)
     errors = {row["verifier_error"] for row in samples(tmp_path)}
@@ -135,9 +135,8 @@ def test_verifier_decides_and_its_failures_are_told(
         "KeyError: 'no tests\\nfor this one'",
         "it returned None, not True or False",
     }
-    assert "the verifier failed for 2 samples, first for a.00000.00000:7:0: it" in (
-        capsys.readouterr().out
-    )  # the seed 5 has no right sample
+    first = "the verifier failed for 3 samples, first for a.00000:6:0: KeyError"
+    assert first in capsys.readouterr().out
 
 
 def test_verifier_alone_gives_pass_rates_without_a_reference(
@@ -155,9 +154,8 @@ def test_verifier_alone_gives_pass_rates_without_a_reference(
     )
     assert synthesize(wanted) == 0
     rates = {row["number"]: row["pass_rate"] for row in samples(tmp_path)}
-    assert (rates[1], rates[2], rates[5]) == (0.75, 0.0, 0.0)  # 5: only the cut off one is decided
-    pairs = exported(tmp_path, "thinking")
-    assert len(pairs) == 18 * 3
+    assert (rates[1], rates[2], rates[6]) == (0.75, 0.0, 0.0)  # 6: only the cut off one is decided
+    assert len(exported(tmp_path, "thinking")) == 19 * 3
     assert not (tmp_path / "out/export/rl").exists()  # there is no reference
 
 
