@@ -1,51 +1,32 @@
-"""Decides which samples are accepted for training, and why others are rejected.
+"""Decides which samples are accepted for training, and why others are rejected; no I/O.
 
-Every sample of the run is written again, part by part, with these additional columns:
-
-* ``sample_id``: part, row in the part (from 0) and sample, such as ``seeds.00000.00000:12:1``;
-* ``accepted``, and ``rejected``: the first of `REASONS` that applies, null for an accepted one;
-* ``near_duplicate_of``: the ``sample_id`` of the accepted sample that it repeats, if any.
-
-A near duplicate has the prompt of an earlier accepted sample (apart from white space) and nearly
-the same thinking and answer. Similarity is the Jaccard index of their five-word shingles, estimated
-by MinHash. The same answer to another prompt is no duplicate, because short answers are right for
-many prompts. The index takes about 1 KB of memory per accepted sample.
+``rejected`` is the first of `REASONS` that applies. Those that look at one sample alone are in
+`rejection`; a prompt's pass rate takes all of its samples, and near duplicates all prompts.
 """
 
-import hashlib
-import re
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasketch import MinHash
-from numpy.typing import NDArray
 
-from jobs.own_files import OwnFiles
 from pipeline.answers.base import AnswerFormat
-from pipeline.errors import InputError
-from pipeline.execution.prepare import PreparedRun
-from pipeline.output.reader import finished_parts
-from pipeline.prompts.messages import row_messages
-from pipeline.prompts.render import TableRow
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.reasoning.think_format import State
-from pipeline.storage import Storage
 
-FOLDER = "samples"
-REASONS = ("state", "wrong", "disagrees", "too_long", "duplicate")
-FIELDS = (
-    pa.field("sample_id", pa.string()),
-    pa.field("accepted", pa.bool_()),
-    pa.field("rejected", pa.string()),
-    pa.field("near_duplicate_of", pa.string()),
+CONTAMINATED, WRONG, VERIFIER, VERIFIER_ERROR = (
+    "contaminated",
+    "wrong",
+    "verifier",
+    "verifier_error",
 )
+UNJUDGED, JUDGE, TOO_LONG, DUPLICATE = "unjudged", "judge", "too_long", "duplicate"
+TOO_HARD, TOO_EASY = "too_hard", "too_easy"
+REASONS = (
+    CONTAMINATED, "state", WRONG, VERIFIER_ERROR, VERIFIER, "disagrees", UNJUDGED, JUDGE, TOO_HARD,
+    TOO_EASY, "too_short", TOO_LONG, DUPLICATE,
+)  # fmt: skip
 TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens")
 JUDGED_COLUMNS = (
     "sample",
@@ -61,13 +42,8 @@ JUDGED_COLUMNS = (
     "duplicate_of",
     *TOKEN_COLUMNS,
 )
-SHINGLE_WORDS, PERMUTATIONS = 5, 128
-ROW_GROUP_ROWS = 1024
-# A word, or one character of a script without spaces (kana and CJK), or one punctuation mark.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
-
-
-Signature = NDArray[np.uint32]
+ANSWERED_STATES = (State.FINISHED, State.RESCUED, State.UNPARSED)
+NEVER, AT_TIMES, ALWAYS = "never", "at times", "always"
 
 
 @dataclass(frozen=True)
@@ -78,33 +54,122 @@ class AcceptanceRules:
     min_agreement: float | None = None
     max_tokens: int | None = None
     near_duplicate: float | None = None
+    min_tokens: int | None = None
+    pass_rate: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a sample beside its trace.
+
+    ``contaminated_by``: the benchmark question in its prompt. ``verified``: what the verifier
+    returned, None without one; ``verifier_error``: what it raised. ``judge``: `UNJUDGED` or
+    `JUDGE` if required values are missing or others.
+    """
+
+    contaminated_by: str | None = None
+    verified: bool | None = None
+    verifier_error: str | None = None
+    judge: str | None = None
 
 
 def rejection(
-    trace: Mapping[str, Any], rules: AcceptanceRules, answer_format: AnswerFormat
+    trace: Mapping[str, Any],
+    rules: AcceptanceRules,
+    answer_format: AnswerFormat,
+    findings: Findings = Findings(),
 ) -> str | None:
-    """The reason why ``trace`` is rejected, near duplicates aside; None if it is accepted.
+    """The reason why ``trace`` is rejected, as far as it alone can tell; None if it is accepted.
 
     ``trace``: the values of `JUDGED_COLUMNS`, as far as the run has them.
     """
+    if findings.contaminated_by is not None:
+        return CONTAMINATED
+    return (
+        _rejected_state(trace, rules)
+        or _rejected_answer(trace, rules, answer_format, findings)
+        or findings.judge
+    )
+
+
+def _rejected_state(trace: Mapping[str, Any], rules: AcceptanceRules) -> str | None:
     accepted_states = (State.FINISHED, State.RESCUED) if rules.rescued else (State.FINISHED,)
     if trace["state"] not in accepted_states:
         return "state"
-    if trace.get("asked_tokens") and not rules.rescued:
-        return "state"  # its own answer is not in the format
-    if trace.get("closed_by") == ClosedBy.EARLY_ANSWER and not rules.rescued:
-        return "state"  # its thinking ends in the middle
+    # Asked for once more: its own answer is not in the format. Closed early: its thinking ends in
+    # the middle.
+    closed_early = trace.get("closed_by") == ClosedBy.EARLY_ANSWER
+    if not rules.rescued and (trace.get("asked_tokens") or closed_early):
+        return "state"
+    return None
+
+
+def _rejected_answer(
+    trace: Mapping[str, Any],
+    rules: AcceptanceRules,
+    answer_format: AnswerFormat,
+    findings: Findings,
+) -> str | None:
     if trace["correct"] is False:
-        return "wrong"
-    if rules.min_agreement is not None and trace["correct"] is None:
+        return WRONG
+    if findings.verifier_error is not None:
+        return VERIFIER_ERROR
+    if findings.verified is False:
+        return VERIFIER
+    is_known_right = trace["correct"] or findings.verified
+    if rules.min_agreement is not None and not is_known_right:
         # The column holds 32-bit floats: 0.6 is not 0.6 there.
         enough_agree = trace["agreement"] >= np.float32(rules.min_agreement)
         if not enough_agree or not _is_vote(trace["parsed"], trace["vote"], answer_format):
             return "disagrees"
-    tokens = sum(trace[name] or 0 for name in TOKEN_COLUMNS)
-    if rules.max_tokens is not None and tokens > rules.max_tokens:
-        return "too_long"
     return None
+
+
+def selection(
+    trace: Mapping[str, Any], rules: AcceptanceRules, pass_rate: float | None
+) -> str | None:
+    """The reason why a sound sample is not selected, by pass rate and length; None if it is.
+
+    ``pass_rate``: of its prompt, None if it is unknown, which rejects nothing.
+    """
+    if rules.pass_rate is not None and pass_rate is not None:
+        low, high = rules.pass_rate
+        if pass_rate < low:
+            return TOO_HARD
+        if pass_rate > high:
+            return TOO_EASY
+    tokens = sum(trace[name] or 0 for name in TOKEN_COLUMNS)
+    if rules.min_tokens is not None and tokens < rules.min_tokens:
+        return "too_short"
+    if rules.max_tokens is not None and tokens > rules.max_tokens:
+        return TOO_LONG
+    return None
+
+
+def is_complete(state: str, answer: str | None) -> bool:
+    """Whether a trace in ``state`` has a whole answer."""
+    return state in ANSWERED_STATES and bool((answer or "").strip())
+
+
+def passed(trace: Mapping[str, Any], findings: Findings, has_verifier: bool) -> bool | None:
+    """Whether a sample passed all checks of its answer; None if there is none, or it is undecided.
+
+    A trace without an answer did not pass. One that failed was not drawn, so it is undecided.
+    """
+    if trace["state"] == State.FAILED or findings.verifier_error is not None:
+        return None
+    if trace["correct"] is False:
+        return False
+    if has_verifier:
+        return bool(findings.verified)
+    correct: bool | None = trace["correct"]
+    return correct
+
+
+def pass_rate(verdicts: Sequence[bool | None]) -> float | None:
+    """The share of a prompt's decided samples that passed; None if none is decided."""
+    decided = [verdict for verdict in verdicts if verdict is not None]
+    return sum(decided) / len(decided) if decided else None
 
 
 def _is_vote(parsed: str | None, vote: str | None, answer_format: AnswerFormat) -> bool:
@@ -114,43 +179,15 @@ def _is_vote(parsed: str | None, vote: str | None, answer_format: AnswerFormat) 
     return parsed == vote or len(answer_format.group([vote, parsed])[0]) == 1
 
 
-class NearDuplicates:
-    """An index of the accepted samples, by prompt. ``threshold``: the least similarity, 0 to 1."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._by_prompt: dict[bytes, list[tuple[str, Signature]]] = {}
-
-    def find_or_add(self, sample_id: str, prompt: str, text: str) -> str | None:
-        """The id of an earlier sample that this one repeats; if there is none, add this one.
-
-        ``text``: thinking and answer of the sample.
-        """
-        key = hashlib.blake2b(" ".join(prompt.split()).encode(), digest_size=16).digest()
-        signature, earlier = _signature(text), self._by_prompt.setdefault(key, [])
-        for earlier_id, earlier_signature in earlier:
-            if np.mean(earlier_signature == signature) >= self._threshold:
-                return earlier_id
-        earlier.append((sample_id, signature))
-        return None
-
-
-def _signature(text: str) -> Signature:
-    """The MinHash signature of the shingles of ``text`` (shape: `PERMUTATIONS`)."""
-    words = _WORD.findall(text.lower())
-    starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
-    shingles = {" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in starts}
-    minhash = MinHash(PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
-    minhash.update_batch(shingles)
-    return np.asarray(minhash.hashvalues, np.uint32)
-
-
 @dataclass
 class SampleCounts:
     """Counts of samples by outcome. Tokens of copies of duplicates are not counted.
 
     ``rows``: prompts. ``wasted_tokens``: those of abandoned attempts. ``asked_tokens``: those of
     answers that were asked for once more. ``probe_tokens``: those of probes for early answers.
+    ``pass_rates``: prompts whose samples passed `NEVER`, `AT_TIMES` or `ALWAYS`.
+    ``verifier_error``: the first that the verifier raised, with the sample. ``left_out``: the
+    benchmark questions of prompts that were not generated.
     """
 
     rows: int = 0
@@ -163,6 +200,9 @@ class SampleCounts:
     wasted_tokens: int = 0
     asked_tokens: int = 0
     probe_tokens: int = 0
+    pass_rates: Counter[str] = field(default_factory=Counter)
+    verifier_error: str | None = None
+    left_out: Sequence[str] = ()
 
     @property
     def tokens(self) -> int:
@@ -186,68 +226,12 @@ class SampleCounts:
             self.asked_tokens += trace.get("asked_tokens", 0)
             self.probe_tokens += trace.get("probe_tokens", 0)
 
+    def add_pass_rate(self, rate: float | None) -> None:
+        """Count one prompt by its pass rate."""
+        if rate is not None:
+            self.pass_rates[NEVER if rate == 0 else ALWAYS if rate == 1 else AT_TIMES] += 1
 
-class Samples:
-    """The samples of ``run`` in the folder `FOLDER`: a file for each part, with columns `FIELDS`.
-
-    ``own``: the files of the job. Raises `InputError` if the input has a column of such a name.
-    """
-
-    def __init__(self, run: PreparedRun, own: OwnFiles, rules: AcceptanceRules) -> None:
-        if taken := [field.name for field in FIELDS if field.name in run.traces.names]:
-            raise InputError(
-                f"the input has a column {', '.join(taken)}, a name that this job uses; rename it"
-            )
-        self.store, self._own = Storage(f"{own.output}/{FOLDER}"), own
-        self.parts, self.counts = list[str](), SampleCounts()
-        self.names = run.names
-        self._run, self._rules = run, rules
-        self._answer_format = run.config.answer.load_format()
-        threshold = rules.near_duplicate
-        self._near_duplicates = None if threshold is None else NearDuplicates(threshold)
-
-    def add_new(self) -> None:
-        """Write the parts finished since the last call."""
-        parts = list(finished_parts(self._run.config.output.path, skip=self.parts))
-        self._own.claim(f"{FOLDER}/{part.name}" for part in parts)
-        for part in parts:
-            sink = BytesIO()
-            pq.write_table(
-                self._judged(part.name, part.read()), sink, compression="zstd",
-                row_group_size=ROW_GROUP_ROWS,
-            )  # fmt: skip
-            self.store.put(part.name, sink.getvalue())
-            self.parts.append(part.name)
-
-    @property
-    def files(self) -> set[str]:
-        """The names of the files written, below the job's output."""
-        return {f"{FOLDER}/{name}" for name in self.parts}
-
-    def _judged(self, part: str, table: pa.Table) -> pa.Table:
-        """``table`` with the columns `FIELDS`."""
-        row, judgements = -1, list[tuple[str, bool, str | None, str | None]]()
-        for i in range(table.num_rows):
-            cells = TableRow(table, i)
-            sample = cells[self.names["sample"]]
-            row += sample == 0
-            sample_id = f"{part.removesuffix('.parquet')}:{row}:{sample}"
-            reason, repeated = self._judge(sample_id, cells)
-            judgements.append((sample_id, reason is None, reason, repeated))
-        columns = zip(*judgements, strict=True) if judgements else [()] * len(FIELDS)
-        for column, values in zip(FIELDS, columns, strict=True):
-            table = table.append_column(column, pa.array(values, column.type))
-        return table
-
-    def _judge(self, sample_id: str, cells: TableRow) -> tuple[str | None, str | None]:
-        """Count a sample; return why it is rejected, and the sample that it repeats."""
-        trace = {key: cells[self.names[key]] for key in JUDGED_COLUMNS if key in self.names}
-        reason, repeated = rejection(trace, self._rules, self._answer_format), None
-        if reason is None and self._near_duplicates is not None:
-            messages = row_messages(cells, self._run.columns, None, None)
-            prompt = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-            text = f"{cells[self.names['think']] or ''}\n{cells[self.names['answer']]}"
-            repeated = self._near_duplicates.find_or_add(sample_id, prompt, text)
-            reason = None if repeated is None else "duplicate"
-        self.counts.add(trace, reason)
-        return reason, repeated
+    def lines(self) -> Iterator[tuple[str, int]]:
+        """The accepted samples, then those of each reason that occurred."""
+        yield "accepted", self.accepted
+        yield from ((reason, self.rejected[reason]) for reason in REASONS if self.rejected[reason])

@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
-from jobs.accept import SampleCounts
-from jobs.chats import JSONL, VARIANTS, Exported
+from jobs.accept import ALWAYS, AT_TIMES, NEVER, SampleCounts
+from jobs.chats import VARIANTS
+from jobs.export import CONFIGS, JSONL, PREFERENCE, RL, Exported, Kept
 from jobs.markdown import literal, table_lines
+from jobs.splits import SPLITS, TRAIN, VALIDATION
 from pipeline.planning import Pass
 
 UNKNOWN = "unknown: fill in"
@@ -18,18 +20,38 @@ SIZES = (
     (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
     (10**7, "1M<n<10M"), (10**8, "10M<n<100M"),
 )  # fmt: skip
-VARIANT_MEANINGS = {
+CONFIG_MEANINGS = {
     "thinking": "the last turn is `<think>…</think>` and the answer",
     "answers": "the last turn is the answer alone",
+    PREFERENCE: "pairs from the same prompt: `chosen` is better than `rejected`, `pair` says how",
+    RL: "prompts with a reference (`solution`) and the share of right samples (`pass_rate`)",
 }
 REASON_MEANINGS = {
+    "contaminated": "the prompt has a question of a benchmark",
     "state": "did not end by itself with an answer",
     "wrong": "the answer differs from the reference",
+    "verifier_error": "the verifier failed",
+    "verifier": "the verifier says no",
     "disagrees": "too few samples of the prompt agree, or this one differs from the majority",
+    "unjudged": "required values are missing",
+    "judge": "a value is not as required",
+    "too_hard": "fewer samples of the prompt are right than the lower bound of the pass rate",
+    "too_easy": "more samples of the prompt are right than the upper bound of the pass rate",
+    "too_short": "shorter than the limit",
     "too_long": "longer than the limit",
     "duplicate": "nearly the same thinking and answer as an accepted sample of the same prompt",
 }
-RULES = ("rescued", "min_agreement", "max_tokens", "near_duplicate")
+RULES = (
+    "rescued", "min_agreement", "pass_rate", "verifier", "require", "min_tokens", "max_tokens",
+    "benchmarks", "near_duplicate", "preference", "validation",
+)  # fmt: skip
+TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+}
 SECTIONS = ("model", "prompt", "sampling", "thinking", "answer")
 
 
@@ -42,26 +64,23 @@ class Provenance:
     retries: Sequence[Pass] = ()
 
 
-def dataset_info() -> str:
-    """``dataset_info.json`` for LLaMA-Factory, with the export's folder as ``dataset_dir``."""
-    return json.dumps(
-        {
-            f"synthetic_{variant}": {
-                "file_name": f"{variant}{JSONL}",
-                "formatting": "sharegpt",
-                "columns": {"messages": "messages"},
-                "tags": {
-                    "role_tag": "role",
-                    "content_tag": "content",
-                    "user_tag": "user",
-                    "assistant_tag": "assistant",
-                    "system_tag": "system",
-                },
-            }
-            for variant in VARIANTS
-        },
-        indent=2,
-    )
+def dataset_info(exported: Exported) -> str:
+    """``dataset_info.json`` for LLaMA-Factory, with the export's folder as ``dataset_dir``.
+
+    The validation split is a data set of its own, with that word at the end of its name.
+    """
+    entries = dict[str, dict[str, Any]]()
+    for config, split in sorted(exported.rows, key=lambda key: (CONFIGS.index(key[0]), key[1])):
+        if config == RL:
+            continue
+        name = f"synthetic_{config}" + (f"_{split}" if split == VALIDATION else "")
+        entries[name] = {"file_name": Kept(config, split, False).folder, "formatting": "sharegpt"}
+        columns = {"messages": "messages"}
+        if config == PREFERENCE:
+            entries[name]["ranking"] = True
+            columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+        entries[name] |= {"columns": columns, "tags": TAGS}
+    return json.dumps(entries, indent=2)
 
 
 def card(
@@ -72,15 +91,8 @@ def card(
         "license": section["license"] or "unknown",
         "task_categories": ["text-generation"],
         "tags": ["synthetic", "reasoning"],
-        "size_categories": [next((s for n, s in SIZES if exported.rows < n), "n>100M")],
-        "configs": [
-            {
-                "config_name": variant,
-                **({"default": True} if variant == VARIANTS[0] else {}),
-                "data_files": [{"split": "train", "path": f"{variant}/*.parquet"}],
-            }
-            for variant in VARIANTS
-        ],
+        "size_categories": [next((s for n, s in SIZES if exported.chats < n), "n>100M")],
+        "configs": [_config(config, exported) for config in CONFIGS if exported.total(config)],
     }
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     body = [
@@ -89,6 +101,16 @@ def card(
         *_provenance_lines(provenance),
     ]
     return f"---\n{front}---\n" + "\n".join(body) + "\n"
+
+
+def _config(config: str, exported: Exported) -> dict[str, Any]:
+    files = [
+        {"split": split, "path": f"{config}/{split}-*.parquet"}
+        for split in SPLITS
+        if exported.rows[config, split]
+    ]
+    is_default = {"default": True} if config == VARIANTS[0] else {}
+    return {"config_name": config, **is_default, "data_files": files}
 
 
 def in_bytes(size: int) -> str:
@@ -106,16 +128,20 @@ def _content_lines(
     written_by = settings["model.path"] + (f" (revision {revision})" if revision else "")
     yield from ("# Synthetic reasoning data", "")
     yield (
-        f"{exported.rows:,} conversations, written by {literal(written_by)}. Each has the turns "
+        f"{exported.chats:,} conversations, written by {literal(written_by)}. Each has the turns "
         "that the model was given, including any system turn and suffix. Its own turn is the last."
     )
     yield ""
     rows = []
-    for variant in VARIANTS:
-        parquet, jsonl = (in_bytes(exported.sizes.get(f"{variant}{k}", 0)) for k in ("", JSONL))
-        files = f"`{variant}/`, {parquet}", f"`{variant}{JSONL}/`, {jsonl}"
-        rows.append([f"`{variant}`", VARIANT_MEANINGS[variant], *files])
-    yield from table_lines(["config", "", "Parquet", "JSON lines"], rows)
+    for config in CONFIGS:
+        if not exported.total(config):
+            continue
+        counts = [f"{exported.rows[config, split]:,}" for split in SPLITS]
+        folders = [config] if config == RL else [config, f"{config}{JSONL}"]
+        files = [f"`{name}/`, {in_bytes(exported.sizes[name])}" for name in folders]
+        files += [""] * (2 - len(files))
+        rows.append([f"`{config}`", CONFIG_MEANINGS[config], *counts, *files])
+    yield from table_lines(["config", "", TRAIN, VALIDATION, "Parquet", "JSON lines"], rows)
     yield from ("", f"- License: {section['license'] or UNKNOWN}")
     yield f"- Source of the prompts: {section['source'] or UNKNOWN}"
 
@@ -139,6 +165,11 @@ def _selection_lines(counts: SampleCounts, section: Mapping[str, Any]) -> Iterat
     yield from table_lines(["samples", ""], [[f"{counts.accepted:,}", "accepted"], *rejected])
     states = ", ".join(f"{count:,} {state}" for state, count in counts.states.most_common())
     yield from ("", f"- Final states of the traces: {states}")
+    if counts.pass_rates:
+        rates = (f"{counts.pass_rates[name]:,} {name}" for name in (ALWAYS, AT_TIMES, NEVER))
+        yield f"- Prompts whose samples are right: {', '.join(rates)}"
+    if counts.left_out:
+        yield f"- Prompts left out for a question of a benchmark: {len(counts.left_out):,}"
     yield (
         f"- Tokens generated: {counts.think_tokens:,} thinking, {counts.answer_tokens:,} answers, "
         f"{counts.wasted_tokens:,} in abandoned attempts"
@@ -166,8 +197,8 @@ def _provenance_lines(provenance: Provenance) -> Iterator[str]:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    """Settings on one line, without those that are off (None)."""
-    are_on = {key: value for key, value in values.items() if value is not None}
+    """Settings on one line, without those that are off (None or empty)."""
+    are_on = {key: value for key, value in values.items() if value not in (None, {}, [], ())}
     return ", ".join(
         f"`{k}` {literal(json.dumps(v, ensure_ascii=False))}" for k, v in are_on.items()
     )

@@ -1,42 +1,31 @@
-r"""Accepted samples as chats to train on: Parquet and JSON lines, with and without thinking.
+r"""Samples as rows to train on: chats, preference pairs and prompts with references; no I/O.
 
-    thinking/train-00000.parquet         thinking-jsonl/train-00000.jsonl
-    answers/train-00000.parquet          answers-jsonl/train-00000.jsonl
+* A chat has ``messages``, a list of {role, content}, as TRL and LLaMA-Factory read chats: the turns
+  the model was given, with system turn and suffix, and its own turn at the end. With thinking, its
+  turn is ``<think>\nthinking\n</think>\n\nanswer``, whatever tags the model itself writes.
+* A pair has ``prompt``, ``chosen`` and ``rejected``, lists of messages (TRL's DPO), or
+  ``conversations``, ``chosen`` and ``rejected`` (LLaMA-Factory's ranking).
+* A prompt for reinforcement learning has ``prompt`` and ``solution``, as TRL's GRPO passes it to
+  reward functions, and what verl reads.
 
-A row has ``messages`` (a list of {role, content}, as TRL and LLaMA-Factory read chats), ``id`` (the
-``sample_id``) and, if the prompts have tools, ``tools`` (JSON text). The messages are the turns the
-model was given, including system turn and suffix, and its own turn at the end. With thinking, its
-turn is ``<think>\nthinking\n</think>\n\nanswer``, whatever tags the model itself writes.
+Each has ``id`` (the ``sample_id``, of a prompt without the sample), ``seed_id`` if the seeds have a
+column ``id``, and ``tools`` (JSON text) if the prompts have tools.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jobs.accept import Samples
-from jobs.own_files import OwnFiles
+from jobs.preferences import Candidate, Pair
 from pipeline.execution.prepare import PreparedRun
 from pipeline.prompts.messages import SHAREGPT, row_messages, row_tools
-from pipeline.prompts.render import TableRow
-from pipeline.reasoning.think_format import THINK_TAGS, State
-from pipeline.storage import Storage
+from pipeline.reasoning.think_format import THINK_TAGS
 
-FOLDER = "export"
 VARIANTS = ("thinking", "answers")
-JSONL = "-jsonl"
-# The folders, each with the kind of its files.
-FOLDERS = [
-    (f"{variant}{of}", kind)
-    for variant in VARIANTS
-    for of, kind in (("", "parquet"), (JSONL, "jsonl"))
-]
-BATCH_ROWS = 1024
-ANSWERED_STATES = (State.FINISHED, State.RESCUED, State.UNPARSED)
+SEED_ID = "id"
+DATA_SOURCE, ABILITY = "qwq-batch", "reasoning"
 _TOOL_CALL = pa.struct(
     [
         ("id", pa.string()),
@@ -51,16 +40,6 @@ _API_KEYS = (
 )
 
 
-@dataclass
-class Exported:
-    """Number of conversations, bytes by folder, the first conversation, and the files' names."""
-
-    rows: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
-    example: dict[str, Any] | None = None
-    files: set[str] = field(default_factory=set)
-
-
 def model_turn(think: str | None, answer: str, with_thinking: bool) -> str:
     """The text of the model's own turn."""
     if not with_thinking or think is None:
@@ -71,20 +50,115 @@ def model_turn(think: str | None, answer: str, with_thinking: bool) -> str:
 def conversation(
     row: Mapping[str, Any], names: Mapping[str, str], run: PreparedRun, with_thinking: bool
 ) -> dict[str, Any]:
-    """One sample as a row of the export. ``names``: our column: its name in ``row``."""
-    system, suffix = run.config.prompt.system, run.config.suffix_text
-    given = row_messages(row, run.columns, system, suffix)
+    """One sample as a chat. ``names``: our column: its name in ``row``."""
     text = model_turn(row[names["think"]], row[names["answer"]], with_thinking)
-    messages = [*map(_with_openai_calls, given), {"role": "assistant", "content": text}]
-    chat = {"messages": messages, "id": row["sample_id"]}
+    messages = [*_given(row, run), {"role": "assistant", "content": text}]
+    return {"messages": messages, "id": row["sample_id"], **_origin(row, run)}
+
+
+def preference(pair: Pair, run: PreparedRun) -> dict[str, Any]:
+    """A pair in TRL's shape, with the reason why each is what it is."""
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+    return {
+        "prompt": _given(pair.chosen.row, run),
+        **{side: [_turn(sample)] for side, sample in sides.items()},
+        "pair": pair.kind,
+        "rejected_reason": pair.rejected.rejected,
+        **{f"{side}_score": sample.score for side, sample in sides.items()},
+        **{f"{side}_tokens": sample.tokens for side, sample in sides.items()},
+        "id": pair.chosen.row["sample_id"],
+        "rejected_id": pair.rejected.row["sample_id"],
+        **_origin(pair.chosen.row, run),
+    }
+
+
+def ranking(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `preference` in LLaMA-Factory's shape."""
+    sides = {side: pair[side][0] for side in ("chosen", "rejected")}
+    rest = {key: value for key, value in pair.items() if key not in ("prompt", *sides)}
+    return {"conversations": pair["prompt"], **sides, **rest}
+
+
+def rl_prompt(row: Mapping[str, Any], run: PreparedRun, split: str, index: int) -> dict[str, Any]:
+    """A prompt with its reference. ``index``: its number in the export."""
+    column = run.config.answer.reference_column
+    assert column is not None
+    reference = row[column]
+    solution = reference if isinstance(reference, str) else json.dumps(reference, default=str)
+    prompt_id = row["sample_id"].rpartition(":")[0]
+    return {
+        "prompt": _given(row, run),
+        "solution": solution,
+        "pass_rate": row["pass_rate"],
+        "data_source": DATA_SOURCE,
+        "ability": ABILITY,
+        "reward_model": {"style": "rule", "ground_truth": solution},
+        "extra_info": {"split": split, "index": index, "id": prompt_id},
+        "id": prompt_id,
+        **_origin(row, run),
+    }
+
+
+def _given(row: Mapping[str, Any], run: PreparedRun) -> list[dict[str, Any]]:
+    """The turns that the model was given."""
+    prompt = run.config.prompt
+    messages = row_messages(row, run.columns, prompt.system, run.config.suffix_text)
+    return [*map(_with_openai_calls, messages)]
+
+
+def _turn(sample: Candidate) -> dict[str, str]:
+    return {"role": "assistant", "content": model_turn(sample.think, sample.answer, True)}
+
+
+def _origin(row: Mapping[str, Any], run: PreparedRun) -> dict[str, Any]:
+    """The id of the row's seed and its tools, if there are such columns."""
+    origin = dict[str, Any]()
+    if _has_seed_id(run):
+        seed_id = row[SEED_ID]
+        origin["seed_id"] = seed_id if seed_id is None else str(seed_id)
     if run.columns.tools is not None:
         tools = row_tools(row, run.columns)
-        chat["tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
-    return chat
+        origin["tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
+    return origin
 
 
-def export_schema(run: PreparedRun) -> pa.Schema:
-    """The columns of the export; messages keep the keys of the prompts' messages."""
+def _has_seed_id(run: PreparedRun) -> bool:
+    return SEED_ID in run.prompts.names
+
+
+def chat_schema(run: PreparedRun) -> pa.Schema:
+    """The columns of chats; messages keep the keys of the prompts' messages."""
+    return pa.schema([("messages", _messages_type(run)), ("id", pa.string()), *_origin_fields(run)])
+
+
+def preference_schema(run: PreparedRun) -> pa.Schema:
+    """The columns of `preference`."""
+    turn = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    return pa.schema(
+        [
+            ("prompt", _messages_type(run)), ("chosen", turn), ("rejected", turn),
+            ("pair", pa.string()), ("rejected_reason", pa.string()),
+            ("chosen_score", pa.float64()), ("rejected_score", pa.float64()),
+            ("chosen_tokens", pa.int64()), ("rejected_tokens", pa.int64()),
+            ("id", pa.string()), ("rejected_id", pa.string()), *_origin_fields(run),
+        ]
+    )  # fmt: skip
+
+
+def rl_schema(run: PreparedRun) -> pa.Schema:
+    """The columns of `rl_prompt`."""
+    reward = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
+    extra = pa.struct([("split", pa.string()), ("index", pa.int64()), ("id", pa.string())])
+    return pa.schema(
+        [
+            ("prompt", _messages_type(run)), ("solution", pa.string()), ("pass_rate", pa.float64()),
+            ("data_source", pa.string()), ("ability", pa.string()), ("reward_model", reward),
+            ("extra_info", extra), ("id", pa.string()), *_origin_fields(run),
+        ]
+    )  # fmt: skip
+
+
+def _messages_type(run: PreparedRun) -> pa.DataType:
     fields = {"role": pa.string(), "content": pa.string()}
     if run.columns.messages is not None:
         message = getattr(run.prompts.field(run.columns.messages).type, "value_type", None)
@@ -93,85 +167,13 @@ def export_schema(run: PreparedRun) -> pa.Schema:
             if key.name not in SHAREGPT:
                 is_calls = key.name == "tool_calls"
                 fields.setdefault(key.name, pa.list_(_TOOL_CALL) if is_calls else key.type)
-    columns = [("messages", pa.list_(pa.struct(list(fields.items())))), ("id", pa.string())]
-    if run.columns.tools is not None:
-        columns.append(("tools", pa.string()))
-    return pa.schema(columns)
+    return pa.list_(pa.struct(list(fields.items())))
 
 
-class _ChatFiles:
-    """The Parquet file and the JSON lines of one variant and part, in memory."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema, self._parquet, self._lines = schema, BytesIO(), BytesIO()
-        self._writer = pq.ParquetWriter(self._parquet, schema, compression="zstd")
-
-    def add(self, chats: Sequence[dict[str, Any]]) -> None:
-        """Add rows of the export."""
-        self._writer.write_table(pa.Table.from_pylist(chats, self._schema))
-        for chat in chats:
-            self._lines.write(json.dumps(chat, ensure_ascii=False, default=str).encode() + b"\n")
-
-    def finish(self) -> tuple[bytes, bytes]:
-        """The content of both files."""
-        self._writer.close()
-        return self._parquet.getvalue(), self._lines.getvalue()
-
-
-def export(samples: Samples, run: PreparedRun, own: OwnFiles, everything: bool) -> Exported:
-    """Write the accepted samples, or ``everything`` with a complete answer, to `FOLDER`.
-
-    Each part of the samples becomes a file of each kind. ``own``: the files of the job.
-    """
-    exported, number, store = Exported(), 0, Storage(own.output)
-    own.claim(_file(*of, i) for of in FOLDERS for i in range(len(samples.parts)))
-    for part in samples.parts:
-        files = {variant: _ChatFiles(export_schema(run)) for variant in VARIANTS}
-        rows = 0
-        for chosen in _chosen_rows(samples, part, everything):
-            rows += len(chosen)
-            for variant in VARIANTS:
-                with_thinking = variant == "thinking"
-                chats = [conversation(row, samples.names, run, with_thinking) for row in chosen]
-                exported.example = exported.example or chats[0]
-                files[variant].add(chats)
-        if not rows:
-            continue
-        for variant in VARIANTS:
-            parquet, lines = files[variant].finish()
-            for folder, kind, data in (
-                (variant, "parquet", parquet), (f"{variant}{JSONL}", "jsonl", lines),
-            ):  # fmt: skip
-                path = _file(folder, kind, number)
-                store.put(path, data)
-                exported.files.add(path)
-                exported.sizes[folder] = exported.sizes.get(folder, 0) + len(data)
-        exported.rows += rows
-        number += 1
-    return exported
-
-
-def _file(folder: str, kind: str, number: int) -> str:
-    return f"{FOLDER}/{folder}/train-{number:05}.{kind}"
-
-
-def _chosen_rows(samples: Samples, part: str, everything: bool) -> Iterator[list[TableRow]]:
-    """The rows of ``part`` to export, in batches that are not empty."""
-    with samples.store.open(part) as file:
-        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
-            table = pa.Table.from_batches([batch])
-            rows = (TableRow(table, i) for i in range(table.num_rows))
-            chosen = [
-                row
-                for row in rows
-                if row["accepted"] or (everything and _is_complete(row, samples.names))
-            ]
-            if chosen:
-                yield chosen
-
-
-def _is_complete(row: Mapping[str, Any], names: Mapping[str, str]) -> bool:
-    return row[names["state"]] in ANSWERED_STATES and bool((row[names["answer"]] or "").strip())
+def _origin_fields(run: PreparedRun) -> list[pa.Field]:
+    names = ["seed_id"] if _has_seed_id(run) else []
+    names += ["tools"] if run.columns.tools is not None else []
+    return [pa.field(name, pa.string()) for name in names]
 
 
 def _with_openai_calls(message: dict[str, Any]) -> dict[str, Any]:

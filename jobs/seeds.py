@@ -2,11 +2,12 @@
 
 A shard holds the prompts of one part of the output and is written once. Its name follows the seeds'
 shard, and its footer records the seeds and values it was made from. So the run's ledger finds it
-unchanged, and changed seeds or values are detected.
+unchanged, and changed seeds or values are detected. Prompts with a benchmark question are left out;
+the footer has their rows and the questions.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby, product
 from typing import Any, NoReturn
@@ -23,7 +24,9 @@ from pipeline.schema import UNREADABLE_COLUMN
 from pipeline.storage import Storage, map_in_threads
 
 # Key of the footer, and in its JSON the key of the seeds' identity.
-FOOTER_KEY, SEEDS = b"qwq-batch.seeds", "seeds"
+FOOTER_KEY, SEEDS, CONTAMINATED = b"qwq-batch.seeds", "seeds", "contaminated"
+# Of each prompt of a table: the benchmark question that it has, None for most.
+FindContamination = Callable[[pa.Table], Sequence[str | None]]
 Values = Mapping[str, Sequence[str | int | float]]
 
 
@@ -43,16 +46,29 @@ def expanded(seeds: pa.Table, values: Values) -> pa.Table:
     return table
 
 
+def _without(prompts: pa.Table, left_out: Iterable[tuple[int, str]]) -> pa.Table:
+    rows = {row for row, _ in left_out}
+    kept = [row for row in range(prompts.num_rows) if row not in rows]
+    return prompts.take(pa.array(kept, pa.int64())) if rows else prompts
+
+
 class PromptShards:
     """The prompt shards of a job, in the order of the seeds.
 
     ``seeds``: the job's `input.path`. ``folder``: URL of the shards. ``rows``: most prompts in one
-    shard, which still holds all combinations of a seed. Raises `InputError` if there are no seeds,
-    or if they have a column of ``values``. Raises `OutputError` if ``folder`` has shards made from
-    other seeds or values.
+    shard, which still holds all combinations of a seed. ``find``: what is left out. Raises
+    `InputError` if there are no seeds, or if they have a column of ``values``. Raises `OutputError`
+    if ``folder`` has shards made from other seeds or values.
     """
 
-    def __init__(self, seeds: str, folder: str, values: Values, rows: int) -> None:
+    def __init__(
+        self,
+        seeds: str,
+        folder: str,
+        values: Values,
+        rows: int,
+        find: FindContamination = lambda prompts: [None] * len(prompts),
+    ) -> None:
         found = find_shards(seeds)
         for note in found.notes:
             console.warn(note)
@@ -62,7 +78,8 @@ class PromptShards:
                 f"synthesize.expand has {', '.join(taken)}, and the input has a column of that "
                 "name; rename the one in expand"
             )
-        self._seeds, self._values, self._rows = seeds, values, rows
+        self._seeds, self._values, self._rows, self._find = seeds, values, rows, find
+        self._contaminated = dict[str, list[tuple[int, str]]]()
         self._prompts_per_seed = len(combinations(values))
         self._store = Storage(folder)
         parts = split_parts(found.shards, max(1, rows // self._prompts_per_seed))
@@ -83,25 +100,38 @@ class PromptShards:
 
     @property
     def rows_written(self) -> int:
-        """Number of prompts in the shards written so far."""
+        """Number of prompts that the seeds so far make, those that are left out included."""
         written = self._written()
         seeds = sum(part.rows for part in self._parts if part.name in written)
         return self._prompts_per_seed * seeds
 
+    @property
+    def rows_kept(self) -> int:
+        """Number of prompts in the shards written so far."""
+        return self.rows_written - len(self.contaminated)
+
+    @property
+    def contaminated(self) -> list[str]:
+        """The benchmark question of each prompt that is left out so far."""
+        return [name for left_out in self._contaminated.values() for _, name in left_out]
+
     def write(self, rows: int) -> int:
         """Write further shards with at least ``rows`` prompts; return their number of prompts."""
-        written, new, count = self._written(), [], 0
-        for part in self._parts:
-            if part.name not in written and count < rows:
-                new.append(part)
-                count += self._prompts_per_seed * part.rows
-        for part, seeds in self._read(new):
-            table = expanded(seeds, self._values)
-            origin = json.dumps(self._origin(part), sort_keys=True)
+        written, count = self._written(), 0
+        for part, seeds in self._read(part for part in self._parts if part.name not in written):
+            prompts = expanded(seeds, self._values)
+            found = enumerate(self._find(prompts))
+            left_out = [(row, name) for row, name in found if name is not None]
+            table = _without(prompts, left_out)
+            origin = json.dumps({**self._origin(part), CONTAMINATED: left_out}, sort_keys=True)
             table = table.replace_schema_metadata({FOOTER_KEY: origin})
             sink = BytesIO()
             pq.write_table(table, sink, compression="zstd")
             self._store.create(part.name, sink.getvalue())
+            self._contaminated[part.name] = left_out
+            count += table.num_rows
+            if count >= rows:
+                break
         return count
 
     def _written(self) -> set[str]:
@@ -137,6 +167,7 @@ class PromptShards:
         recorded = list(map_in_threads(self._recorded_origin, parts))
         for part, before in zip(parts, recorded, strict=True):
             now = self._origin(part)
+            self._contaminated[part.name] = [tuple(each) for each in before.get(CONTAMINATED, [])]
             changes = [
                 f"  {key}: was {before.get(key)!r}, is now {now[key]!r}"
                 for key in now if key != SEEDS and before.get(key) != now[key]
@@ -151,7 +182,8 @@ class PromptShards:
         ]
         for part, seeds in self._read(touched):
             with self._store.open(part.name) as file:
-                if not pq.read_table(file).equals(expanded(seeds, self._values)):
+                prompts = _without(expanded(seeds, self._values), self._contaminated[part.name])
+                if not pq.read_table(file).equals(prompts):
                     self._refuse([f"  {part.shard.name} has other rows"])
         if foreign := written - {part.name for part in self._parts}:
             raise OutputError(

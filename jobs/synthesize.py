@@ -4,130 +4,49 @@
     qwq-batch synthesize configs/synthesize.yaml --retry truncated
     python -m jobs.synthesize configs/synthesize.yaml        # the same as the first
 
-Below ``output.path``: ``prompts`` (made from the seeds, if they are expanded or a number of
-accepted samples is set), ``traces`` (the run's output), ``samples`` (all of them, each accepted or
-rejected with a reason) and ``export`` (chats to train on, with a dataset card).
+Below ``output.path``: ``prompts`` (made from the seeds, if they are expanded, a number of accepted
+samples is set or benchmarks are named), ``traces`` (the run's output), ``samples`` (all of them,
+each accepted or rejected with a reason) and ``export`` (chats, preference pairs and prompts for
+reinforcement learning, with a dataset card).
 """
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
 
-from pydantic import Field, field_validator, model_validator
+import pyarrow as pa
 
-from jobs.accept import FOLDER as SAMPLES_FOLDER
-from jobs.accept import REASONS, AcceptanceRules, SampleCounts, Samples
-from jobs.card import Provenance, card, dataset_info, in_bytes
-from jobs.chats import FOLDER as EXPORT
-from jobs.chats import FOLDERS, Exported, export
-from jobs.job import Job, generate
+from jobs.accept import UNJUDGED, SampleCounts
+from jobs.card import Provenance, card, dataset_info
+from jobs.chats import VARIANTS
+from jobs.contamination import Benchmarks, prompt_text
+from jobs.export import FOLDER as EXPORT
+from jobs.export import FOLDERS, JSONL, Exported, export
+from jobs.job import generate
+from jobs.judgements import Judgements
 from jobs.own_files import OwnFiles
+from jobs.samples import FOLDER as SAMPLES_FOLDER
+from jobs.samples import Checks, Samples
 from jobs.seeds import PromptShards
-from pipeline import RunConfig, console
-from pipeline.answers.formats import parsed_formats
-from pipeline.config.section import Section
-from pipeline.errors import ConfigError, IncompleteRunError, OutputError
+from jobs.synthesize_config import PROMPTS, Synthesis
+from jobs.synthesize_report import report_lines
+from jobs.verifiers import load_verifier
+from pipeline import console
+from pipeline.errors import ConfigError, IncompleteRunError, InputError, OutputError
 from pipeline.execution.prepare import PreparedRun, prepare, refuse_output_in_input
 from pipeline.monitor.limits import Limits
 from pipeline.output import passes
 from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.parts import SAMPLES
 from pipeline.printing import print_text
-from pipeline.prompts.template import columns_of
+from pipeline.prompts.columns import prompt_columns
+from pipeline.prompts.render import TableRow
 from pipeline.storage import Storage, check_reachable
 
-PROMPTS = "prompts"
 CARD, DATASET_INFO = f"{EXPORT}/README.md", f"{EXPORT}/dataset_info.json"
 # A round generates this many times what the acceptance rate asks for, so that no round of a few
 # rows has to follow.
 MARGIN = 1.1
-SHOWN_CHARACTERS = 600
-KINDS = ((str,), (int,), (float,))
-
-
-class SynthesizeSection(Section):
-    """How to expand the seeds, which samples to accept, and what the card says."""
-
-    expand: dict[str, list[Any]] = Field(
-        default_factory=dict,
-        description="columns to add: each seed with each combination of their values",
-    )
-    accepted: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="stop when so many samples are accepted; None: use all seeds"
-    )
-    rescued: bool = Field(
-        False,
-        description="also accept samples whose thinking was closed for them, or whose answer was "
-        "asked for once more",
-    )
-    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None,
-        description="without a right answer: accept an answer with this share of a row's samples",
-    )
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="accept samples up to so many tokens: prompt, thinking and answer"
-    )
-    near_duplicate: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.8, description="similarity (0 to 1) from which a sample is a duplicate; None: no check"
-    )
-    export: Literal["accepted", "all"] = Field(
-        "accepted", description="all: every sample with a whole answer, accepted or not"
-    )
-    license: str | None = Field(None, description="license of the data, for the card")
-    source: str | None = Field(None, description="origin and license of the seeds, for the card")
-
-    @field_validator("expand")
-    @classmethod
-    def _has_values(cls, expand: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for name, values in expand.items():
-            if not values:
-                raise ValueError(f"{name} has no values, so there would be no prompts")
-            if not any(all(type(value) in kind for value in values) for kind in KINDS):
-                raise ValueError(
-                    f"{name} must be all text, all whole numbers or all decimal numbers (put "
-                    "quotes around yes, no, on, off and dates)"
-                )
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} has a value twice")
-        return expand
-
-    @property
-    def rules(self) -> AcceptanceRules:
-        """What is accepted."""
-        return AcceptanceRules(
-            self.rescued, self.min_agreement, self.max_tokens, self.near_duplicate
-        )
-
-
-class Synthesis(Job):
-    """The job's configuration."""
-
-    synthesize: SynthesizeSection = SynthesizeSection()
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        used = columns_of(self.prompt.template or "")
-        if unused := [name for name in self.synthesize.expand if name not in used]:
-            raise ValueError(
-                f"synthesize.expand has {', '.join(unused)}, which prompt.template does not use, "
-                "so all its values would give the same prompt"
-            )
-        is_parsed = self.answer.load_format().is_parsed
-        if self.synthesize.min_agreement is not None and not is_parsed:
-            raise ValueError(f"synthesize.min_agreement needs an answer.format: {parsed_formats()}")
-        return self
-
-    @property
-    def makes_prompts(self) -> bool:
-        """Whether the run reads prompt shards made from the seeds, instead of the seeds."""
-        return bool(self.synthesize.expand) or self.synthesize.accepted is not None
-
-    @property
-    def run(self) -> RunConfig:
-        """The run that generates the samples."""
-        prompts = {"input": {"path": self.below(PROMPTS)}} if self.makes_prompts else {}
-        return self.as_run(**prompts)
 
 
 def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
@@ -136,10 +55,12 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     ``retry``: redo only the traces that ended in these states. Raises `IncompleteRunError` if
     nothing, or less than the target, is accepted.
     """
-    run, own = config.run, _own_files(config)
-    shards = _prompt_shards(config, retry)
+    own, files = _own_files(config), config.synthesize.benchmarks
+    benchmarks = Benchmarks.load(files) if files else None
+    makes_prompts, run = config.makes_prompts, config.run
+    shards = _prompt_shards(config, benchmarks, bool(retry)) if makes_prompts else None
     prepared = prepare(run, RETRY_MAY_CHANGE if retry else ())
-    samples = Samples(prepared, own, config.synthesize.rules)
+    samples = Samples(prepared, own, _checks(config, prepared.traces, benchmarks))
     own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
     wanted, limits = _first_round(config, shards), Limits(run)
     console.warn_about(run)
@@ -155,8 +76,11 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
             f"\n{samples.counts.accepted:,} of {config.synthesize.accepted:,} rows are accepted: "
             f"some {wanted:,} more prompts"
         )
+    samples.counts.left_out = [] if shards is None else shards.contaminated
     exported = _export(config, prepared, samples, own)
-    console.print_lines(report_lines(config, samples.counts, exported))
+    console.print_lines(
+        report_lines(config.below(SAMPLES_FOLDER), config.below(EXPORT), samples.counts, exported)
+    )
     _require_enough(config, samples.counts, bool(retry))
     console.refuse_all_failed(summary, run)
     return 0
@@ -168,30 +92,52 @@ def _own_files(config: Synthesis) -> OwnFiles:
         check_reachable(url)
     config.check_output()
     refuse_output_in_input(config, Storage(config.output.path))
-    folders = [f"{EXPORT}/{folder}/" for folder, _ in FOLDERS]
-    places = (f"{SAMPLES_FOLDER}/", *folders, CARD, DATASET_INFO)
-    exported = rf"({'|'.join(folders)})train-\d+\.(parquet|jsonl)"
+    places = (
+        f"{SAMPLES_FOLDER}/", *(f"{EXPORT}/{folder}/" for folder in FOLDERS), CARD, DATASET_INFO
+    )  # fmt: skip
+    exported = rf"{EXPORT}/({'|'.join(VARIANTS)})({JSONL})?/train-\d+\.(parquet|jsonl)"
     before = rf"{SAMPLES_FOLDER}/.*\.\d+\.parquet|{exported}|{CARD}|{DATASET_INFO}"
     own = OwnFiles(config.output.path, config.traces, places, before)
     own.refuse_others()
     return own
 
 
-def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
-    """The shards of prompts made from the seeds, at least one written; None if there are none."""
+def _checks(config: Synthesis, traces: pa.Schema, benchmarks: Benchmarks | None) -> Checks:
+    section = config.synthesize
+    verify = None if section.verifier is None else load_verifier(section.verifier)
+    judgements = None
+    if section.require:
+        judgements = Judgements(section.require, section.judged, traces)
+    return Checks(section.rules, benchmarks, verify, judgements)
+
+
+def _prompt_shards(
+    config: Synthesis, benchmarks: Benchmarks | None, is_retry: bool
+) -> PromptShards:
+    """The shards of prompts made from the seeds, at least one written."""
     section, seeds, n = config.synthesize, config.input.path, config.sampling.n
-    if not config.makes_prompts:
-        return None
-    shards = PromptShards(seeds, config.below(PROMPTS), section.expand, config.output.rows_per_part)
+
+    def find(prompts: pa.Table) -> list[str | None]:
+        if benchmarks is None:
+            return [None] * prompts.num_rows
+        columns = prompt_columns(prompts.schema, config.prompt_columns)
+        rows = (TableRow(prompts, i) for i in range(prompts.num_rows))
+        return [benchmarks.find(prompt_text(row, columns)) for row in rows]
+
+    rows_per_part = config.output.rows_per_part
+    shards = PromptShards(seeds, config.below(PROMPTS), section.expand, rows_per_part, find)
     if section.accepted is not None and section.accepted > shards.rows * n:
         raise ConfigError(
             f"synthesize.accepted is {section.accepted:,}, but {shards.rows:,} prompts with "
             f"sampling.n={n} make {shards.rows * n:,} samples; raise sampling.n, or add seeds"
         )
-    if retry and not shards.rows_written:
+    if is_retry and not shards.rows_written:
         raise OutputError(f"{config.output.path} holds no run; there is nothing to retry")
-    if not shards.rows_written:
-        shards.write(1)
+    if not shards.rows_kept and not shards.write(1):
+        raise InputError(
+            f"all {shards.rows:,} prompts have questions of synthesize.benchmarks, such as "
+            f"{shards.contaminated[0]}; there is nothing to generate"
+        )
     return shards
 
 
@@ -200,8 +146,9 @@ def _first_round(config: Synthesis, shards: PromptShards | None) -> int:
     if shards is None:
         return 0
     target = config.synthesize.accepted
-    needed = shards.rows if target is None else math.ceil(target / config.sampling.n)
-    return needed - shards.rows_written
+    if target is None:
+        return shards.rows - shards.rows_written
+    return math.ceil(target / config.sampling.n) - shards.rows_kept
 
 
 def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCounts) -> int:
@@ -210,6 +157,8 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCou
     if shards is None or target is None or tally.accepted >= target:
         return 0
     left = shards.rows - shards.rows_written
+    if tally.rejected[UNJUDGED]:
+        return 0  # further samples would wait for the judge too
     if not tally.accepted and tally.samples >= target:
         return 0  # nothing is accepted: more rounds would only use up the seeds
     if not tally.accepted:
@@ -221,11 +170,11 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCou
 def _export(config: Synthesis, prepared: PreparedRun, samples: Samples, own: OwnFiles) -> Exported:
     """Write the export, its card last; without conversations there is none. Remove the outdated."""
     section, store = config.synthesize, Storage(config.output.path)
-    exported = export(samples, prepared, own, section.export == "all")
-    about = {CARD, DATASET_INFO} if exported.rows else set[str]()
+    exported = export(samples, prepared, own, section.export_rules)
+    about = set[str]() if exported.is_empty else {CARD, DATASET_INFO}
     own.claim(about)
     own.remove_all_but(samples.files | exported.files | about)
-    if not exported.rows:
+    if exported.is_empty:
         return exported
     manifest = prepared.ledger.manifest()
     assert manifest is not None
@@ -234,36 +183,18 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples, own: Own
     retries = [run_pass for run_pass in known if run_pass.is_retry]
     made_by = Provenance(settings, manifest["versions"], retries)
     text = card(samples.counts, exported, made_by, section.model_dump())
-    store.put(DATASET_INFO, dataset_info().encode())
+    store.put(DATASET_INFO, dataset_info(exported).encode())
     store.put(CARD, text.encode())
     return exported
 
 
-def report_lines(config: Synthesis, tally: SampleCounts, exported: Exported) -> Iterator[str]:
-    """The result as text, with one conversation as an example."""
-    yield f"\n{tally.samples:,} samples of {tally.rows:,} prompts in {config.below(SAMPLES_FOLDER)}"
-    counts = [("accepted", tally.accepted)]
-    counts += [(reason, tally.rejected[reason]) for reason in REASONS if tally.rejected[reason]]
-    for name, count in counts:
-        yield f"  {name:<10} {count:>9,} samples  {count / max(1, tally.samples):>6.1%}"
-    yield f"  {'tokens':<10} {tally.tokens:>9,} generated" + (
-        f", {tally.tokens / tally.accepted:,.0f} for each accepted one" if tally.accepted else ""
-    )
-    if not exported.rows:
-        return
-    yield f"{exported.rows:,} conversations in {config.below(EXPORT)}, README.md says what they are"
-    for name, size in exported.sizes.items():
-        yield f"  {name:<15} {in_bytes(size):>10}"
-    assert exported.example is not None
-    yield f"one of them, {exported.example['id']}:"
-    for message in exported.example["messages"]:
-        text = message["content"] or ""
-        shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
-        yield f"-- {message['role']}\n{shown}"
-
-
 def _require_enough(config: Synthesis, tally: SampleCounts, retried: bool) -> None:
     target, where = config.synthesize.accepted, config.below(SAMPLES_FOLDER)
+    if tally.rejected[UNJUDGED] and (not tally.accepted or (target or 0) > tally.accepted):
+        raise IncompleteRunError(
+            f"{tally.accepted:,} samples are accepted, and {tally.rejected[UNJUDGED]:,} have no "
+            f"values of synthesize.require; run the judge over {where}, then this command again"
+        )
     if target is not None and tally.accepted < target:
         raise IncompleteRunError(
             f"{tally.accepted:,} of {target:,} rows are accepted; "

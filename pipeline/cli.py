@@ -264,7 +264,8 @@ def judge(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
 @retried
 def synthesize(config: str, overrides: tuple[str, ...], states: list[str]) -> int:
     """Make training data from seeds: prompts, verified samples, chats."""
-    from jobs.synthesize import Synthesis, synthesize
+    from jobs.synthesize import synthesize
+    from jobs.synthesize_config import Synthesis
     from pipeline.config.load import load_as
 
     return synthesize(load_as(Synthesis, config, overrides), states)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from jobs.judge_prompt import JudgeSection
 from jobs.label import LabelSection
-from jobs.synthesize import SynthesizeSection
+from jobs.synthesize_config import SynthesizeSection
 from pipeline.config.run_config import RunConfig
 from pipeline.reasoning.sampling import PRESETS
 
@@ -95,6 +95,8 @@ def _variant(schema: Schema) -> str:
     if "const" in schema:
         return _value(schema["const"])
     kind = str(schema.get("type", "any value"))
+    if pair := schema.get("prefixItems"):
+        return f"list of {len(pair)}: {_variant(pair[0])}"
     if kind == "array":
         return f"list of {_variant(schema.get('items', {}))}"
     if kind in ("integer", "number"):
@@ -104,8 +106,10 @@ def _variant(schema: Schema) -> str:
 
 def _bounds(schema: Schema) -> Iterator[str]:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
-    high = schema.get("maximum")
-    if low is not None:
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if above is not None and below is not None:
+        yield f"above {above:g} and below {below:g}"
+    elif low is not None:
         yield f"from {low:g}" + ("" if high is None else f" to {high:g}")
     elif above is not None:
         yield f"above {above:g}" + ("" if high is None else f", up to {high:g}")

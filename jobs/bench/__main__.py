@@ -7,6 +7,7 @@ from pathlib import Path
 import jobs.bench
 from jobs.bench import (
     agreement,
+    contamination,
     engines,
     estimates,
     kv_cache,
@@ -88,6 +89,15 @@ def main() -> None:
     sub.add_argument("traces", help="the output of a run, or JSON lines with text and ended")
     sub.add_argument("--tokenizer", default="Qwen/QwQ-32B", help="of this model")
     sub.set_defaults(main=loops.main)
+
+    sub = commands.add_parser("contamination", help="planted benchmark questions among seeds")
+    sub.add_argument("--questions", type=int, default=500, help="of the benchmark")
+    sub.add_argument("--seeds", type=int, default=2000, help="the planted ones included")
+    sub.add_argument("--planted", type=int, default=50)
+    sub.add_argument(
+        "--index", type=int, default=20_000, help="questions to measure the speed with"
+    )
+    sub.set_defaults(main=contamination.main)
 
     sub = commands.add_parser("scale", help="planning and resuming ten million rows")
     sub.add_argument("--at", help="folder or URL for the data; default: below --out")

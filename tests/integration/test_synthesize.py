@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.accept import Samples
-from jobs.synthesize import Synthesis, synthesize
+from jobs.samples import Samples
+from jobs.synthesize import synthesize
+from jobs.synthesize_config import Synthesis
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, IncompleteRunError, InputError, OutputError
 from pipeline.prompts.tokenizer import load_tokenizer

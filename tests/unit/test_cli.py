@@ -13,7 +13,7 @@ import yaml
 
 from jobs.judge import JudgeJob
 from jobs.label import LabelJob
-from jobs.synthesize import Synthesis
+from jobs.synthesize_config import Synthesis
 from pipeline import RunConfig
 from pipeline.cli import main, qwq_batch
 from pipeline.config.load import load_as

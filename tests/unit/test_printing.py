@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jobs.accept import SampleCounts
-from jobs.chats import Exported
+from jobs.export import Exported
 from jobs.openai_batch import Results
 from jobs.openai_lines import ResultLines
-from jobs.synthesize import Synthesis, report_lines
+from jobs.synthesize_report import report_lines
 from pipeline import console
 from pipeline.cli import main
-from pipeline.config.load import parse_as, parse_config
+from pipeline.config.load import parse_config
 from pipeline.monitor.figures import Figures
 from pipeline.monitor.terminal import panel
 from pipeline.printing import PrintableFormatter, json_text, printable
@@ -130,10 +130,8 @@ def test_reports_of_jobs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     results = Results("x", answers, example=answers.line(f"id{EVIL}", [trace]))
     console.print_lines(results.report("out"))
     chat = {"id": "i", "messages": [{"role": "user", "content": f"p{EVIL}"}]}
-    job = parse_as(
-        Synthesis, {"input": {"path": "-"}, "output": {"path": "-"}, "model": {"path": "m"}}, "-"
-    )
-    console.print_lines(report_lines(job, SampleCounts(1, 1, 1), Exported(1, {}, chat)))
+    exported = Exported(example=chat, files={"f"})
+    console.print_lines(report_lines("s", "e", SampleCounts(1, 1, 1), exported))
     out = capsys.readouterr().out
     assert acting(out) == set()
     assert all(f"{name}\\x1b]0;owned" in out for name in ("t", "a", "id", "p"))

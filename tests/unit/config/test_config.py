@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.job import Job
 from jobs.label import LabelJob
-from jobs.synthesize import Synthesis
+from jobs.synthesize_config import Synthesis
 from pipeline.answers.json_schema import JsonForm
 from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config
 from pipeline.config.run_config import RunConfig

@@ -7,17 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import accept
-from jobs.accept import (
-    FIELDS,
-    FOLDER,
-    AcceptanceRules,
-    NearDuplicates,
-    SampleCounts,
-    Samples,
-    rejection,
-)
+from jobs import samples as samples_module
+from jobs.accept import AcceptanceRules, SampleCounts, rejection, selection
+from jobs.near_duplicates import NearDuplicates
 from jobs.own_files import OwnFiles
+from jobs.samples import FIELDS, FOLDER, Checks, Samples
 from pipeline.answers.boxed import Boxed
 from pipeline.answers.text import Text
 from pipeline.config.run_config import RunConfig
@@ -65,7 +59,7 @@ def test_every_sample_is_written_with_its_name_and_what_was_decided(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     run = prepare(run_config(tmp_path, make_config))
-    samples = Samples(run, own(tmp_path), AcceptanceRules(max_tokens=200))
+    samples = Samples(run, own(tmp_path), Checks(AcceptanceRules(max_tokens=200)))
     samples.add_new()
     assert samples.parts == [f"{part}.parquet" for part in PARTS]
     assert [info.name for info in samples.store.files()] == samples.parts
@@ -88,7 +82,7 @@ def test_every_sample_is_written_with_its_name_and_what_was_decided(
     assert [row["accepted"] for row in found] == [row["rejected"] is None for row in found]
     assert {row["near_duplicate_of"] for row in found} == {None}
     empty = pq.read_table(samples.store.path(samples.parts[2]))
-    assert empty.schema.names[-4:] == ours
+    assert empty.schema.names[-len(ours) :] == ours
     counts = samples.counts
     assert (counts.rows, counts.samples, counts.accepted) == (8, 16, 13)
     assert counts.rejected == {"state": 1, "wrong": 1, "too_long": 1}
@@ -104,7 +98,7 @@ def test_parts_that_come_later_are_added_and_compared_with_the_earlier_ones(
     write_shards(tmp_path / "in", [2], prompt="Always the same")
     config = make_config(sampling={"n": 1})
     finish(config, trace)
-    samples = Samples(prepare(config), own(tmp_path), AcceptanceRules(near_duplicate=0.9))
+    samples = Samples(prepare(config), own(tmp_path), Checks(AcceptanceRules(near_duplicate=0.9)))
     samples.add_new()
     assert [row["near_duplicate_of"] for row in rows(samples)] == [None, None]
     before = [(info.name, info.tag) for info in samples.store.files()]
@@ -132,7 +126,7 @@ def test_samples_of_another_prompt_or_without_such_a_rule_are_no_duplicates(
     run = prepare(config)
     for threshold, repeated in ((None, False), (0.5, True)):
         samples = Samples(
-            run, own(tmp_path / f"{threshold}"), AcceptanceRules(near_duplicate=threshold)
+            run, own(tmp_path / f"{threshold}"), Checks(AcceptanceRules(near_duplicate=threshold))
         )
         samples.add_new()
         assert [row["near_duplicate_of"] is not None for row in rows(samples)] == [
@@ -145,7 +139,7 @@ def test_thinking_counts_in_the_comparison(tmp_path: Path, make_config: MakeConf
     config = make_config(sampling={"n": 4})
     thoughts = ("one way of ten words to come to this very end", "quite another", None, None)
     finish(config, lambda _, sample: {"think": thoughts[sample], "answer": "a b c d e f"})
-    samples = Samples(prepare(config), own(tmp_path), AcceptanceRules(near_duplicate=0.9))
+    samples = Samples(prepare(config), own(tmp_path), Checks(AcceptanceRules(near_duplicate=0.9)))
     samples.add_new()
     assert [row["near_duplicate_of"] for row in rows(samples)] == [
         None, None, None, "shard-00000.00000:0:2"
@@ -156,7 +150,7 @@ def test_file_of_somebody_else_is_refused_and_stays(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     run = prepare(run_config(tmp_path, make_config))
-    samples = Samples(run, own(tmp_path), AcceptanceRules())
+    samples = Samples(run, own(tmp_path), Checks(AcceptanceRules()))
     samples.store.put(f"{PARTS[1]}.parquet", b"of a person")
     with pytest.raises(OutputError, match=rf"that this job has not written.*samples/{PARTS[1]}"):
         samples.add_new()
@@ -172,14 +166,14 @@ def test_input_with_a_column_of_such_a_name_is_refused(
     table = pq.read_table(tmp_path / "in/shard-00000.parquet")
     pq.write_table(table.append_column(column, [["x"]]), tmp_path / "in/shard-00000.parquet")
     with pytest.raises(InputError, match=rf"has a column {column}, a name that this job uses"):
-        Samples(prepare(make_config()), own(tmp_path), AcceptanceRules())
+        Samples(prepare(make_config()), own(tmp_path), Checks(AcceptanceRules()))
 
 
 def test_unknown_token_counts_are_none() -> None:
     found = {"state": "finished", "correct": None, "prompt_tokens": None, "think_tokens": 20}
     tokens = {**found, "answer_tokens": 30}
-    assert rejection(tokens, AcceptanceRules(max_tokens=50), Text()) is None
-    assert rejection(tokens, AcceptanceRules(max_tokens=49), Text()) == "too_long"
+    assert selection(tokens, AcceptanceRules(max_tokens=50), None) is None
+    assert selection(tokens, AcceptanceRules(max_tokens=49), None) == "too_long"
 
 
 @pytest.mark.parametrize(
@@ -252,8 +246,10 @@ def test_sample_without_an_answer_or_a_vote_agrees_with_nothing(
 def test_samples_are_written_in_row_groups(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accept, "ROW_GROUP_ROWS", 3)
-    samples = Samples(prepare(run_config(tmp_path, make_config)), own(tmp_path), AcceptanceRules())
+    monkeypatch.setattr(samples_module, "ROW_GROUP_ROWS", 3)
+    samples = Samples(
+        prepare(run_config(tmp_path, make_config)), own(tmp_path), Checks(AcceptanceRules())
+    )
     samples.add_new()
     groups = pq.read_metadata(samples.store.path(samples.parts[0]))
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [3, 3, 2]

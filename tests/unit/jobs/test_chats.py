@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import chats
-from jobs.accept import AcceptanceRules, Samples
-from jobs.chats import VARIANTS, Exported, conversation, export, export_schema
+from jobs import export as export_module
+from jobs.accept import AcceptanceRules
+from jobs.chats import VARIANTS, chat_schema, conversation
+from jobs.export import Exported, ExportRules, export
 from jobs.own_files import OwnFiles
+from jobs.samples import Checks, Samples
 from pipeline.errors import OutputError
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.prompts.columns import PromptColumns
@@ -40,7 +42,7 @@ def run(tmp_path: Path, make_config: MakeConfig) -> PreparedRun:
 
 
 def samples_of(run: PreparedRun, tmp_path: Path) -> Samples:
-    samples = Samples(run, own(tmp_path), AcceptanceRules())
+    samples = Samples(run, own(tmp_path), Checks(AcceptanceRules()))
     samples.add_new()
     return samples
 
@@ -78,9 +80,9 @@ def test_chosen_samples_are_exported_once_in_order(
     answers: list[str],
     files: int,
 ) -> None:
-    monkeypatch.setattr(chats, "BATCH_ROWS", batch)
+    monkeypatch.setattr(export_module, "BATCH_ROWS", batch)
     store = Storage(str(tmp_path / "job/export"))
-    exported = export(samples_of(run, tmp_path), run, own(tmp_path), everything)
+    exported = export(samples_of(run, tmp_path), run, own(tmp_path), ExportRules(everything))
     names = [f"train-{number:05}" for number in range(files)]
     assert [info.name for info in store.files()] == sorted(
         f"{variant}{kind}/{name}.{ending}"
@@ -89,7 +91,7 @@ def test_chosen_samples_are_exported_once_in_order(
         for name in names
     )
     assert exported.files == {f"export/{info.name}" for info in store.files()}
-    assert exported.rows == len(answers)
+    assert exported.chats == exported.rows["answers", "train"] == len(answers)
     assert exported.sizes == {
         folder: sum(info.size for info in store.files(folder))
         for folder in ("thinking", "thinking-jsonl", "answers", "answers-jsonl")
@@ -112,7 +114,7 @@ def test_files_of_somebody_else_are_refused_and_stay(run: PreparedRun, tmp_path:
     store = Storage(str(tmp_path / "job/export"))
     store.put("answers-jsonl/train-00002.jsonl", b"of a person")
     with pytest.raises(OutputError, match=r"not written.*export/answers-jsonl/train-00002.jsonl"):
-        export(samples_of(run, tmp_path), run, own(tmp_path), everything=False)
+        export(samples_of(run, tmp_path), run, own(tmp_path), ExportRules())
     assert [info.name for info in store.files()] == ["answers-jsonl/train-00002.jsonl"]
 
 
@@ -121,7 +123,10 @@ def test_nothing_accepted_makes_no_file(tmp_path: Path, make_config: MakeConfig)
     config = make_config()
     finish(config, lambda *_: {"state": "truncated"})
     run = prepare(config)
-    assert export(samples_of(run, tmp_path), run, own(tmp_path), everything=True) == Exported()
+    assert (
+        export(samples_of(run, tmp_path), run, own(tmp_path), ExportRules(everything=True))
+        == Exported()
+    )
     assert Storage(str(tmp_path / "job/export")).files() == []
 
 
@@ -152,7 +157,7 @@ def test_calls_and_tools_are_written_as_openai_does(tmp_path: Path) -> None:
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"größe": 1}'}}
     ]
     assert chat["tools"] == '[{"type": "function", "function": {"name": "größe"}}]'
-    [back] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    [back] = pa.Table.from_pylist([chat], chat_schema(run)).to_pylist()
     assert back["messages"][1] == chat["messages"][1]
-    assert set(export_schema(run).names) == {"messages", "id", "tools"}
+    assert set(chat_schema(run).names) == {"messages", "id", "tools"}
     assert conversation({**row, "tools": None}, names, run, with_thinking=False)["tools"] is None

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from jobs.accept import AcceptanceRules, NearDuplicates, SampleCounts, rejection
+from jobs.accept import AcceptanceRules, SampleCounts, rejection, selection
 from jobs.card import RULES, UNKNOWN, Provenance, card, dataset_info
-from jobs.chats import Exported, conversation, export_schema, model_turn
+from jobs.chats import chat_schema, conversation, model_turn
+from jobs.export import Exported
+from jobs.near_duplicates import NearDuplicates
 from jobs.seeds import PromptShards, expanded
-from jobs.synthesize import Synthesis
+from jobs.synthesize_config import Synthesis
 from pipeline.answers.boxed import Boxed
 from pipeline.config.load import parse_as, parse_config
 from pipeline.errors import ConfigError, InputError, OutputError
@@ -157,14 +159,16 @@ GOOD: dict[str, Any] = {
             AcceptanceRules(min_agreement=1),
             None,
         ),  # the reference decides
-        ({}, AcceptanceRules(max_tokens=60), None),
+        ({}, AcceptanceRules(max_tokens=60, min_tokens=60), None),
         ({}, AcceptanceRules(max_tokens=59), "too_long"),
+        ({}, AcceptanceRules(min_tokens=61), "too_short"),
     ],
 )
 def test_sample_is_rejected_for_the_first_reason_that_applies(
     trace: dict[str, Any], rules: AcceptanceRules, reason: str | None
 ) -> None:
-    assert rejection({**GOOD, **trace}, rules, Boxed()) == reason
+    sample = {**GOOD, **trace}
+    assert (rejection(sample, rules, Boxed()) or selection(sample, rules, None)) == reason
 
 
 def test_near_duplicates_have_the_same_prompt_and_similar_text() -> None:
@@ -213,7 +217,7 @@ def test_chat_has_the_turns_the_model_was_given_and_its_own() -> None:
     bare = conversation({"x": 1, **TRACE}, NAMES, run, with_thinking=False)
     assert bare["messages"][-1] == {"role": "assistant", "content": "Yes."}
     assert model_turn(None, "Yes.", with_thinking=True) == "Yes."
-    assert pa.Table.from_pylist([chat], export_schema(run)).to_pylist() == [chat]
+    assert pa.Table.from_pylist([chat], chat_schema(run)).to_pylist() == [chat]
 
 
 def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
@@ -231,7 +235,7 @@ def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
     run = prepared(PromptColumns(messages="messages", tools="tools"), rows)
     row = pa.Table.from_pylist(rows).to_pylist()[0]
     chat = conversation({**row, **TRACE}, NAMES, run, with_thinking=False)
-    [table] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    [table] = pa.Table.from_pylist([chat], chat_schema(run)).to_pylist()
     user, called, result, last = table["messages"]
     assert (user["content"], result["content"], last["content"]) == ("q", "r", "Yes.")
     assert called["content"] is None
@@ -242,7 +246,7 @@ def test_earlier_turns_tool_calls_and_tools_are_kept() -> None:
     texts = [{"messages": json.dumps(rows[0]["messages"]), "tools": rows[0]["tools"]}]
     run = prepared(PromptColumns(messages="messages", tools="tools"), texts)
     chat = conversation({**texts[0], **TRACE}, NAMES, run, with_thinking=False)
-    [from_text] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    [from_text] = pa.Table.from_pylist([chat], chat_schema(run)).to_pylist()
     kept = [
         {key: value for key, value in m.items() if value is not None} for m in from_text["messages"]
     ]
@@ -255,7 +259,7 @@ def test_a_sharegpt_conversation_is_exported_as_role_and_content() -> None:
     rows = [{"messages": [{"from": "human", "value": "q"}]}]
     run = prepared(PromptColumns(messages="messages"), rows)
     chat = conversation({**rows[0], **TRACE}, NAMES, run, with_thinking=False)
-    [table] = pa.Table.from_pylist([chat], export_schema(run)).to_pylist()
+    [table] = pa.Table.from_pylist([chat], chat_schema(run)).to_pylist()
     assert table["messages"] == [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "Yes."},
@@ -274,11 +278,12 @@ def test_card_describes_the_data_and_how_it_was_made() -> None:
         "sampling.n": 2, "sampling.agree": None,
     }  # fmt: skip
     section: dict[str, Any] = {
-        "license": None, "source": None, "export": "accepted", "rescued": False,
-        "min_agreement": None, "max_tokens": 4096, "near_duplicate": 0.8,
+        **dict.fromkeys(RULES), "license": None, "source": None, "export": "accepted",
+        "rescued": False, "max_tokens": 4096, "near_duplicate": 0.8, "require": {},
     }  # fmt: skip
     retry = Pass(1, 0, 2, ("truncated",), (("sampling.max_tokens", 99),))
-    exported = Exported(5, {"thinking": 1500, "answers-jsonl": 2_500_000})
+    rows = Counter({(variant, "train"): 5 for variant in ("thinking", "answers")})
+    exported = Exported(rows, Counter({"thinking": 1500, "answers-jsonl": 2_500_000}))
     text = card(counts, exported, Provenance(settings, {"ray": "2.60"}, [retry]), section)
     _, front, body = text.split("---\n", 2)
     head = yaml.safe_load(front)
@@ -294,9 +299,9 @@ def test_card_describes_the_data_and_how_it_was_made() -> None:
     ):  # fmt: skip
         assert line in body
     assert yaml.safe_load(card(
-        counts, Exported(10**6), Provenance(settings, {}), {**section, "license": "mit: mine"}
+        counts, Exported(rows), Provenance(settings, {}), {**section, "license": "mit: mine"}
     ).split("---\n")[1])["license"] == "mit: mine"  # fmt: skip
-    entry = json.loads(dataset_info())["synthetic_thinking"]
+    entry = json.loads(dataset_info(exported))["synthetic_thinking"]
     assert entry["file_name"] == "thinking-jsonl"
     assert entry["columns"] == {"messages": "messages"}
 
@@ -339,7 +344,7 @@ def test_settings_stay_text_in_the_card() -> None:
         "prompt.template": "<img> |{x}| </think>\n",
     }
     section = {"license": None, "source": None, "export": "all", **dict.fromkeys(RULES)}
-    text = card(SampleCounts(), Exported(1, {}, None), Provenance(made_by, {}), section)
+    text = card(SampleCounts(), Exported(), Provenance(made_by, {}), section)
     html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     assert "written by a*b*/&lt;b&gt;." in html
     assert "&quot;&lt;img&gt; |{x}| &lt;/think&gt;\\n&quot;" in html
