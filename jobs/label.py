@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator, model_validator
 
-from jobs.job import Job, generate
+from jobs.job import Job, StageKind, generate, outcome
 from jobs.label_report import NONE, Counts, report_lines
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
@@ -345,6 +345,8 @@ def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     console.refuse_all_failed(summary, job.run)
     return 0
 
+
+STAGE = StageKind(LabelJob, label, LABELS, outcome)
 
 if __name__ == "__main__":
     from pipeline.cli import main
