@@ -5,11 +5,13 @@ what the job makes of them beside that. The same command again resumes the run, 
 anew from the traces.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 from pydantic import model_validator
 
+import pipeline
 from pipeline import RunConfig, console, parse_config
 from pipeline.errors import OutputError
 from pipeline.monitor.limits import Limits
@@ -18,6 +20,30 @@ from pipeline.output.summary import Summary
 from pipeline.storage import Storage
 
 TRACES = "traces"
+
+
+class Outcome(NamedTuple):
+    """What a stage made: rows of its input, rows of its results, and tokens generated for them."""
+
+    rows: int
+    results: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """A command as a stage of several (`jobs.stages`).
+
+    ``config``: the class of its configuration. ``run``: runs it, and returns the exit code.
+    ``results``: the folder in its output that later stages read. ``outcome``: of a stage that has
+    ended. ``generates``: whether it has a run of its own.
+    """
+
+    config: type[RunConfig]
+    run: Callable[[Any], int]
+    results: str
+    outcome: Callable[[Any], Outcome]
+    generates: bool = True
 
 
 class Job(RunConfig):
@@ -68,3 +94,21 @@ def generate(config: RunConfig, retry: Sequence[str] = (), limits: Limits | None
     if retry:
         return console.retry_and_summarize(config, retry)
     return console.run_and_summarize(config, limits)
+
+
+def outcome(config: RunConfig) -> Outcome:
+    """That of a run, or of the run of a job whose results are one for each input row."""
+    run = config.run if isinstance(config, Job) else config
+    status = pipeline.status(run.output.path)
+    traces, rows = status.summary.traces, status.summary.rows
+    results = rows if isinstance(config, Job) else traces
+    return Outcome(status.rows, results, status.summary.output_tokens)
+
+
+def _run(config: RunConfig) -> int:
+    console.warn_about(config)
+    console.run_and_report(config)
+    return 0
+
+
+RUN = StageKind(RunConfig, _run, "", outcome)

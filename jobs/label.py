@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Self
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
+from jobs.job import StageKind, outcome
 from jobs.label_report import Counts, report_lines
 from jobs.row_job import (
     REPORT,
@@ -232,6 +233,8 @@ def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     """Label the remaining rows, write all files anew, and print the report; the exit code."""
     return carry_out(job, retry, lambda: report_lines(write(job), job))
 
+
+STAGE = StageKind(LabelJob, label, LABELS, outcome)
 
 if __name__ == "__main__":
     from pipeline.cli import main

@@ -10,6 +10,7 @@ Commands import what they need when they run: ``--help``, ``init`` and completio
 import math
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -20,6 +21,7 @@ from pipeline.printing import json_text, print_error, print_text
 from pipeline.starters import STARTERS, write_starter
 
 if TYPE_CHECKING:
+    from jobs.stages import Stages
     from pipeline.config.run_config import RunConfig
 
 EPILOG = (
@@ -156,6 +158,9 @@ def retry(
 )
 def plan(config: str, overrides: tuple[str, ...], prompts: int | None) -> None:
     """Print what would run. Starts no engine."""
+    if _has_stages(config):
+        console.print_lines(_load_stages(config, overrides).plan_lines())
+        return
     run_plan = pipeline.plan(_load(config, overrides))
     if prompts is None:
         console.print_lines(run_plan.lines())
@@ -192,7 +197,15 @@ def doctor(config: str, overrides: tuple[str, ...]) -> int:
 @as_json
 def estimate(config: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> None:
     """Run some rows first, and project time, tokens and cost of all."""
-    _print(pipeline.estimate(_load(config, overrides), rows), as_json)
+    if not _has_stages(config):
+        _print(pipeline.estimate(_load(config, overrides), rows), as_json)
+        return
+    for stage, found in _load_stages(config, overrides).estimates(rows):
+        _name_stage(stage.name, as_json)
+        if found is not None:
+            _print(found, as_json)
+        elif not as_json:
+            print_text(f"it has no input yet: it reads {stage.reads.name}")
 
 
 @qwq_batch.command()
@@ -218,7 +231,9 @@ def show(output: str, rows: int, state: str | None) -> None:
 @as_json
 def status(output: str, as_json: bool) -> None:
     """Print where a run stands, from its output alone."""
-    _print(pipeline.status(output), as_json)
+    for name, traces in _traces_in(output).items():
+        _name_stage(name, as_json)
+        _print(pipeline.status(traces), as_json)
 
 
 @qwq_batch.command()
@@ -230,8 +245,10 @@ def report(output: str, target: str) -> None:
     """Write what came out as one HTML page."""
     from pipeline.insight.html_report import write_page
 
-    write_page(output, target)
-    print_text(target)
+    for name, traces in _traces_in(output).items():
+        page = Path(target).with_stem(f"{Path(target).stem}-{name}") if name else Path(target)
+        write_page(traces, str(page))
+        print_text(page)
 
 
 @qwq_batch.command()
@@ -274,6 +291,14 @@ def synthesize(config: str, overrides: tuple[str, ...], states: list[str]) -> in
 @qwq_batch.command()
 @config_file
 @overrides
+def stages(config: str, overrides: tuple[str, ...]) -> int:
+    """Run several stages in order, each from the results of an earlier one."""
+    return _load_stages(config, overrides).run()
+
+
+@qwq_batch.command()
+@config_file
+@overrides
 def nightly(config: str, overrides: tuple[str, ...]) -> int:
     """Run new rows within limits, and leave a report. For schedulers."""
     from jobs.nightly import nightly
@@ -309,6 +334,30 @@ def _load(path: str, overrides: Sequence[str]) -> "RunConfig":
     config = pipeline.load_config(path, overrides)
     console.warn_about(config)
     return config
+
+
+def _has_stages(path: str) -> bool:
+    from jobs.stages import is_list_of_stages
+
+    return is_list_of_stages(path)
+
+
+def _load_stages(path: str, overrides: Sequence[str]) -> "Stages":
+    from jobs.stages import load_stages
+
+    return load_stages(path, overrides)
+
+
+def _traces_in(output: str) -> dict[str, str]:
+    """The traces of each stage that has begun, by its name; of a run, its own without a name."""
+    from jobs.stages import listed_traces
+
+    return listed_traces(output) or {"": output}
+
+
+def _name_stage(name: str, as_json: bool) -> None:
+    if name and not as_json:
+        print_text(f"== stage {name}")
 
 
 def _print(result: "pipeline.Estimate | pipeline.Status", as_json: bool) -> None:

@@ -33,6 +33,14 @@ def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ())
     ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with
     one line for each thing that is wrong.
     """
+    data = read_yaml(path)
+    for override in overrides:
+        apply_override(data, override, kind)
+    return parse_as(kind, data, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; raises `ConfigError` if it holds none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,9 +51,7 @@ def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ())
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping with input, output and model")
-    for override in overrides:
-        _apply(data, override, kind)
-    return parse_as(kind, data, str(path))
+    return data
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -73,7 +79,8 @@ def fingerprint_of(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
-def _apply(data: dict[str, Any], override: str, kind: type[RunConfig]) -> None:
+def apply_override(data: dict[str, Any], override: str, kind: type[RunConfig]) -> None:
+    """Set in ``data`` what ``key=value`` says; ``kind``: what ``data`` is to be."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set takes key=value with a dotted key, got {override!r}")

@@ -1,0 +1,105 @@
+"""A list of stages: what each gets from the file, and what is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.label import LabelJob
+from jobs.stages import is_list_of_stages, listed_traces, load_stages
+from pipeline.errors import ConfigError, OutputError
+
+FILE: dict[str, Any] = {
+    "folder": "out/recipe",
+    "settings": {"model": {"path": "qwq-nano"}, "sampling": {"n": 4, "top_k": 20}},
+    "stages": [
+        {"name": "samples", "command": "run", "input": {"path": "seeds"}},
+        {
+            "name": "labeled", "command": "label", "reads": "samples", "sampling": {"n": 2},
+            "label": {"guideline": "Say which.", "labels": ["a", "b"]},
+        },
+        {"name": "again", "command": "run", "reads": "labeled", "prompt": {"template": "{text}"}},
+    ],
+}  # fmt: skip
+
+
+def write(folder: Path, data: dict[str, Any]) -> str:
+    path = folder / "stages.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return str(path)
+
+
+def changed(number: int, **keys: Any) -> dict[str, Any]:
+    """The file, with other keys in one stage."""
+    stages = [dict(stage) for stage in FILE["stages"]]
+    stages[number].update(keys)
+    return {**FILE, "stages": stages}
+
+
+def test_each_stage_has_the_common_settings_and_its_own_and_reads_the_results_before_it(
+    tmp_path: Path,
+) -> None:
+    samples, labeled, again = load_stages(write(tmp_path, FILE)).stages
+    assert (samples.run.input.path, samples.run.output.path) == ("seeds", "out/recipe/samples")
+    assert (samples.run.sampling.n, samples.run.sampling.top_k) == (4, 20)
+    assert isinstance(labeled.config, LabelJob)
+    assert (labeled.config.sampling.n, labeled.config.sampling.top_k) == (2, 20)
+    assert labeled.config.input.path == samples.results == "out/recipe/samples"
+    assert labeled.run.output.path == "out/recipe/labeled/traces"
+    assert again.config.input.path == labeled.results == "out/recipe/labeled/labels"
+    assert samples.has_input
+    assert not labeled.has_input
+
+
+def test_settings_are_overridden_for_all_or_for_one_stage(tmp_path: Path) -> None:
+    path = write(tmp_path, FILE)
+    overrides = ["folder=out/other", "settings.sampling.n=8", "labeled.sampling.top_k=30"]
+    samples, labeled, again = load_stages(path, overrides).stages
+    assert samples.run.output.path == "out/other/samples"
+    assert [s.run.sampling.n for s in (samples, labeled, again)] == [8, 2, 8]
+    assert [s.run.sampling.top_k for s in (samples, labeled, again)] == [20, 30, 20]
+    with pytest.raises(ConfigError, match=r"lable.*did you mean labeled"):
+        load_stages(path, ["lable.sampling.n=1"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (changed(1, reads="sample"), r"stage labeled: reads: unknown earlier stage sample; did you"),
+        (changed(0, reads="labeled"), "stage samples: reads: unknown earlier stage labeled"),
+        (changed(1, input={"path": "x"}), "stage labeled: set one of reads and input.path"),
+        (changed(1, command="lable"), "stage labeled: command: unknown name lable; did you mean"),
+        (changed(1, name="samples"), "each stage needs a name of its own"),
+        (changed(1, name="settings"), "each stage needs a name of its own"),
+        (changed(1, name="../x"), r"stages.1.name: String should match"),
+        (changed(2, smapling={"n": 1}), "stage again is not a valid run:\n  smapling: unknown key"),
+        (changed(0, input=None), "stage samples is not a valid run:\n  input: is required"),
+        ({"folder": "x", "stages": []}, "stages: List should have at least 1"),
+        ({**FILE, "stage": []}, "stage: Extra inputs"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_with_their_stage(
+    tmp_path: Path, data: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_stages(write(tmp_path, data))
+
+
+def test_files_of_one_run_are_no_lists(tmp_path: Path) -> None:
+    assert is_list_of_stages(write(tmp_path, FILE))
+    assert not is_list_of_stages("configs/demo.yaml")
+    assert not is_list_of_stages(str(tmp_path / "none.yaml"))
+
+
+def test_folder_of_stages_is_no_output_of_a_run(tmp_path: Path) -> None:
+    from pipeline.output.layout import MANIFEST
+    from pipeline.storage import Storage
+
+    stages = load_stages(write(tmp_path, FILE), [f"folder={tmp_path}/out"])
+    stages._write_list()
+    assert listed_traces(f"{tmp_path}/out") == {}  # none has begun
+    Storage(f"{tmp_path}/out").put(MANIFEST, b'{"settings": {}}')
+    with pytest.raises(OutputError, match="is the output of a run"):
+        stages._write_list()
+    assert listed_traces(str(tmp_path)) == {}
