@@ -36,14 +36,13 @@ class StageKind:
 
     ``config``: the class of its configuration. ``run``: runs it, and returns the exit code.
     ``results``: the folder in its output that later stages read. ``outcome``: of a stage that has
-    ended. ``generates``: whether it has a run of its own.
+    ended.
     """
 
     config: type[RunConfig]
     run: Callable[[Any], int]
     results: str
     outcome: Callable[[Any], Outcome]
-    generates: bool = True
 
 
 class Job(RunConfig):
@@ -57,6 +56,11 @@ class Job(RunConfig):
     def run(self) -> RunConfig:
         """The run that generates the job's traces."""
         return self.as_run()
+
+    @property
+    def runs(self) -> Sequence[RunConfig]:
+        """The runs that generate, in order; one unless a job says otherwise."""
+        return [self.run]
 
     def as_run(self, **sections: Mapping[str, Any]) -> RunConfig:
         """The run, with its output in `traces`; ``sections`` override its settings key by key."""
@@ -98,11 +102,11 @@ def generate(config: RunConfig, retry: Sequence[str] = (), limits: Limits | None
 
 def outcome(config: RunConfig) -> Outcome:
     """That of a run, or of the run of a job whose results are one for each input row."""
-    run = config.run if isinstance(config, Job) else config
-    status = pipeline.status(run.output.path)
-    traces, rows = status.summary.traces, status.summary.rows
-    results = rows if isinstance(config, Job) else traces
-    return Outcome(status.rows, results, status.summary.output_tokens)
+    runs = config.runs if isinstance(config, Job) else [config]
+    found = [pipeline.status(run.output.path) for run in runs]
+    first = found[0].summary
+    results = first.rows if isinstance(config, Job) else first.traces
+    return Outcome(found[0].rows, results, sum(each.summary.output_tokens for each in found))
 
 
 def _run(config: RunConfig) -> int:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from jobs.job import StageKind, outcome
 from jobs.judge_answer import FORMAT
 from jobs.judge_prompt import REVIEW, JudgeSection
 from jobs.judge_report import Counts, report_lines
@@ -108,6 +109,8 @@ def judge(job: JudgeJob, retry: Sequence[str] = ()) -> int:
     """Judge the remaining rows, write all files anew, and print the report; the exit code."""
     return carry_out(job, retry, lambda: report_lines(write(job), job))
 
+
+STAGE = StageKind(JudgeJob, judge, JudgeJob.folder, outcome)
 
 if __name__ == "__main__":
     from pipeline.cli import main

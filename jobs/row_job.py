@@ -16,7 +16,7 @@ from pydantic import model_validator
 
 from jobs.job import Job, generate
 from jobs.own_files import OwnFiles
-from pipeline import RunConfig, console
+from pipeline import console
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import find_shards
 from pipeline.monitor.limits import Limits
@@ -82,11 +82,6 @@ class RowJob(Job):
         """The job's own section."""
         section: RowSection = getattr(self, self.section_name)
         return section
-
-    @property
-    def runs(self) -> Sequence[RunConfig]:
-        """The runs that generate the samples, in order."""
-        return [self.run]
 
     def check(self) -> None:
         """Raise `InputError` for missing columns and for names that are taken."""

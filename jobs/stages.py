@@ -3,9 +3,10 @@
     qwq-batch stages configs/math-recipe.yaml
 
 A file lists the stages. Each has a name, which is its folder below ``folder``, a command, and the
-sections of that command's configuration; ``reads`` names the earlier stage whose results are its
-input. ``settings`` are those of all stages, unless a stage has its own. Each stage resumes by
-itself, so the same command again goes on where it stopped.
+sections of that command's configuration, where ``stage:NAME`` is the path of an earlier stage's
+results. ``settings`` are those of all stages, unless a stage has its own. A stage that ``resumes``
+an earlier one runs its command again in the same folder, with its settings and others besides. Each
+stage resumes by itself, so the same command again goes on where it stopped.
 
     folder: out/math
     settings:
@@ -17,7 +18,7 @@ itself, so the same command again goes on where it stopped.
       sampling: {n: 4}
     - name: judged
       command: judge
-      reads: samples
+      input: {path: "stage:samples"}
       judge: {rubric: Is the answer right?, verdicts: [right, wrong]}
 
 It is a list, and no workflow engine: the first stage that fails or reaches a limit ends all.
@@ -52,11 +53,11 @@ KINDS = Registry[StageKind](
         "label": "jobs.label:STAGE",
         "judge": "jobs.judge:STAGE",
         "synthesize": "jobs.synthesize:STAGE",
-        "export": "jobs.export:STAGE",
     },
 )
 # In the folder of the stages: their names and where their traces are, for `status` and `report`.
 LIST = "stages.json"
+REFERENCE = "stage:"
 SETTINGS = "settings"
 
 
@@ -65,7 +66,7 @@ class StageLine(Section, extra="allow"):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     command: str
-    reads: str | None = None
+    resumes: str | None = None
 
 
 class StagesFile(Section):
@@ -78,13 +79,17 @@ class StagesFile(Section):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, checked. ``config``: of its command. ``reads``: the stage whose results it gets."""
+    """One stage, checked. ``config``: of its command. ``reads``: the stages that it names.
+
+    ``is_resumed``: whether it goes on in the folder of an earlier one.
+    """
 
     name: str
     command: str
     kind: StageKind
     config: RunConfig
-    reads: "Stage | None"
+    reads: "tuple[Stage, ...]"
+    is_resumed: bool
 
     @property
     def results(self) -> str:
@@ -97,9 +102,15 @@ class Stage:
         return self.config.run if isinstance(self.config, Job) else self.config
 
     @property
-    def has_input(self) -> bool:
-        """Whether the stage that it reads has results."""
-        return self.reads is None or Storage(self.reads.results).is_folder()
+    def waits_for(self) -> str | None:
+        """What must be there before it can be planned; None if all is."""
+        for stage in self.reads:
+            if not Storage(stage.results).is_folder():
+                return f"results of stage {stage.name}"
+        makes_prompts = self.run.input.path != self.config.input.path
+        if makes_prompts and not Storage(self.run.input.path).is_folder():
+            return "its prompts, which it makes when it begins"
+        return None
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -137,47 +148,46 @@ class Stages:
         """What each stage would run."""
         for stage in self.stages:
             yield f"== stage {stage.name}: {stage.command}, into {stage.config.output.path}"
-            if not stage.has_input:
-                assert stage.reads is not None
-                yield f"   it begins when {stage.reads.name} has results"
-            elif not stage.kind.generates:
-                yield f"   reads {stage.config.input.path}; generates nothing"
-            else:
-                with stage.named():
+            with stage.named():
+                if stage.waits_for is None:
                     yield from pipeline.plan(stage.run).lines()
+                else:
+                    yield f"waits for {stage.waits_for}"
 
     def estimates(self, rows: int) -> Iterator[tuple[Stage, "pipeline.Estimate | None"]]:
-        """Of each stage that generates: its estimate; None if it has no input yet.
-
-        ``rows``: of each pilot.
-        """
+        """The estimate of each stage, from a pilot of ``rows``; None while it waits for others."""
         for stage in self.stages:
-            if stage.kind.generates:
-                with stage.named():
-                    yield stage, pipeline.estimate(stage.run, rows) if stage.has_input else None
+            with stage.named():
+                yield stage, pipeline.estimate(stage.run, rows) if stage.waits_for is None else None
 
     def table(self) -> Iterator[str]:
         """What went into each stage and came out of it, as Markdown."""
-        head = ["stage", "command", "rows in", "results", "tokens", "tokens a result"]
-        yield from table_lines(head, map(_cells, self.stages))
+        outcomes = [stage.kind.outcome(stage.config) for stage in self.stages]
+        cells = [
+            [
+                stage.name, stage.command, f"{outcome.rows:,}", f"{outcome.results:,}",
+                "–" if stage.is_resumed else f"{outcome.tokens:,}",
+            ]
+            for stage, outcome in zip(self.stages, outcomes, strict=True)
+        ]  # fmt: skip
+        yield from table_lines(["stage", "command", "rows in", "results", "tokens"], cells)
+        tokens = sum(
+            outcome.tokens
+            for stage, outcome in zip(self.stages, outcomes, strict=True)
+            if not stage.is_resumed
+        )
+        results = outcomes[-1].results
+        each = f", {tokens / results:,.0f} for each result" if results else ""
+        yield f"\n{results:,} results of stage {self.stages[-1].name} from {tokens:,} tokens{each}"
 
     def _write_list(self) -> None:
         """Raises `OutputError` if the folder itself is the output of a run."""
         store = Storage(self.folder)
         if Ledger(store).manifest() is not None:
             raise OutputError(f"folder {self.folder} is the output of a run; choose another folder")
-        traces = {
-            stage.name: stage.run.output.path for stage in self.stages if stage.kind.generates
-        }
-        listed = [{"name": name, "traces": path} for name, path in traces.items()]
+        traces = {stage.run.output.path: stage.name for stage in reversed(self.stages)}
+        listed = [{"name": name, "traces": path} for path, name in reversed(traces.items())]
         store.put(LIST, (json.dumps(listed, indent=2) + "\n").encode())
-
-
-def _cells(stage: Stage) -> list[str]:
-    outcome = stage.kind.outcome(stage.config)
-    each = f"{outcome.tokens / outcome.results:,.0f}" if outcome.results and outcome.tokens else "–"
-    numbers = f"{outcome.rows:,}", f"{outcome.results:,}", f"{outcome.tokens:,}"
-    return [stage.name, stage.command, *numbers, each]
 
 
 def load_stages(path: str, overrides: Sequence[str] = ()) -> Stages:
@@ -202,40 +212,66 @@ def load_stages(path: str, overrides: Sequence[str] = ()) -> Stages:
         if override.startswith("folder="):
             folder = override.removeprefix("folder=")
         elif name in sections:
-            kind = _kind(lines_by_name[name], path).config if name != SETTINGS else RunConfig
-            apply_override(sections[name], rest, kind)
+            command = "run" if name == SETTINGS else lines_by_name[name].command
+            with _source(f"{path}, stage {name}"):
+                apply_override(sections[name], rest, _kind(command).config)
         else:
             raise ConfigError(f"--set {override}: {did_you_mean(name, ['folder', *sections])}")
     found = dict[str, Stage]()
     for name, line in lines_by_name.items():
-        settings = _merged(sections[SETTINGS], sections[name])
-        found[name] = _stage(line, settings, f"{folder.rstrip('/')}/{name}", found, path)
+        with _source(f"{path}, stage {name}"):
+            output = f"{folder.rstrip('/')}/{name}"
+            if line.resumes is not None:
+                first = _earlier(found, line.resumes)
+                sections[name] = _merged(sections[first.name], sections[name])
+                output = first.config.output.path
+            found[name] = _stage(line, _merged(sections[SETTINGS], sections[name]), output, found)
     return Stages(folder, tuple(found.values()))
 
 
 def _stage(
-    line: StageLine, settings: dict[str, Any], output: str, earlier: Mapping[str, Stage], path: str
+    line: StageLine, settings: dict[str, Any], output: str, earlier: Mapping[str, Stage]
 ) -> Stage:
     """One stage, with its places filled in."""
-    source, reads = f"{path}, stage {line.name}", None
-    settings = _merged(settings, {"output": {"path": output}})
-    if line.reads is not None:
-        reads = earlier.get(line.reads)
-        if reads is None:
-            known = did_you_mean(line.reads, earlier, "earlier stage")
-            raise ConfigError(f"{source}: reads: {known}")
-        if "path" in settings.get("input", {}):
-            raise ConfigError(f"{source}: set one of reads and input.path")
-        settings = _merged(settings, {"input": {"path": reads.results}})
-    kind = _kind(line, path)
-    return Stage(line.name, line.command, kind, parse_as(kind.config, settings, source), reads)
+    named = dict[str, Stage]()
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: filled(each) for key, each in value.items()}
+        if isinstance(value, str) and value.startswith(REFERENCE):
+            stage = _earlier(earlier, value.removeprefix(REFERENCE))
+            named[stage.name] = stage
+            return stage.results
+        return value
+
+    settings = _merged(filled(settings), {"output": {"path": output}})
+    kind = _kind(line.command)
+    config = parse_as(kind.config, settings, "it")
+    return Stage(
+        line.name, line.command, kind, config, tuple(named.values()), line.resumes is not None
+    )
 
 
-def _kind(line: StageLine, path: str) -> StageKind:
+def _earlier(stages: Mapping[str, Stage], name: str) -> Stage:
+    if name not in stages:
+        raise ConfigError(did_you_mean(name, stages, "earlier stage"))
+    return stages[name]
+
+
+def _kind(command: str) -> StageKind:
     try:
-        return KINDS[line.command]
+        return KINDS[command]
     except ValueError as error:
-        raise ConfigError(f"{path}, stage {line.name}: {error}") from None
+        raise ConfigError(str(error)) from None
+
+
+@contextmanager
+def _source(name: str) -> Iterator[None]:
+    """Errors begin with ``name``."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.message}") from None
 
 
 def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

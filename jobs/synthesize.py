@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs.accept import UNJUDGED, SampleCounts
 from jobs.card import Provenance, card, dataset_info
@@ -22,7 +24,7 @@ from jobs.chats import VARIANTS
 from jobs.contamination import Benchmarks, prompt_text
 from jobs.export import FOLDER as EXPORT
 from jobs.export import FOLDERS, JSONL, Exported, export
-from jobs.job import generate
+from jobs.job import Outcome, StageKind, generate, outcome
 from jobs.judgements import Judgements
 from jobs.own_files import OwnFiles
 from jobs.samples import FOLDER as SAMPLES_FOLDER
@@ -170,7 +172,9 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCou
 def _export(config: Synthesis, prepared: PreparedRun, samples: Samples, own: OwnFiles) -> Exported:
     """Write the export, its card last; without conversations there is none. Remove the outdated."""
     section, store = config.synthesize, Storage(config.output.path)
-    exported = export(samples, prepared, own, section.export_rules)
+    exported = Exported()
+    if section.export != "none":
+        exported = export(samples, prepared, own, section.export_rules)
     about = set[str]() if exported.is_empty else {CARD, DATASET_INFO}
     own.claim(about)
     own.remove_all_but(samples.files | exported.files | about)
@@ -208,6 +212,18 @@ def _require_enough(config: Synthesis, tally: SampleCounts, retried: bool) -> No
     if not tally.accepted:
         raise IncompleteRunError(f"no sample is accepted; the column rejected in {where} says why")
 
+
+def _outcome(config: Synthesis) -> Outcome:
+    """Its results are the accepted samples."""
+    store = Storage(config.below(SAMPLES_FOLDER))
+    accepted = 0
+    for info in store.files():
+        with store.open(info.name) as file:
+            accepted += pc.sum(pq.read_table(file, columns=["accepted"])["accepted"]).as_py() or 0
+    return outcome(config)._replace(results=accepted)
+
+
+STAGE = StageKind(Synthesis, synthesize, f"{SAMPLES_FOLDER}/", _outcome)
 
 if __name__ == "__main__":
     from pipeline.cli import main

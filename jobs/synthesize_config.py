@@ -78,10 +78,10 @@ class SynthesizeSection(Section):
     near_duplicate: Annotated[float, Field(gt=0, le=1)] | None = Field(
         0.8, description="similarity (0 to 1) from which a sample is a duplicate; None: no check"
     )
-    export: Literal["accepted", "all"] = Field(
+    export: Literal["accepted", "all", "none"] = Field(
         "accepted",
         description="all: every sample with a whole answer, accepted or not, but none that is "
-        "contaminated",
+        "contaminated; none: `samples` alone, for a judge",
     )
     preference: tuple[Kind, ...] = Field(
         ("wrong",),

@@ -205,7 +205,7 @@ def estimate(config: str, overrides: tuple[str, ...], rows: int, as_json: bool) 
         if found is not None:
             _print(found, as_json)
         elif not as_json:
-            print_text(f"it has no input yet: it reads {stage.reads.name}")
+            print_text(f"waits for {stage.waits_for}")
 
 
 @qwq_batch.command()

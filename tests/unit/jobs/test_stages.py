@@ -16,10 +16,14 @@ FILE: dict[str, Any] = {
     "stages": [
         {"name": "samples", "command": "run", "input": {"path": "seeds"}},
         {
-            "name": "labeled", "command": "label", "reads": "samples", "sampling": {"n": 2},
+            "name": "labeled", "command": "label", "input": {"path": "stage:samples"},
+            "sampling": {"n": 2},
             "label": {"guideline": "Say which.", "labels": ["a", "b"]},
         },
-        {"name": "again", "command": "run", "reads": "labeled", "prompt": {"template": "{text}"}},
+        {
+            "name": "again", "command": "run", "input": {"path": "stage:labeled"},
+            "prompt": {"template": "{text}"},
+        },
     ],
 }  # fmt: skip
 
@@ -48,8 +52,18 @@ def test_each_stage_has_the_common_settings_and_its_own_and_reads_the_results_be
     assert labeled.config.input.path == samples.results == "out/recipe/samples"
     assert labeled.run.output.path == "out/recipe/labeled/traces"
     assert again.config.input.path == labeled.results == "out/recipe/labeled/labels"
-    assert samples.has_input
-    assert not labeled.has_input
+    assert samples.waits_for is None
+    assert labeled.waits_for == "results of stage samples"
+
+
+def test_stage_that_resumes_another_has_its_folder_and_its_settings(tmp_path: Path) -> None:
+    more = {"name": "more", "command": "run", "resumes": "samples", "sampling": {"n": 6}}
+    data = {**FILE, "stages": [*FILE["stages"], more]}
+    samples, *_, again = load_stages(write(tmp_path, data)).stages
+    assert again.config.output.path == samples.config.output.path
+    assert again.config.input.path == "seeds"
+    assert (again.config.sampling.n, again.config.sampling.top_k) == (6, 20)
+    assert (samples.is_resumed, again.is_resumed) == (False, True)
 
 
 def test_settings_are_overridden_for_all_or_for_one_stage(tmp_path: Path) -> None:
@@ -66,15 +80,21 @@ def test_settings_are_overridden_for_all_or_for_one_stage(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (changed(1, reads="sample"), r"stage labeled: reads: unknown earlier stage sample; did you"),
-        (changed(0, reads="labeled"), "stage samples: reads: unknown earlier stage labeled"),
-        (changed(1, input={"path": "x"}), "stage labeled: set one of reads and input.path"),
+        (
+            changed(1, input={"path": "stage:sample"}),
+            "stage labeled: unknown earlier stage sample; did you mean samples",
+        ),
+        (
+            changed(0, input={"path": "stage:labeled"}),
+            "stage samples: unknown earlier stage labeled",
+        ),
+        (changed(2, resumes="sample"), "stage again: unknown earlier stage sample; did you mean"),
         (changed(1, command="lable"), "stage labeled: command: unknown name lable; did you mean"),
         (changed(1, name="samples"), "each stage needs a name of its own"),
         (changed(1, name="settings"), "each stage needs a name of its own"),
         (changed(1, name="../x"), r"stages.1.name: String should match"),
-        (changed(2, smapling={"n": 1}), "stage again is not a valid run:\n  smapling: unknown key"),
-        (changed(0, input=None), "stage samples is not a valid run:\n  input: is required"),
+        (changed(2, smapling={"n": 1}), "stage again: it is not a valid run:\n  smapling: unknown key"),
+        (changed(0, input=None), "stage samples: it is not a valid run:\n  input: is required"),
         ({"folder": "x", "stages": []}, "stages: List should have at least 1"),
         ({**FILE, "stage": []}, "stage: Extra inputs"),
     ],
