@@ -52,6 +52,11 @@ OPTIONAL_FIELDS = (*EARLY_FIELDS, *ASKED_FIELDS)
 # All names that our columns can have.
 OUR_COLUMNS = (*TRACE_COLUMNS, *(field.name for field in OPTIONAL_FIELDS))
 
+# The key of a part's footer that holds, as JSON, which run wrote it and how.
+FOOTER_KEY = b"qwq-batch"
+# An input column that the pipeline makes: where a row comes from, see `pipeline.input.source_rows`.
+SOURCE_ROW = "source_row"
+
 # Provenance and requested samples, carried with each row through Ray Data; dropped from finished
 # parts. A row accounts for the rows ``__qwq_start`` to ``__qwq_stop`` (exclusive): itself and, in a
 # pass over chosen rows, its neighbors that were not chosen.
