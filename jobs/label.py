@@ -29,7 +29,7 @@ from pipeline import RunConfig, console
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
 from pipeline.config.section import Section
 from pipeline.errors import ConfigError, InputError
-from pipeline.input.shards import find_shards
+from pipeline.input.shards import Input, find_shards
 from pipeline.output.ledger import Ledger
 from pipeline.output.reader import finished_parts
 from pipeline.printing import print_text
@@ -205,10 +205,11 @@ class LabelJob(Job):
 
     def check(self) -> None:
         """Raise `InputError` for missing columns and for names that are taken."""
-        schema = self.prompts
+        found = self.input_found
+        schema = found.schema
         for key in ("text_column", "gold_column"):
             name = getattr(self.label, key)
-            if name is not None and name not in schema.names:
+            if name is not None and found.carried.get(name, name) not in schema.names:
                 raise InputError(
                     f"label.{key} is {name}, but the input has only the columns "
                     f"{', '.join(schema.names)}"
@@ -224,15 +225,24 @@ class LabelJob(Job):
                 raise ConfigError(f"two columns would be named {name}; see label.rename")
 
     @property
-    def prompts(self) -> pa.Schema:
-        """The input's columns."""
+    def input_found(self) -> Input:
+        """The input's shards and columns."""
         known = Ledger(Storage(self.traces)).known_shards()
-        return find_shards(self.input.path, known).schema
+        return find_shards(self.input.path, known, self.input.query)
+
+    @property
+    def as_carried(self) -> Self:
+        """The same with the name that the gold column has in the traces."""
+        gold = self.label.gold_column
+        if gold is None:
+            return self
+        names = {"gold_column": self.input_found.carried.get(gold, gold)}
+        return self.model_copy(update={"label": self.label.model_copy(update=names)})
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of a labeled row."""
-        return pa.schema([*self.prompts, *self.added])
+        return pa.schema([*self.input_found.schema, *self.added])
 
     @property
     def added(self) -> list[pa.Field]:
@@ -337,6 +347,7 @@ def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     console.warn_about(job.run)
     own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
     summary = generate(job.run, retry)
+    job = job.as_carried
     counts = write(job)
     text = "\n".join(report_lines(counts, job))
     store = Storage(job.output.path)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import console
+from pipeline.config.sections import InputConfig
 from pipeline.errors import InputError, OutputError
 from pipeline.input.rows import read_rows
 from pipeline.input.shards import find_shards
@@ -46,14 +47,20 @@ def expanded(seeds: pa.Table, values: Values) -> pa.Table:
 class PromptShards:
     """The prompt shards of a job, in the order of the seeds.
 
-    ``seeds``: the job's `input.path`. ``folder``: URL of the shards. ``rows``: most prompts in one
-    shard, which still holds all combinations of a seed. Raises `InputError` if there are no seeds,
-    or if they have a column of ``values``. Raises `OutputError` if ``folder`` has shards made from
-    other seeds or values.
+    ``seeds``: the job's section `input`. ``folder``: URL of the shards. ``rows``: most prompts in
+    one shard, which still holds all combinations of a seed. Raises `InputError` if there are no
+    seeds, if they have a column of ``values``, or if a run wrote them. Raises `OutputError` if
+    ``folder`` has shards made from other seeds or values.
     """
 
-    def __init__(self, seeds: str, folder: str, values: Values, rows: int) -> None:
-        found = find_shards(seeds)
+    def __init__(self, seeds: InputConfig, folder: str, values: Values, rows: int) -> None:
+        found = find_shards(seeds.path, query=seeds.query)
+        if found.stage:
+            raise InputError(
+                f"input.path {seeds.path} is the output of a run; synthesize.expand and "
+                "synthesize.accepted copy their seeds, which must be files of your own: leave both "
+                "out, or write the columns that you need to a Parquet file"
+            )
         for note in found.notes:
             console.warn(note)
         self._schema, columns = found.schema, [name.lower() for name in found.schema.names]
@@ -62,13 +69,15 @@ class PromptShards:
                 f"synthesize.expand has {', '.join(taken)}, and the input has a column of that "
                 "name; rename the one in expand"
             )
-        self._seeds, self._values, self._rows = seeds, values, rows
+        self._seeds, self._values, self._rows = seeds.path, values, rows
+        self._query = seeds.query
         self._prompts_per_seed = len(combinations(values))
         self._store = Storage(folder)
         parts = split_parts(found.shards, max(1, rows // self._prompts_per_seed))
         self._parts = sorted((part for part in parts if part.rows), key=lambda part: part.name)
         if not self._parts:
-            raise InputError(f"input.path {seeds}: the Parquet files have no rows")
+            condition = " for which input.where holds" if seeds.where else ""
+            raise InputError(f"input.path {seeds.path}: the Parquet files have no rows{condition}")
         self._check_existing()
 
     @property
@@ -125,6 +134,7 @@ class PromptShards:
         """What the shard of ``part`` is made from, as its footer records it."""
         return {
             "input.path": Storage(self._seeds).location,
+            **self._query.settings,
             "output.rows_per_part": self._rows,
             "synthesize.expand": [[name, list(values)] for name, values in self._values.items()],
             SEEDS: {"name": part.shard.name, **part.shard.identity},
@@ -138,8 +148,8 @@ class PromptShards:
         for part, before in zip(parts, recorded, strict=True):
             now = self._origin(part)
             changes = [
-                f"  {key}: was {before.get(key)!r}, is now {now[key]!r}"
-                for key in now if key != SEEDS and before.get(key) != now[key]
+                f"  {key}: was {before.get(key)!r}, is now {now.get(key)!r}"
+                for key in {**before, **now} if key != SEEDS and before.get(key) != now.get(key)
             ]  # fmt: skip
             if changes:
                 self._refuse(changes)

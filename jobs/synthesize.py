@@ -126,8 +126,10 @@ class Synthesis(Job):
     @property
     def run(self) -> RunConfig:
         """The run that generates the samples."""
-        prompts = {"input": {"path": self.below(PROMPTS)}} if self.makes_prompts else {}
-        return self.as_run(**prompts)
+        if not self.makes_prompts:
+            return self.as_run()
+        taken = dict.fromkeys(("columns", "where"), None)  # of the seeds, not once more
+        return self.as_run(input={"path": self.below(PROMPTS), **taken})
 
 
 def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
@@ -179,10 +181,11 @@ def _own_files(config: Synthesis) -> OwnFiles:
 
 def _prompt_shards(config: Synthesis, retry: Sequence[str]) -> PromptShards | None:
     """The shards of prompts made from the seeds, at least one written; None if there are none."""
-    section, seeds, n = config.synthesize, config.input.path, config.sampling.n
+    section, n = config.synthesize, config.sampling.n
     if not config.makes_prompts:
         return None
-    shards = PromptShards(seeds, config.below(PROMPTS), section.expand, config.output.rows_per_part)
+    rows = config.output.rows_per_part
+    shards = PromptShards(config.input, config.below(PROMPTS), section.expand, rows)
     if section.accepted is not None and section.accepted > shards.rows * n:
         raise ConfigError(
             f"synthesize.accepted is {section.accepted:,}, but {shards.rows:,} prompts with "

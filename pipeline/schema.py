@@ -112,6 +112,8 @@ def output_schema(
         names = [original.get(name, name) for name in clashes]
         hints = " ".join(f"--set output.rename.{name}=qwq_{name}" for name in names)
         taken = ", ".join(clashes.values())
+        if {"think", "state"} <= set(names):
+            hints += _COPIED
         what = "which the output would add"
         if any(name != other for name, other in clashes.items()):
             what = f"and the output would add {', '.join(clashes)}: {_CASE}"
@@ -133,6 +135,10 @@ def output_schema(
     return pa.schema([*prompts, *ours])
 
 
+_COPIED = (
+    ". Or, if another run wrote the input, take its output files as they are: their footers tell "
+    "its columns from others, which are then carried under names of their own"
+)
 _CASE = "DuckDB, Spark and other SQL engines take names that differ by case only for one"
 
 

@@ -237,10 +237,10 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
                 f"answer.reference_column is {reference}, but the input has only the columns "
                 f"{', '.join(prompts.names)}"
             )
+        check_column(prompts, section.length_column)
     except InputError as error:
         left_out = "; input.columns leaves out all others" if section.columns else ""
         raise InputError(error.message + left_out + _folder_hint(found)) from None
-    check_column(prompts, section.length_column)
     return columns
 
 

@@ -39,6 +39,14 @@ class InputQuery:
         """Whether some rows may be left out."""
         return self.where is not None or self.unit == "rows"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that identify a run, by full name, as far as they differ from taking everything."""
+        columns = None if self.columns is None else list(self.columns)
+        unit = None if self.unit == "traces" else self.unit
+        settings = {"input.columns": columns, "input.where": self.where, "input.unit": unit}
+        return {name: value for name, value in settings.items() if value is not None}
+
     def check_columns(self, present: Iterable[str]) -> None:
         """Raise `InputError` if a column to carry is not among those ``present`` in the files."""
         present = list(present)

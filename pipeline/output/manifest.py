@@ -27,7 +27,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "input.prompt_column": columns.prompt,
         "input.messages_column": columns.messages,
         "input.tools_column": columns.tools,
-        **_query_settings(config),
+        **config.input.query.settings,
         "output.rows_per_part": config.output.rows_per_part,
         "output.raw_text": config.output.raw_text,
         "output.rename": dict(config.output.rename),
@@ -49,14 +49,6 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "engine.kind": config.engine.kind,
         "engine.context": config.engine.context,
     }
-
-
-def _query_settings(config: RunConfig) -> dict[str, Any]:
-    """What the run takes of its files, as far as it is not all; older versions took all."""
-    query = config.input.query
-    settings = {"input.columns": query.columns and list(query.columns), "input.where": query.where}
-    settings["input.unit"] = None if query.unit == "traces" else query.unit
-    return {key: value for key, value in settings.items() if value is not None}
 
 
 def software_versions(engine_packages: Iterable[str] = ()) -> dict[str, str]:
