@@ -18,7 +18,7 @@ from pipeline.input.query import InputQuery
 from pipeline.input.shards import find_shards
 from pipeline.insight.status import status
 from pipeline.output.layout import MANIFEST, SHARDS
-from pipeline.planning import Part, Range, RowSelection
+from pipeline.planning import Part, Range, RowSelection, Shard
 from pipeline.schema import FOOTER_KEY, OUR_COLUMNS
 from tests.conftest import MakeConfig, write_shards
 from tests.outputs import finish
@@ -267,8 +267,8 @@ def test_a_selection_survives_its_record() -> None:
 
     for chosen in (np.zeros(0, bool), np.zeros(9, bool), np.arange(1000) % 7 == 3):
         selection = RowSelection.of(chosen)
-        shard = source.Shard("a.parquet", "a", len(chosen), 5, "t", "d").selecting(selection)
-        read = source.Shard("a.parquet", "a", len(chosen), 5, "t", "d").selecting_as(shard.identity)
+        shard = Shard("a.parquet", "a", len(chosen), 5, "t", "d").selecting(selection)
+        read = Shard("a.parquet", "a", len(chosen), 5, "t", "d").selecting_as(shard.identity)
         assert read == shard
         assert shard.is_unchanged(read.identity)
         assert selection.numbers.tolist() == np.flatnonzero(chosen).tolist()
