@@ -25,7 +25,7 @@ class InputConfig(Section):
         description="Folder, file or glob of Parquet files; local, `s3://` or any fsspec URL. The "
         "output of another run is one too."
     )
-    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+    columns: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="The columns to carry into the output and to make prompts from, by their names "
         "in the files; the others are not read. Default: all.",
@@ -70,7 +70,8 @@ class InputConfig(Section):
     @property
     def query(self) -> InputQuery:
         """What the run takes of its files."""
-        return InputQuery(self.columns, self.where, self.unit)
+        columns = None if self.columns is None else tuple(self.columns)
+        return InputQuery(columns, self.where, self.unit)
 
 
 class OutputConfig(Section):
