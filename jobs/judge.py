@@ -107,7 +107,7 @@ def _swapped_parts(job: JudgeJob, straight: Mapping[str, FinishedPart]) -> dict[
 
 def judge(job: JudgeJob, retry: Sequence[str] = ()) -> int:
     """Judge the remaining rows, write all files anew, and print the report; the exit code."""
-    return carry_out(job, retry, lambda: report_lines(write(job), job))
+    return carry_out(job, retry, lambda job: report_lines(write(job), job))
 
 
 STAGE = StageKind(JudgeJob, judge, JudgeJob.folder, outcome)

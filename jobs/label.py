@@ -231,7 +231,7 @@ def write(job: LabelJob) -> Counts:
 
 def label(job: LabelJob, retry: Sequence[str] = ()) -> int:
     """Label the remaining rows, write all files anew, and print the report; the exit code."""
-    return carry_out(job, retry, lambda: report_lines(write(job), job))
+    return carry_out(job, retry, lambda job: report_lines(write(job), job))
 
 
 STAGE = StageKind(LabelJob, label, LABELS, outcome)

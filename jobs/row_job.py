@@ -6,7 +6,7 @@ Below ``output.path``, a folder has a file for each file of traces, and a row fo
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from jobs.job import Job, generate
 from jobs.own_files import OwnFiles
 from pipeline import console
 from pipeline.errors import ConfigError, InputError
-from pipeline.input.shards import find_shards
+from pipeline.input.shards import Input, find_shards
 from pipeline.monitor.limits import Limits
 from pipeline.output.ledger import Ledger
 from pipeline.printing import print_text
@@ -85,9 +85,10 @@ class RowJob(Job):
 
     def check(self) -> None:
         """Raise `InputError` for missing columns and for names that are taken."""
-        schema, section = self.prompts, self.section_name
+        found, section = self.input_found, self.section_name
+        schema = found.schema
         for key, name in self.section.columns.items():
-            if name is not None and name not in schema.names:
+            if name is not None and found.carried.get(name, name) not in schema.names:
                 raise InputError(
                     f"{section}.{key} is {name}, but the input has only the columns "
                     f"{', '.join(schema.names)}"
@@ -105,15 +106,24 @@ class RowJob(Job):
                 raise ConfigError(f"two columns would be named {name}; see {section}.rename")
 
     @property
-    def prompts(self) -> pa.Schema:
-        """The input's columns."""
+    def input_found(self) -> Input:
+        """The input's shards and columns."""
         known = Ledger(Storage(self.traces)).known_shards()
-        return find_shards(self.input.path, known).schema
+        return find_shards(self.input.path, known, self.input.query)
+
+    @property
+    def as_carried(self) -> Self:
+        """The same, with the names that the section's columns have in the traces."""
+        carried = self.input_found.carried
+        named = {key: name for key, name in self.section.columns.items() if name is not None}
+        names = {key: carried.get(name, name) for key, name in named.items()}
+        section = getattr(self, self.section_name).model_copy(update=names)
+        return self.model_copy(update={self.section_name: section})
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of a row."""
-        return pa.schema([*self.prompts, *self.added])
+        return pa.schema([*self.input_found.schema, *self.added])
 
     @property
     def added(self) -> list[pa.Field]:
@@ -129,6 +139,9 @@ class RowJob(Job):
         """What the job writes beside its traces."""
         places = (self.folder, REVIEW, REPORT)
         return OwnFiles(self.output.path, self.traces, places, self.before)
+
+
+AnyRowJob = TypeVar("AnyRowJob", bound=RowJob)
 
 
 def whole_rows(traces: pa.Table, sample: str) -> Iterator[pa.Table]:
@@ -184,10 +197,12 @@ def write_rows(
     own.remove_all_but(written)
 
 
-def carry_out(job: RowJob, retry: Sequence[str], write: Callable[[], Iterator[str]]) -> int:
+def carry_out(
+    job: AnyRowJob, retry: Sequence[str], write: Callable[[AnyRowJob], Iterator[str]]
+) -> int:
     """Generate what remains, write all files anew, and print the report; the exit code.
 
-    ``write`` writes the rows and returns the lines of the report.
+    ``write`` writes the rows of the job `as_carried`, and returns the lines of the report.
     """
     job.check_output()
     own = job.own_files()
@@ -197,7 +212,7 @@ def carry_out(job: RowJob, retry: Sequence[str], write: Callable[[], Iterator[st
     own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
     limits = Limits(job.run)
     summaries = [(generate(run, retry, limits), run) for run in job.runs]
-    text = "\n".join(write())
+    text = "\n".join(write(job.as_carried))
     Storage(job.output.path).put(REPORT, f"{text}\n".encode())
     folders = [f"{run.output.path.rpartition('/')[2]}/" for run in job.runs]
     files = ", ".join([job.folder, REVIEW, REPORT, *folders])

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import console
+from pipeline.config.sections import InputConfig
 from pipeline.errors import InputError, OutputError
 from pipeline.input.rows import read_rows
 from pipeline.input.shards import find_shards
@@ -55,21 +56,27 @@ def _without(prompts: pa.Table, left_out: Iterable[tuple[int, str]]) -> pa.Table
 class PromptShards:
     """The prompt shards of a job, in the order of the seeds.
 
-    ``seeds``: the job's `input.path`. ``folder``: URL of the shards. ``rows``: most prompts in one
-    shard, which still holds all combinations of a seed. ``find``: what is left out. Raises
-    `InputError` if there are no seeds, or if they have a column of ``values``. Raises `OutputError`
-    if ``folder`` has shards made from other seeds or values.
+    ``seeds``: the job's section `input`. ``folder``: URL of the shards. ``rows``: most prompts in
+    one shard, which still holds all combinations of a seed. ``find``: what is left out. Raises
+    `InputError` if there are no seeds, if they have a column of ``values``, or if a run wrote them.
+    Raises `OutputError` if ``folder`` has shards made from other seeds or values.
     """
 
     def __init__(
         self,
-        seeds: str,
+        seeds: InputConfig,
         folder: str,
         values: Values,
         rows: int,
         find: FindContamination = lambda prompts: [None] * len(prompts),
     ) -> None:
-        found = find_shards(seeds)
+        found = find_shards(seeds.path, query=seeds.query)
+        if found.stage:
+            raise InputError(
+                f"input.path {seeds.path} is the output of a run; synthesize.expand, accepted and "
+                "benchmarks copy their seeds, which must be files of your own: leave them out, or "
+                "write the columns that you need to a Parquet file"
+            )
         for note in found.notes:
             console.warn(note)
         self._schema, columns = found.schema, [name.lower() for name in found.schema.names]
@@ -78,14 +85,15 @@ class PromptShards:
                 f"synthesize.expand has {', '.join(taken)}, and the input has a column of that "
                 "name; rename the one in expand"
             )
-        self._seeds, self._values, self._rows, self._find = seeds, values, rows, find
-        self._contaminated = dict[str, list[tuple[int, str]]]()
+        self._seeds, self._values, self._rows, self._find = seeds.path, values, rows, find
+        self._query, self._contaminated = seeds.query, dict[str, list[tuple[int, str]]]()
         self._prompts_per_seed = len(combinations(values))
         self._store = Storage(folder)
         parts = split_parts(found.shards, max(1, rows // self._prompts_per_seed))
         self._parts = sorted((part for part in parts if part.rows), key=lambda part: part.name)
         if not self._parts:
-            raise InputError(f"input.path {seeds}: the Parquet files have no rows")
+            condition = " for which input.where holds" if seeds.where else ""
+            raise InputError(f"input.path {seeds.path}: the Parquet files have no rows{condition}")
         self._check_existing()
 
     @property
@@ -155,6 +163,7 @@ class PromptShards:
         """What the shard of ``part`` is made from, as its footer records it."""
         return {
             "input.path": Storage(self._seeds).location,
+            **self._query.settings,
             "output.rows_per_part": self._rows,
             "synthesize.expand": [[name, list(values)] for name, values in self._values.items()],
             SEEDS: {"name": part.shard.name, **part.shard.identity},
@@ -169,8 +178,8 @@ class PromptShards:
             now = self._origin(part)
             self._contaminated[part.name] = [tuple(each) for each in before.get(CONTAMINATED, [])]
             changes = [
-                f"  {key}: was {before.get(key)!r}, is now {now[key]!r}"
-                for key in now if key != SEEDS and before.get(key) != now[key]
+                f"  {key}: was {before.get(key)!r}, is now {now.get(key)!r}"
+                for key in {**before, **now} if key != SEEDS and before.get(key) != now.get(key)
             ]  # fmt: skip
             if changes:
                 self._refuse(changes)

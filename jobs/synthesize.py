@@ -117,7 +117,7 @@ def _prompt_shards(
     config: Synthesis, benchmarks: Benchmarks | None, is_retry: bool
 ) -> PromptShards:
     """The shards of prompts made from the seeds, at least one written."""
-    section, seeds, n = config.synthesize, config.input.path, config.sampling.n
+    section, n = config.synthesize, config.sampling.n
 
     def find(prompts: pa.Table) -> list[str | None]:
         if benchmarks is None:
@@ -127,7 +127,7 @@ def _prompt_shards(
         return [benchmarks.find(prompt_text(row, columns)) for row in rows]
 
     rows_per_part = config.output.rows_per_part
-    shards = PromptShards(seeds, config.below(PROMPTS), section.expand, rows_per_part, find)
+    shards = PromptShards(config.input, config.below(PROMPTS), section.expand, rows_per_part, find)
     if section.accepted is not None and section.accepted > shards.rows * n:
         raise ConfigError(
             f"synthesize.accepted is {section.accepted:,}, but {shards.rows:,} prompts with "

@@ -194,8 +194,10 @@ class Synthesis(Job):
     @property
     def run(self) -> RunConfig:
         """The run that generates the samples."""
-        prompts = {"input": {"path": self.below(PROMPTS)}} if self.makes_prompts else {}
-        return self.as_run(**prompts)
+        if not self.makes_prompts:
+            return self.as_run()
+        taken = dict.fromkeys(("columns", "where"))  # of the seeds, not once more
+        return self.as_run(input={"path": self.below(PROMPTS), **taken})
 
     @property
     def prompt_columns(self) -> PromptColumns:

@@ -2,17 +2,50 @@
 
 A part is a slice of one shard and becomes one output file, named after the shard. Rows 4096 to
 8191 of ``en/shard-00007.parquet`` become ``en/shard-00007.00001.parquet``. Row numbers count from
-0 at the start of the shard.
+0 at the start of the shard. Of a shard from which rows are selected, all counts and row numbers are
+those of its selected rows.
 """
 
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from pipeline.errors import InputError
 
 PARQUET = ".parquet"
+
+
+# The runs of a chain in order, each with its ``output`` and a digest of its ``settings``.
+Lineage = tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class RowSelection:
+    """The rows of a file that a run takes.
+
+    ``file_rows``: the number of rows in the file. ``rows``: of the selected ones. ``bits``: one for
+    each row of the file, packed and compressed.
+    """
+
+    file_rows: int
+    rows: int
+    bits: bytes
+
+    @classmethod
+    def of(cls, chosen: Any) -> "RowSelection":
+        """The selection of the rows at which ``chosen``, a bool array of shape (rows,), is true."""
+        return cls(len(chosen), int(chosen.sum()), zlib.compress(np.packbits(chosen).tobytes()))
+
+    @property
+    def numbers(self) -> Any:
+        """The row numbers in the file: ascending int64 array of shape (selected rows,)."""
+        bits = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        return np.flatnonzero(np.unpackbits(bits, count=self.file_rows))
 
 
 @dataclass(frozen=True)
@@ -21,7 +54,8 @@ class Shard:
 
     ``name``: relative to the input root. ``path``: as the filesystem spells it. ``size``: in bytes.
     ``tag``: the version tag of `pipeline.storage.FileInfo`. ``digest``: of the file's end, where
-    Parquet keeps the footer; empty if unknown.
+    Parquet keeps the footer; empty if unknown. ``rows``: those that the run takes, all of the file
+    without a ``selection``.
     """
 
     name: str
@@ -30,12 +64,39 @@ class Shard:
     size: int
     tag: str
     digest: str = ""
+    selection: RowSelection | None = None
+
+    @property
+    def file_rows(self) -> int:
+        """The number of rows in the file, selected or not."""
+        return self.rows if self.selection is None else self.selection.file_rows
+
+    def selecting(self, selection: RowSelection) -> "Shard":
+        """The shard, of which the run takes only the rows of ``selection``."""
+        return replace(self, rows=selection.rows, selection=selection)
+
+    def selecting_as(self, known: Mapping[str, Any]) -> "Shard":
+        """The shard with the selection that an earlier `identity` of the same content records."""
+        if "bits" not in known:
+            return self
+        bits = b64decode(known["bits"])
+        return self.selecting(RowSelection(known["rows"], known["selected"], bits))
 
     @property
     def identity(self) -> dict[str, int | str]:
-        """What identifies the file's content, as far as its listing and its end show it."""
-        identity: dict[str, int | str] = {"rows": self.rows, "size": self.size, "tag": self.tag}
-        return {**identity, "digest": self.digest} if self.digest else identity
+        """What identifies the file's content, as far as its listing and its end show it.
+
+        And which of its rows are selected, so that these are not looked for again.
+        """
+        identity: dict[str, int | str] = {
+            "rows": self.file_rows, "size": self.size, "tag": self.tag,
+        }  # fmt: skip
+        if self.digest:
+            identity["digest"] = self.digest
+        if self.selection is not None:
+            identity["selected"] = self.rows
+            identity["bits"] = b64encode(self.selection.bits).decode()
+        return identity
 
     def is_unchanged(self, known: Mapping[str, Any]) -> bool:
         """Whether an earlier `identity` is of the same content.
@@ -44,7 +105,8 @@ class Shard:
         """
         same_tag = known["tag"] == self.tag
         same_end = bool(self.digest) and known.get("digest") == self.digest
-        return (known["rows"], known["size"]) == (self.rows, self.size) and (same_tag or same_end)
+        same_rows = (known["rows"], known["size"]) == (self.file_rows, self.size)
+        return same_rows and (same_tag or same_end)
 
 
 @dataclass(frozen=True)
@@ -53,11 +115,13 @@ class KnownShards:
 
     ``identities``: `Shard.identity` by shard name. ``schema``: the Arrow schema of the input
     columns in the output, None if unknown. ``location``: the input location they were listed from.
+    ``lineage``: the runs whose rows they hold; empty if no run wrote them.
     """
 
     identities: Mapping[str, Mapping[str, Any]]
     schema: Any = None
     location: str | None = None
+    lineage: Lineage = ()
 
     def unchanged(self, location: str, info: Any) -> Mapping[str, Any] | None:
         """The identity of a file if its listing shows that it is unchanged, else None.

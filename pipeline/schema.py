@@ -52,6 +52,11 @@ OPTIONAL_FIELDS = (*EARLY_FIELDS, *ASKED_FIELDS)
 # All names that our columns can have.
 OUR_COLUMNS = (*TRACE_COLUMNS, *(field.name for field in OPTIONAL_FIELDS))
 
+# The key of a part's footer that holds, as JSON, which run wrote it and how.
+FOOTER_KEY = b"qwq-batch"
+# An input column that the pipeline makes: where a row comes from, see `pipeline.input.source_rows`.
+SOURCE_ROW = "source_row"
+
 # Provenance and requested samples, carried with each row through Ray Data; dropped from finished
 # parts. A row accounts for the rows ``__qwq_start`` to ``__qwq_stop`` (exclusive): itself and, in a
 # pass over chosen rows, its neighbors that were not chosen.
@@ -107,6 +112,8 @@ def output_schema(
         names = [original.get(name, name) for name in clashes]
         hints = " ".join(f"--set output.rename.{name}=qwq_{name}" for name in names)
         taken = ", ".join(clashes.values())
+        if {"think", "state"} <= set(names):
+            hints += _COPIED
         what = "which the output would add"
         if any(name != other for name, other in clashes.items()):
             what = f"and the output would add {', '.join(clashes)}: {_CASE}"
@@ -128,6 +135,10 @@ def output_schema(
     return pa.schema([*prompts, *ours])
 
 
+_COPIED = (
+    ". Or, if another run wrote the input, take its output files as they are: their footers tell "
+    "its columns from others, which are then carried under names of their own"
+)
 _CASE = "DuckDB, Spark and other SQL engines take names that differ by case only for one"
 
 

@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
-from pipeline.execution.prepare import prepare
+from pipeline.execution.prepare import PreparedRun, prepare
+from pipeline.input.rows import read_rows
 from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
 from pipeline.monitor.history import Recorder
 from pipeline.output.ledger import Ledger
-from pipeline.output.manifest import run_settings, software_versions
+from pipeline.output.manifest import run_settings
 from pipeline.output.summary import Summary, summarize
-from pipeline.planning import Part, PartRef, Pass, Shard
+from pipeline.planning import Part, PartRef, Pass, Range, Shard
 from pipeline.prompts.columns import PromptColumns
-from pipeline.schema import ORIGIN_FIELDS, TRACE_COLUMNS, output_schema, trace_fields
+from pipeline.schema import (
+    ORIGIN_FIELDS,
+    TRACE_COLUMNS,
+    UNREADABLE_COLUMN,
+    output_schema,
+    trace_fields,
+)
 from pipeline.storage import Storage
 
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -99,26 +105,28 @@ def finish(config: RunConfig, trace: MakeTrace = lambda *_: {}) -> Summary:
     prepared = prepare(config)
     ledger, samples = prepared.ledger, int(prepared.settings["sampling.n"])
     run_pass = Pass(0, 0, samples)
-    ledger.open_run(prepared.settings, software_versions())
-    ledger.record_shards(prepared.shards, prepared.prompts, prepared.settings["input.path"])
+    prepared.open_output()
     done = ledger.listing().finished_parts()
     for part in prepared.parts:
         if part.name not in done:
             ref = PartRef.of(part)
             if part.rows:
-                ledger.write_block(_traces(config, part, samples, trace))
+                ledger.write_block(_traces(prepared, part, samples, trace))
             ledger.commit(ref, run_pass, prepared.traces, prepared.metadata(run_pass))
     return summarize(ledger.store, prepared.parts, samples, None)
 
 
-def _traces(config: RunConfig, part: Part, samples: int, trace: MakeTrace) -> pa.Table:
+def _traces(prepared: PreparedRun, part: Part, samples: int, trace: MakeTrace) -> pa.Table:
     """All of a part's traces beside its prompts, as an engine hands them to the sink."""
+    config = prepared.config
     keys = [(row, sample) for row in range(part.start, part.stop) for sample in range(samples)]
     traces = [
         {**PLAIN, "think": "So.", "answer": "1", "sample": sample, **trace(row, sample)}
         for row, sample in keys
     ]
-    table = pq.read_table(part.shard.path).take([row for row, _ in keys])
+    piece = Range(part, part.start, part.stop)
+    prompts = pa.concat_tables(read_rows(config.input.path, piece, prepared.prompts))
+    table = prompts.drop_columns(UNREADABLE_COLUMN).take([row - part.start for row, _ in keys])
     fields = trace_fields(config.output.rename, config.output.raw_text)
     for name, field in zip(TRACE_COLUMNS, fields, strict=False):
         column = pa.array([values.get(name) for values in traces], field.type)

@@ -1,6 +1,6 @@
 """The configuration of a whole run; no I/O."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pipeline.config.sections import (
     PromptConfig,
     RayConfig,
 )
+from pipeline.prompts.template import with_columns_renamed
 from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
 from pipeline.reasoning.think_format import ThinkFormat
@@ -61,6 +62,27 @@ class RunConfig(Section):
         if self.model.format is None:
             return PRESETS[self.model.preset].think_format
         return ThinkFormat(**self.model.format.model_dump())
+
+    def with_columns_renamed(self, names: Mapping[str, str]) -> Self:
+        """The same with other input columns; ``names``: new by old, for those that change.
+
+        Except in the settings that say what to take of the files.
+        """
+        if not names:
+            return self
+        keys = ("prompt_column", "messages_column", "tools_column", "length_column")
+        columns = {key: names.get(old, old) for key in keys if (old := getattr(self.input, key))}
+        template, reference = self.prompt.template, self.answer.reference_column
+        if template is not None:
+            template = with_columns_renamed(template, names)
+        if reference is not None:
+            reference = names.get(reference, reference)
+        changes = {
+            "input": self.input.model_copy(update=columns),
+            "prompt": self.prompt.model_copy(update={"template": template}),
+            "answer": self.answer.model_copy(update={"reference_column": reference}),
+        }
+        return self.model_copy(update=changes)
 
     @property
     def trace_fields(self) -> list[pa.Field]:

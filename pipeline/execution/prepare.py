@@ -8,10 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.answers.references import REFERENCES, ReferenceSample
+from pipeline.config.load import fingerprint_of
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_type
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
+from pipeline.input.earlier_run import stage_name
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
 from pipeline.input.references import sample_references
 from pipeline.input.shards import Input, find_shards
@@ -21,7 +23,7 @@ from pipeline.output.layout import check_names
 from pipeline.output.ledger import INPUT, Ledger
 from pipeline.output.manifest import run_settings, software_versions
 from pipeline.output.parts import SAMPLES, read_footers
-from pipeline.planning import KnownShards, Part, Pass, Plan, Shard, split_parts
+from pipeline.planning import KnownShards, Lineage, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.reasoning.early_answer import ControlGroup
@@ -33,9 +35,10 @@ from pipeline.storage import Storage, check_reachable
 class PreparedRun:
     """A run that has passed every check, with all that its passes need.
 
-    ``prompts``: the schema of the input; ``traces``: of the output. ``references``: how the right
-    answers in the input are read; None if it has none. ``notes``: what
-    people should know about the input.
+    ``config``: its input columns have the names under which they are carried. ``prompts``: the
+    schema of the input; ``traces``: of the output. ``lineage``: of the input.
+    ``references``: how the right answers in the input are read; None if it has none. ``notes``:
+    what people should know about the input.
     """
 
     config: RunConfig
@@ -43,6 +46,7 @@ class PreparedRun:
     prompts: pa.Schema
     traces: pa.Schema
     settings: dict[str, Any]
+    lineage: Lineage
     ledger: Ledger
     shards: tuple[Shard, ...]
     parts: tuple[Part, ...]
@@ -77,7 +81,8 @@ class PreparedRun:
     def metadata(self, run_pass: Pass) -> dict[str, Any]:
         """The metadata of each output file of ``run_pass``."""
         settings = {**self.settings, SAMPLES: run_pass.stop}
-        return {"columns": self.names, "settings": settings, "versions": self.versions}
+        metadata = {"columns": self.names, "settings": settings, "versions": self.versions}
+        return {**metadata, "lineage": list(self.lineage)} if self.lineage else metadata
 
     @property
     def floor(self) -> ControlGroup | None:
@@ -105,7 +110,7 @@ class PreparedRun:
         """Record the run's settings and its shards in the output."""
         self.ledger.open_run(self.settings, self.versions)
         location = Storage(self.config.input.path).location
-        self.ledger.record_shards(self.shards, self.prompts, location)
+        self.ledger.record_shards(self.shards, self.prompts, location, self.lineage)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
     manifest, known = ledger.manifest(), ledger.known_shards()
-    found = find_shards(config.input.path, known)
+    found = find_shards(config.input.path, known, config.input.query)
+    config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
     # An output of an older version may have such names; it has to be finished as it is.
     is_new = manifest is None
@@ -168,14 +174,15 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     except OutputError as error:
         hint = _MOVED if moved_from not in (None, settings[INPUT]) else ""
         raise OutputError(error.message + hint) from None
+    lineage = _lineage(config, known, found)
     ledger.check_shards(found.shards)
     parts = tuple(split_parts(found.shards, config.output.rows_per_part))
     check_names(parts, ledger.store)
     tiers = context_tiers(config)
     notes = (*found.notes, *_notes(known, found))
     return PreparedRun(
-        config, columns, found.schema, traces, settings, ledger, tuple(found.shards), parts, tiers,
-        references, notes,
+        config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
+        parts, tiers, references, notes,
     )  # fmt: skip
 
 
@@ -185,7 +192,30 @@ _MOVED = (
 )
 
 
+def _lineage(config: RunConfig, known: KnownShards, found: Input) -> Lineage:
+    """The runs whose rows the input holds; raises `InputError` for new shards of another run."""
+    if found.run is None:
+        return known.lineage
+    digest = fingerprint_of(found.run.settings)
+    if known.lineage:
+        if known.lineage[-1]["settings"] != digest:
+            raise InputError(
+                f"input.path {config.input.path} has new files, which another run has written, "
+                "with other settings than the one whose output this run began with; take them "
+                "away, or choose another output.path"
+            )
+        return known.lineage
+    output = Storage(config.input.path).location
+    return (*found.run.lineage, {"output": output, "settings": digest})
+
+
 def _notes(known: KnownShards, found: Input) -> Iterator[str]:
+    if found.stage:
+        names = ", ".join(found.carried)
+        yield (
+            f"the input is the output of a run; of its columns, these are carried with "
+            f"{stage_name(found.stage, '')} before their names: {names}"
+        )
     if touched := known.touched(found.shards):
         yield (
             f"{len(touched):,} shards have other times or tags than when the run began, but the "
@@ -207,9 +237,10 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
                 f"answer.reference_column is {reference}, but the input has only the columns "
                 f"{', '.join(prompts.names)}"
             )
+        check_column(prompts, section.length_column)
     except InputError as error:
-        raise InputError(error.message + _folder_hint(found)) from None
-    check_column(prompts, section.length_column)
+        left_out = "; input.columns leaves out all others" if section.columns else ""
+        raise InputError(error.message + left_out + _folder_hint(found)) from None
     return columns
 
 

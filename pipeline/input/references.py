@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.references import ReferenceSample, cells
 from pipeline.errors import InputError
+from pipeline.input.rows import file_columns
 from pipeline.planning import Shard
 from pipeline.storage import Storage
 
@@ -60,24 +62,37 @@ def _sampled(
     for shard in chosen:
         try:
             with store.fs.open(shard.path, "rb") as file:
-                rows = list(_of_shard(pq.ParquetFile(file), column, groups))
+                rows = list(_of_shard(pq.ParquetFile(file), shard, column, groups))
         except (pa.ArrowException, OSError):  # the run says so, and does the others
             continue
         yield from ((shard.name, row, cell) for row, cell in rows)
 
 
-def _of_shard(file: pq.ParquetFile, column: str, groups: int) -> Iterator[tuple[int, object]]:
-    if column not in file.schema_arrow.names:
+def _of_shard(
+    file: pq.ParquetFile, shard: Shard, column: str, groups: int
+) -> Iterator[tuple[int, object]]:
+    """Rows, counted in the file, and cells of ``column``; only of rows that the run takes."""
+    names = file_columns(file, [column])
+    if not names:
         return
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    chosen = _spread([i for i, size in enumerate(sizes) if size], groups)
+    taken = np.ones(file.metadata.num_rows, bool)
+    if shard.selection is not None:
+        taken[:] = False
+        taken[shard.selection.numbers] = True
+    starts = [sum(sizes[:group]) for group in range(len(sizes))]
+    with_rows = [i for i, size in enumerate(sizes) if taken[starts[i] : starts[i] + size].any()]
+    chosen = _spread(with_rows, groups)
     wanted = SAMPLE_ROWS // SAMPLE_GROUPS * max(1, groups // max(1, len(chosen)))
     for group in chosen:
-        batches = file.iter_batches(MOST_DECODED, [group], [column])
-        values = cells(pa.chunked_array([next(iter(batches)).column(0)]))
-        yield from (
-            (sum(sizes[:group]) + i, values[i]) for i in _spread(range(len(values)), wanted)
-        )
+        start = starts[group]
+        for batch in file.iter_batches(MOST_DECODED, [group], [names[column]]):
+            rows = np.flatnonzero(taken[start : start + batch.num_rows])
+            if len(rows):
+                values = cells(pa.chunked_array([batch.column(0)]))
+                yield from ((start + i, values[i]) for i in _spread(rows.tolist(), wanted))
+                break
+            start += batch.num_rows
 
 
 def _spread(values: Sequence[T], count: int) -> list[T]:

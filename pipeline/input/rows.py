@@ -1,18 +1,26 @@
-"""Read the rows of shards; what a damaged file breaks becomes rows that say so."""
+"""Read the rows of shards; what a damaged file breaks becomes rows that say so.
 
-from collections.abc import Iterator, Sequence
+Here the rows that a run takes of a file (`RowSelection`), and the names under which it carries the
+columns of an earlier run, become those of the file.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, StorageError, first_line
+from pipeline.input.earlier_run import EarlierRun
+from pipeline.input.source_rows import SourceRows
 from pipeline.planning import PartRef, Range, Shard
 from pipeline.schema import (
     ORIGIN_FIELDS,
     RESERVED_COLUMNS,
+    SOURCE_ROW,
     UNREADABLE_FIELD,
     cast,
     conform,
@@ -33,55 +41,111 @@ def read_rows(input_url: str, piece: Range, schema: pa.Schema) -> Iterator[pa.Ta
     too and `UNREADABLE_COLUMN` says why. Raises `InputError` if the file is not the planned one,
     `StorageError` if the storage fails.
     """
-    shard, position = piece.part.shard, piece.start
+    shard = piece.part.shard
+    if shard.selection is None:
+        yield from _read_file_rows(input_url, shard, (piece.start, piece.stop), schema)
+        return
+    numbers = shard.selection.numbers[piece.start : piece.stop]
+    if not len(numbers):
+        return
+    position = int(numbers[0])
+    for table in _read_file_rows(input_url, shard, (position, int(numbers[-1]) + 1), schema):
+        stop = position + table.num_rows
+        low, high = np.searchsorted(numbers, (position, stop))
+        if low < high:
+            yield table.take(numbers[low:high] - position)
+        position = stop
+
+
+def _read_file_rows(
+    input_url: str, shard: Shard, rows: tuple[int, int], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Rows start to stop (exclusive), counted in the file, as `read_rows` yields them."""
+    position, stop = rows
     with _opened(Storage(input_url), shard) as source:
-        parquet = _parquet(source, shard)
+        file = _ShardFile(_parquet(source, shard), shard, schema)
         try:
-            for table in _tables(parquet, piece, schema):
+            for table in file.tables(position, stop):
                 yield table.append_column(UNREADABLE_FIELD, pa.nulls(len(table), pa.string()))
                 position += table.num_rows
         except DAMAGE:
             source.refuse_storage_errors()
-        if position < piece.stop:
-            rest = Range(piece.part, position, piece.stop)
-            for table in _tables_of_damaged(parquet, rest, schema):
+        if position < stop:
+            for table in file.tables_of_damaged(position, stop):
                 source.refuse_storage_errors()
                 yield table
 
 
-def _tables(parquet: pq.ParquetFile, piece: Range, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of ``piece`` as tables of ``schema``; raises one of `DAMAGE`."""
-    groups = _row_groups(parquet, piece.start, piece.stop)
-    position = groups[0][1] if groups else 0
-    for batch in parquet.iter_batches(ROWS_A_BATCH, [group for group, _ in groups], schema.names):
-        low, high = max(piece.start - position, 0), min(piece.stop - position, batch.num_rows)
-        position += batch.num_rows
-        if low < high:
-            yield conform(pa.Table.from_batches([batch.slice(low, high - low)]), schema)
-        if position >= piece.stop:
-            return
+def file_columns(parquet: pq.ParquetFile, columns: Iterable[str]) -> dict[str, str]:
+    """Those of ``columns``, as a run carries them, that a file has; each with its name there."""
+    present = parquet.schema_arrow.names
+    run = EarlierRun.of(parquet.metadata)
+    carried = {} if run is None else {new: name for name, new in run.carried(present).items()}
+    names = {column: carried.get(column, column) for column in columns}
+    return {column: name for column, name in names.items() if name in present}
 
 
-def _tables_of_damaged(
-    parquet: pq.ParquetFile, piece: Range, schema: pa.Schema
-) -> Iterator[pa.Table]:
-    """The rows of ``piece``, with `UNREADABLE_COLUMN`: each column is read by itself."""
-    path = piece.part.shard.path
-    for group, first in _row_groups(parquet, piece.start, piece.stop):
-        rows = parquet.metadata.row_group(group).num_rows
-        present = [field for field in schema if field.name in parquet.schema_arrow.names]
-        columns = [_column(parquet, group, field, rows) for field in present]
-        for start in range(0, rows, ROWS_A_BATCH):
-            stop = min(start + ROWS_A_BATCH, rows)
-            read = {f.name: next(column) for f, column in zip(present, columns, strict=True)}
-            values = {name: array for name, (array, _) in read.items()}
-            problems = [f"column {name}: {why}" for name, (_, why) in read.items() if why]
-            error = f"{path} is damaged, {'; '.join(problems)}" if problems else None
-            low, high = max(piece.start - first - start, 0), min(piece.stop - first, stop) - start
+class _ShardFile:
+    """An open shard; rows are counted in the file, and tables have the columns of ``schema``."""
+
+    def __init__(self, parquet: pq.ParquetFile, shard: Shard, schema: pa.Schema) -> None:
+        self._parquet, self._shard, self._schema = parquet, shard, schema
+        self._names = file_columns(parquet, schema.names)
+
+    def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """The rows ``start`` to ``stop``; raises one of `DAMAGE`."""
+        sources = self._source_rows()
+        groups = _row_groups(self._parquet, start, stop)
+        position = groups[0][1] if groups else 0
+        columns = list(self._names.values())
+        for batch in self._parquet.iter_batches(ROWS_A_BATCH, [g for g, _ in groups], columns):
+            low, high = max(start - position, 0), min(stop - position, batch.num_rows)
             if low < high:
-                table = conform(pa.table(values), schema)
-                errors = pa.array([error] * (stop - start), pa.string())
-                yield table.append_column(UNREADABLE_FIELD, errors).slice(low, high - low)
+                table = pa.Table.from_batches([batch.slice(low, high - low)])
+                yield self._as_carried(table, position + low, sources)
+            position += batch.num_rows
+            if position >= stop:
+                return
+
+    def tables_of_damaged(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """The same with `UNREADABLE_COLUMN`; each column is read by itself."""
+        try:
+            sources = self._source_rows()
+        except DAMAGE:
+            sources = None
+        present = {self._names[f.name]: f.type for f in self._schema if f.name in self._names}
+        for group, first in _row_groups(self._parquet, start, stop):
+            rows = self._parquet.metadata.row_group(group).num_rows
+            columns = [
+                _column(self._parquet, group, pa.field(name, type_), rows)
+                for name, type_ in present.items()
+            ]
+            for begin in range(0, rows, ROWS_A_BATCH):
+                end = min(begin + ROWS_A_BATCH, rows)
+                read = {n: next(column) for n, column in zip(present, columns, strict=True)}
+                values = pa.table({name: array for name, (array, _) in read.items()})
+                problems = [f"column {name}: {why}" for name, (_, why) in read.items() if why]
+                path = self._shard.path
+                error = f"{path} is damaged, {'; '.join(problems)}" if problems else None
+                low, high = max(start - first - begin, 0), min(stop - first, end) - begin
+                if low < high:
+                    table = self._as_carried(values, first + begin, sources)
+                    errors = pa.array([error] * (end - begin), pa.string())
+                    yield table.append_column(UNREADABLE_FIELD, errors).slice(low, high - low)
+
+    def _source_rows(self) -> SourceRows | None:
+        """What makes the column `SOURCE_ROW`, if that is wanted; raises one of `DAMAGE`."""
+        is_wanted = SOURCE_ROW in self._schema.names
+        return SourceRows(self._parquet, self._shard.name) if is_wanted else None
+
+    def _as_carried(self, table: pa.Table, start: int, sources: SourceRows | None) -> pa.Table:
+        """``table``, the rows of the file from ``start`` on, with the columns of the schema."""
+        columns = {column: table[name] for column, name in self._names.items()}
+        if sources is not None:
+            columns[SOURCE_ROW] = sources.column(table, start)
+        if not columns:  # a table without columns has no rows
+            return pa.table([pa.nulls(table.num_rows, f.type) for f in self._schema], self._schema)
+        return conform(pa.table(columns), self._schema)
 
 
 def _column(
@@ -207,8 +271,9 @@ def _parquet(source: _Source, shard: Shard) -> pq.ParquetFile:
     except DAMAGE as error:
         source.refuse_storage_errors()
         raise _changed(shard, first_line(error)) from None
-    if parquet.metadata.num_rows != shard.rows:
-        raise _changed(shard, f"it has {parquet.metadata.num_rows:,} rows, not {shard.rows:,}")
+    rows = parquet.metadata.num_rows
+    if rows != shard.file_rows:
+        raise _changed(shard, f"it has {rows:,} rows, not {shard.file_rows:,}")
     return parquet
 
 

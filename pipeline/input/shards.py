@@ -4,7 +4,7 @@ import glob
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, first_line
-from pipeline.input.column_types import Check, fit, plain, unify
+from pipeline.input.column_types import fit, plain, unify
+from pipeline.input.earlier_run import EarlierRun, carried_columns, the_run
+from pipeline.input.query import ALL, InputQuery, RowSelector
 from pipeline.local_disk import FileInfo
 from pipeline.planning import NONE_KNOWN, KnownShards, Shard
-from pipeline.schema import cast
+from pipeline.schema import SOURCE_ROW, cast
 from pipeline.storage import Storage, map_in_threads
 
 # The first read of a file's end: enough for nearly all footers, and little to fetch. Shards are
@@ -50,6 +52,8 @@ CONVERSIONS = {
         "(open({}, 'rb').read())",
     ),
 }  # fmt: skip
+# What the output of a run has: the name in `pipeline.output.layout`, which stands further on.
+MANIFEST = "__qwq/manifest.yaml"
 MAX_NAMED = 5
 ROWS_A_CHECK = 65_536
 
@@ -58,12 +62,21 @@ ROWS_A_CHECK = 65_536
 class Input:
     """The shards of an input, in the order of their names, and their common `schema`.
 
-    ``notes``: what people should know, such as files that were left out.
+    ``notes``: what people should know, such as files that were left out. ``run``: the one that
+    wrote the files, if any did; None if only known shards are there. ``stage``: its number in its
+    chain; 0 for none.
     """
 
     shards: list[Shard]
     schema: pa.Schema
     notes: tuple[str, ...] = ()
+    run: EarlierRun | None = None
+    stage: int = 0
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """From the names in the files to those in `schema`, where a run's columns are carried."""
+        return carried_columns(self.stage, self.schema.names)
 
     @property
     def folder_keys(self) -> dict[str, str]:
@@ -76,15 +89,17 @@ class _Footer(NamedTuple):
     rows: int
     digest: str
     schema: pa.Schema
+    run: EarlierRun | None
 
 
-def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> Input:
-    """The Parquet files at ``url`` (folder, file or glob), sorted by name.
+def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = ALL) -> Input:
+    """The Parquet files at ``url`` (folder, file or glob), sorted by name, and their rows.
 
     If ``known`` has a schema, that is the schema, and new shards have to fit it; otherwise it is
-    `unify` of all shards. Footers of known shards are not read again while the listing shows these
-    unchanged. Files and folders that begin with ``_`` or ``.`` are ignored, as all Parquet readers
-    do. Raises `InputError` if there are no files, one can't be read, or their columns clash.
+    `unify` of all shards. ``query`` says what is taken of them. Footers and rows of known shards
+    are not read again while the listing shows these unchanged. Files and folders that begin with
+    ``_`` or ``.`` are ignored, as all Parquet readers do. Raises `InputError` if there are no
+    files, one can't be read, their columns clash, or ``query`` does not fit.
     """
     left_out = list[str]()
     store, files = find_files(url, PARQUET_NAMES, left_out)
@@ -105,19 +120,82 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN) -> Input:
         )
         path = store.path(info.name)
         shards.append(Shard(info.name, path, rows, info.size, info.tag, digest))
-    schemas = [(name, footer.schema) for name, footer in footers.items()]
-    check: Check = partial(_misfit, store)
-    if known.schema is None:
-        schema, notes = unify(schemas, check)
-    else:
-        schema = plain(known.schema)
-        notes = fit(schemas, schema, check)
+    run, stage = _written_by(footers, known)
+    schema, notes = _common_schema(store, footers, known, query, run)
+    if query.selects_rows:
+        schemas = [(name, footer.schema) for name, footer in footers.items()]
+        selector = partial(RowSelector, query, schemas, run, partial(_misfit, store))
+        shards = _selected(url, shards, known, footers, selector)
+        taken, rows = sum(s.rows for s in shards), sum(s.file_rows for s in shards)
+        notes.append(f"{taken:,} of {rows:,} rows are taken, by input.where and input.unit")
     if left_out:
         notes.append(
             f"{len(left_out):,} files or links are not read: {_named(left_out)}; the names of "
             "Parquet files must end in .parquet or .pq"
         )
-    return Input(shards, schema, tuple(notes))
+    return Input(shards, schema, tuple(notes), run, stage)
+
+
+def _written_by(
+    footers: Mapping[str, _Footer], known: KnownShards
+) -> tuple[EarlierRun | None, int]:
+    """The run that wrote the files, and its stage; raises `InputError` as `the_run`.
+
+    A run that began on an output before there were stages goes on with that as with any files.
+    """
+    if known.schema is not None and not known.lineage:
+        return None, 0
+    stage = len(known.lineage) or None
+    run = the_run({name: footer.run for name, footer in footers.items()}, stage)
+    return run, stage or (0 if run is None else run.stage)
+
+
+def _common_schema(
+    store: Storage,
+    footers: Mapping[str, _Footer],
+    known: KnownShards,
+    query: InputQuery,
+    run: EarlierRun | None,
+) -> tuple[pa.Schema, list[str]]:
+    """The columns that are carried of all files, and notes as `unify` makes them."""
+    schemas = [(name, query.carried(footer.schema, run)) for name, footer in footers.items()]
+    originals = {} if run is None else {v: k for k, v in run.carried(run.names.values()).items()}
+
+    def check(shard: str, column: str, type_: pa.DataType) -> str | None:
+        return _misfit(store, shard, originals.get(column, column), type_)
+
+    if known.schema is not None:
+        schema = plain(known.schema)
+        return schema, fit(schemas, schema, check)
+    query.check_columns(
+        dict.fromkeys(name for footer in footers.values() for name in footer.schema.names)
+    )
+    schema, notes = unify(schemas, check)
+    if (run is not None or query.selects_rows) and SOURCE_ROW not in schema.names:
+        schema = schema.append(pa.field(SOURCE_ROW, pa.string()))
+    return schema, notes
+
+
+def _selected(
+    url: str,
+    shards: Iterable[Shard],
+    known: KnownShards,
+    new: Container[str],
+    selector: Callable[[], RowSelector],
+) -> list[Shard]:
+    """``shards``, each with its selection: the recorded one, or of ``new`` shards one made now."""
+    recorded = {
+        shard.name: shard.selecting_as(identity)
+        for shard in shards
+        if "bits" in (identity := known.identities.get(shard.name, {}))
+        and shard.is_unchanged(identity)
+    }
+    to_select = [shard for shard in shards if shard.name in new and shard.name not in recorded]
+    if to_select:
+        selections = map_in_threads(partial(selector().select, url), to_select)
+        for shard, selection in zip(to_select, selections, strict=True):
+            recorded[shard.name] = shard.selecting(selection)
+    return [recorded.get(shard.name, shard) for shard in shards]
 
 
 def find_files(
@@ -156,6 +234,8 @@ def _refuse_other_files(
     """Raise `InputError` if there is no Parquet file, or one of another format was named."""
     if not files:
         there = f", but {_named(left_out)}" if left_out else ""
+        if not left_out and store.exists(MANIFEST):
+            there = "; it is the output of a run that has not finished a part yet"
         hint = next(filter(None, map(partial(_conversion, store), left_out)), "")
         raise InputError(f"input.path {url}: no Parquet files there{there}{hint}")
     for info in files:
@@ -198,7 +278,8 @@ def _footer(store: Storage, info: FileInfo) -> _Footer:
             f"{store.path(info.name)} is not a readable Parquet file: {first_line(error)}; replace "
             "or remove it"
         ) from None
-    return _Footer(footer.num_rows, hashlib.blake2b(end, digest_size=8).hexdigest(), schema)
+    digest = hashlib.blake2b(end, digest_size=8).hexdigest()
+    return _Footer(footer.num_rows, digest, schema, EarlierRun.of(footer))
 
 
 def _misfit(store: Storage, shard: str, column: str, type_: pa.DataType) -> str | None:

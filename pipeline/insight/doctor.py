@@ -279,7 +279,8 @@ def _clock(store: Storage, name: str, began: float) -> Iterator[Finding]:
 
 
 def _input(config: RunConfig) -> Iterator[Finding]:
-    found = find_shards(config.input.path, Ledger(Storage(config.output.path)).known_shards())
+    known = Ledger(Storage(config.output.path)).known_shards()
+    found = find_shards(config.input.path, known, config.input.query)
     rows = sum(shard.rows for shard in found.shards)
     yield Finding(
         "ok",

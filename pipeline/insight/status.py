@@ -130,7 +130,10 @@ def status(url: str) -> Status:
         raise OutputError(f"{url} is not the output of a run (it has no manifest)")
     settings = manifest["settings"]
     identities = ledger.known_shards().identities
-    shards = [Shard(n, n, i["rows"], i["size"], i["tag"]) for n, i in sorted(identities.items())]
+    shards = [
+        Shard(name, name, known["rows"], known["size"], known["tag"]).selecting_as(known)
+        for name, known in sorted(identities.items())
+    ]
     parts = split_parts(shards, settings["output.rows_per_part"])
     plan, listing = plan_run(ledger, parts), ledger.listing()
     finished = listing.finished_parts()

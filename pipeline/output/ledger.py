@@ -5,7 +5,6 @@ atomic and repeatable. Durable rows are never rewritten, overlapping fragments a
 row, and a part that is written twice holds the same rows.
 """
 
-from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
@@ -22,7 +21,6 @@ from pipeline.output.layout import (
     BOOKKEEPING,
     CLOSED,
     MANIFEST,
-    SHARDS,
     YAML,
     JournalEntry,
     OutputListing,
@@ -45,8 +43,14 @@ from pipeline.output.merge import (
     with_spans,
 )
 from pipeline.output.parts import AGREE, SAMPLES, Tables, holds_pass, part_metadata, write_part
+from pipeline.output.shard_record import (
+    identities,
+    read_shards,
+    refuse_changed_shards,
+    write_shards,
+)
 from pipeline.output.yaml_files import read_yaml, to_yaml
-from pipeline.planning import KnownShards, PartRef, Pass, Shard, gaps
+from pipeline.planning import KnownShards, Lineage, PartRef, Pass, Shard, gaps
 from pipeline.schema import (
     PART_COLUMN,
     ROW_COLUMN,
@@ -58,7 +62,6 @@ from pipeline.storage import Storage
 INPUT = "input.path"
 # Settings that no retry changes: how many samples a row has, and which columns the output has.
 FIXED = (AGREE, "thinking.early_answer.")
-SCHEMA = "_schema"  # a key beside shard names, which never begin with an underscore
 
 
 class Ledger:
@@ -136,40 +139,17 @@ class Ledger:
 
     def check_shards(self, shards: Iterable[Shard]) -> None:
         """Raise `OutputError` if a shard has changed since the run recorded it."""
-        known = self.known_shards().identities
-        changed = [
-            f"  {shard.name}: " + ", ".join(f"{key} {was}, now {shard.identity.get(key)}"
-            for key, was in known[shard.name].items() if shard.identity.get(key) != was)
-            for shard in shards
-            if shard.name in known and not shard.is_unchanged(known[shard.name])
-        ]  # fmt: skip
-        if changed:
-            raise OutputError(
-                f"input shards have changed since the run at {self.store.url} first saw them:\n"
-                + "\n".join(changed[:20])
-                + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "")
-                + "\nrestore the old files, or give the new ones new names, or choose another "
-                f"output.path; if their rows are the same (a damaged file that was repaired, say), "
-                f"remove their lines from {self.store.path(SHARDS)}"
-            )
+        refuse_changed_shards(self.store, shards)
 
     def known_shards(self) -> KnownShards:
         """The shards as the run recorded them; raises `OutputError` if the file is damaged."""
-        identities = read_yaml(self.store, SHARDS) or {}
-        common, schema = identities.pop(SCHEMA, None) or {}, None
-        if "arrow" in common:
-            schema = pa.ipc.read_schema(pa.py_buffer(b64decode(common["arrow"])))
-        return KnownShards(identities, schema, common.get("input"))
+        return read_shards(self.store)
 
-    def record_shards(self, shards: Iterable[Shard], schema: pa.Schema, location: str) -> None:
-        """Record the identities of the shards listed at ``location``, and their common schema."""
-        known = read_yaml(self.store, SHARDS) or {}
-        names = {name: identity for name, identity in known.items() if name != SCHEMA}
-        names |= {shard.name: shard.identity for shard in shards}
-        arrow = b64encode(schema.serialize()).decode()
-        record = {SCHEMA: {"input": location, "shards": len(names), "arrow": arrow}, **names}
-        if record != known:
-            self.store.put(SHARDS, to_yaml(record, flow=None))
+    def record_shards(
+        self, shards: Iterable[Shard], schema: pa.Schema, location: str, lineage: Lineage = ()
+    ) -> None:
+        """Record the shards as `KnownShards` describes them."""
+        write_shards(self.store, KnownShards(identities(shards), schema, location, lineage))
 
     # Finished work
 

@@ -21,10 +21,9 @@ from pipeline.errors import OutputError, StorageError, UnreadableRowError, first
 from pipeline.output.answers import AnswerCounts
 from pipeline.output.early import early_counts
 from pipeline.planning import Pass
-from pipeline.schema import OPTIONAL_FIELDS, ROW_COLUMN, TRACE_FIELDS, conform
+from pipeline.schema import FOOTER_KEY, OPTIONAL_FIELDS, ROW_COLUMN, TRACE_FIELDS, conform
 from pipeline.storage import Storage, map_in_threads
 
-METADATA_KEY = b"qwq-batch"
 SAMPLES, AGREE = "sampling.n", "sampling.agree"
 TOKEN_COLUMNS = ("prompt_tokens", "think_tokens", "answer_tokens", "carried_tokens")
 # The size of row groups: large enough to read efficiently, small enough to hold in memory.
@@ -73,7 +72,7 @@ def write_part(
         if summary.fewest and metadata["settings"].get(AGREE) is None:
             metadata = {**metadata, "settings": {**metadata["settings"], SAMPLES: summary.fewest}}
         writer.add_key_value_metadata(
-            {METADATA_KEY.decode(): json.dumps({**metadata, "summary": summary.counts})}
+            {FOOTER_KEY.decode(): json.dumps({**metadata, "summary": summary.counts})}
         )
     return summary.counts
 
@@ -85,11 +84,11 @@ def part_metadata(store: Storage, name: str) -> dict[str, Any]:
     """
     with store.open(name) as file:
         entries = pq.read_metadata(file).metadata or {}
-    if METADATA_KEY not in entries:
+    if FOOTER_KEY not in entries:
         raise OutputError(
             f"{store.path(name)} was not written by qwq-batch; move it out of the output folder"
         )
-    metadata: dict[str, Any] = json.loads(entries[METADATA_KEY])
+    metadata: dict[str, Any] = json.loads(entries[FOOTER_KEY])
     return metadata
 
 

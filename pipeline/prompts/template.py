@@ -42,6 +42,17 @@ def columns_of(template: str) -> list[str]:
     return list(dict.fromkeys(column for _, column, _ in fields(template) if column is not None))
 
 
+def with_columns_renamed(template: str, names: Mapping[str, str]) -> str:
+    """``template`` with other columns in braces; ``names``: new by old, for those that change."""
+    pieces = []
+    for text, column, tag in fields(template):
+        pieces.append(text.replace("{", "{{").replace("}", "}}"))
+        if column is not None:
+            name = names.get(column, column)
+            pieces.append(f"{{{name}:{tag}}}" if tag else f"{{{name}}}")
+    return "".join(pieces)
+
+
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """``template`` with the values of ``row``; raises `InvalidPromptError` for null, NaN, bytes."""
     pieces = []

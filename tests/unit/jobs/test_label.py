@@ -19,10 +19,11 @@ from jobs.label_report import Counts, report_lines
 from jobs.row_job import ROWS
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, InvalidPromptError
+from pipeline.execution.prepare import prepare
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.messages import row_messages
 from tests.conftest import write_shards
-from tests.outputs import finish
+from tests.outputs import finish, write_output
 
 LABELS = {"guideline": "Good or bad?", "labels": {"good": "praise", "bad": None}}
 NAMES = {name: name for name in
@@ -275,3 +276,20 @@ def test_rows_of_a_part_are_labeled_once_at_the_borders_of_slices(
     assert found["label"].to_pylist() == [str(row) for row in range(rows)]
     assert found["think"].to_pylist() == [f"{row}: 1" for row in range(rows)]
     assert found["samples"].to_pylist() == [3] * rows
+
+
+def test_answers_of_a_run_are_labeled_and_compared_under_the_names_they_are_carried_by(
+    tmp_path: Path,
+) -> None:
+    output = write_output(tmp_path, [{"answer": "good"}, {"answer": "bad", "state": "truncated"}])
+    job = _job(
+        {"text_column": "answer", "gold_column": "answer"},
+        input={"path": output, "where": "state = 'finished'"},
+        output={"path": str(tmp_path / "labeled")},
+    )
+    job.check()
+    assert job.as_carried.label.gold_column == "stage1_answer"
+    prepared = prepare(job.run)
+    assert prepared.plan.rows == 1
+    assert "{stage1_answer:" in (prepared.columns.template or "")
+    assert {"stage1_answer", "source_row", "label"} <= set(job.schema.names)

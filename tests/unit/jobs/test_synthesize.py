@@ -19,14 +19,16 @@ from jobs.card import RULES, UNKNOWN, Provenance, card, dataset_info
 from jobs.chats import chat_schema, conversation, model_turn
 from jobs.export import Exported
 from jobs.near_duplicates import NearDuplicates
-from jobs.seeds import PromptShards, expanded
+from jobs.seeds import PromptShards, combinations, expanded
 from jobs.synthesize_config import Synthesis
 from pipeline.answers.boxed import Boxed
 from pipeline.config.load import parse_as, parse_config
+from pipeline.config.sections import InputConfig
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.planning import Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.schema import TRACE_COLUMNS
+from tests.outputs import write_output
 
 VALUES: dict[str, list[str | int | float]] = {"style": ["brief", "full"], "of": [1, 2, 3]}
 NAMES = {name: name for name in TRACE_COLUMNS}
@@ -41,10 +43,12 @@ def seeds(folder: Path, sizes: list[int], row_group_size: int = 5) -> str:
     return str(folder)
 
 
-def shards(folder: Path, rows: int, values: dict[str, Any] | None = None) -> PromptShards:
-    return PromptShards(
-        str(folder / "in"), str(folder / "prompts"), VALUES if values is None else values, rows
-    )
+def shards(
+    folder: Path, rows: int, values: dict[str, Any] | None = None, **query: Any
+) -> PromptShards:
+    section = InputConfig(path=str(folder / "in"), **query)
+    values = VALUES if values is None else values
+    return PromptShards(section, str(folder / "prompts"), values, rows)
 
 
 # Seeds
@@ -117,6 +121,26 @@ def test_changed_seeds_or_values_are_refused_and_copied_seeds_are_not(tmp_path: 
         shards(tmp_path, 12)
     (tmp_path / "in/s0.parquet").unlink()
     with pytest.raises(OutputError, match=r"has s0.00000.parquet, which no seeds"):
+        shards(tmp_path, 12)
+
+
+def test_only_the_chosen_seeds_are_expanded_and_others_are_refused_later(tmp_path: Path) -> None:
+    seeds(tmp_path / "in", [3, 3])
+    chosen = shards(tmp_path, 12, where="seed LIKE '%-1'")
+    assert chosen.rows == 2 * len(combinations(VALUES))
+    chosen.write(chosen.rows)
+    table = pq.read_table(chosen.folder)
+    assert set(table["seed"].to_pylist()) == {"0-1", "1-1"}
+    assert set(table["source_row"].to_pylist()) == {"s0.parquet:1", "s1.parquet:1"}
+    shards(tmp_path, 12, where="seed LIKE '%-1'")
+    with pytest.raises(OutputError, match=r"input.where: was \"seed LIKE '%-1'\", is now None"):
+        shards(tmp_path, 12)
+
+
+def test_traces_of_a_run_are_not_copied_as_seeds(tmp_path: Path) -> None:
+    output = write_output(tmp_path, [{"answer": "1"}])
+    (tmp_path / "in").symlink_to(output)
+    with pytest.raises(InputError, match=r"is the output of a run; synthesize.expand and"):
         shards(tmp_path, 12)
 
 
