@@ -62,6 +62,7 @@ BACKEND = "distributed_executor_backend"
 FEW_SLOTS = 32
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 V1_SPECULATION = ("custom_class", "medusa", "mlp_speculator", "suffix")
+CPU_WORKER = "pipeline.engines.vllm_cpu_worker.CpuWorker"
 # vLLM's own 0 lets requests start that soon lose their place again, and are computed twice. In
 # `python -m jobs.bench kv-cache`, 0.05 is half a percent faster and computes twice as much again.
 WATERMARK = 0.1
@@ -305,6 +306,7 @@ def engine_arguments(config: RunConfig) -> dict[str, Any]:
         # A seeded request whose prompt is cut in chunks ends the engine on CPU: the model runner
         # winds its random generator back, and PyTorch's CPU generator "does not use offset".
         args["enable_chunked_prefill"] = False
+        args["worker_extension_cls"] = CPU_WORKER
     args |= config.engine.vllm
     slots = int(args["max_num_seqs"])
     return {**args, "max_num_seqs": slots + probe_slots(config, slots)}
