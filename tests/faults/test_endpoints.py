@@ -20,8 +20,9 @@ from tests.faults.conftest import reporter_of
 from tests.faults.harness import PIPELINE, Case, Output, wait_until
 
 ROWS = 40
+# As `vllm serve`, which asks for the version of a package `vllm` that the CPU build is not.
 SERVE = (
-    sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve_model("qwq-nano"),
+    sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model("qwq-nano"),
     "--served-model-name", "qwq-nano", "--host", "127.0.0.1", "--enforce-eager",
     "--max-model-len", "4096", "--max-num-seqs", "16", "--block-size", "32",
     # On CPU, a seeded request whose prompt is cut in chunks ends the engine.
