@@ -63,7 +63,7 @@ class VllmServer:
     @property
     def running(self) -> float:
         """The sequences that it runs now."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=120) as answer:
             text = answer.read().decode()
         return sum(
             map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)", text, re.MULTILINE))
@@ -87,6 +87,16 @@ def servers(tmp_path: Path) -> Iterator[list[VllmServer]]:
     finally:
         for server in running:
             server.kill()
+
+
+@pytest.fixture
+def case(
+    servers: list[VllmServer], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Case]:
+    case = case_of(tmp_path / "case", request, [server.url for server in servers])
+    yield case
+    for driver in case.drivers:
+        driver.kill()
 
 
 def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Case:
@@ -113,9 +123,8 @@ def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Ca
 
 
 def test_server_that_is_killed_loses_no_trace_and_no_token(
-    servers: list[VllmServer], tmp_path: Path, request: pytest.FixtureRequest
+    servers: list[VllmServer], case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    case = case_of(tmp_path / "case", request, [server.url for server in servers])
     driver = case.start()
     driver.must_reach(lambda: case.remember() >= 4, "four rows")
     killed = servers[0]
