@@ -179,7 +179,7 @@ class ServerClient:
         """A piece of a stream; None if it has none of the output."""
         try:
             event = json.loads(data)
-            choice = next(iter(event.get("choices", ())), {})
+            choice: dict[str, Any] = next(iter(event.get("choices", ())), {})
             reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
         except (ValueError, AttributeError, TypeError):
             raise ServerLostError(f"{self.url} sent what is no piece of a completion") from None

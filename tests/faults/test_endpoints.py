@@ -20,8 +20,9 @@ from tests.faults.conftest import reporter_of
 from tests.faults.harness import PIPELINE, Case, Output, wait_until
 
 ROWS = 40
+# As `vllm serve`, which asks for the version of a package `vllm` that the CPU build is not.
 SERVE = (
-    sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve_model("qwq-nano"),
+    sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model("qwq-nano"),
     "--served-model-name", "qwq-nano", "--host", "127.0.0.1", "--enforce-eager",
     "--max-model-len", "4096", "--max-num-seqs", "16", "--block-size", "32",
     # On CPU, a seeded request whose prompt is cut in chunks ends the engine.
@@ -62,7 +63,7 @@ class VllmServer:
     @property
     def running(self) -> float:
         """The sequences that it runs now."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=120) as answer:
             text = answer.read().decode()
         return sum(
             map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)", text, re.MULTILINE))
@@ -86,6 +87,16 @@ def servers(tmp_path: Path) -> Iterator[list[VllmServer]]:
     finally:
         for server in running:
             server.kill()
+
+
+@pytest.fixture
+def case(
+    servers: list[VllmServer], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Case]:
+    case = case_of(tmp_path / "case", request, [server.url for server in servers])
+    yield case
+    for driver in case.drivers:
+        driver.kill()
 
 
 def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Case:
@@ -112,9 +123,8 @@ def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Ca
 
 
 def test_server_that_is_killed_loses_no_trace_and_no_token(
-    servers: list[VllmServer], tmp_path: Path, request: pytest.FixtureRequest
+    servers: list[VllmServer], case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    case = case_of(tmp_path / "case", request, [server.url for server in servers])
     driver = case.start()
     driver.must_reach(lambda: case.remember() >= 4, "four rows")
     killed = servers[0]
