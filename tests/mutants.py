@@ -48,8 +48,11 @@ MODULES = {
     "pipeline/output/lease.py": ("output/test_lease.py",),
     "pipeline/output/checkpoints.py": ("output/test_checkpoints.py",),
     "pipeline/monitor/limits.py": ("monitor/test_limits.py",),
-    "jobs/accept.py": ("jobs/test_accept.py", "jobs/test_synthesize.py"),
-    "jobs/chats.py": ("jobs/test_chats.py", "jobs/test_synthesize.py"),
+    "jobs/accept.py": ("jobs/test_accept.py", "jobs/test_synthesize.py", "jobs/test_selection.py"),
+    "jobs/near_duplicates.py": ("jobs/test_accept.py", "jobs/test_synthesize.py"),
+    "jobs/samples.py": ("jobs/test_accept.py", "jobs/test_selection.py"),
+    "jobs/chats.py": ("jobs/test_chats.py", "jobs/test_synthesize.py", "jobs/test_selection.py"),
+    "jobs/export.py": ("jobs/test_chats.py", "jobs/test_selection.py"),
 }
 BAR = 0.9
 # Changes that no test can notice: (module, code before, after): why.
@@ -58,14 +61,18 @@ _KEY = "key = hashlib.blake2b(' '.join(prompt.split()).encode(){}).digest()"
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     **{
         (
-            "jobs/accept.py",
+            "jobs/near_duplicates.py",
             _MINHASH.format("seed=1, hashfunc=zlib.crc32"),
             _MINHASH.format(other),
         ): ("signatures are only compared with each other")
         for other in ("hashfunc=zlib.crc32", "seed=1", "seed=2, hashfunc=zlib.crc32")
     },
     **{
-        ("jobs/accept.py", _KEY.format(", digest_size=16"), _KEY.format(other)): "a longer key"
+        (
+            "jobs/near_duplicates.py",
+            _KEY.format(", digest_size=16"),
+            _KEY.format(other),
+        ): "a longer key"
         for other in ("", ", digest_size=17")
     },
     (

@@ -67,7 +67,8 @@ def test_synthesize(tmp_path: Path) -> None:
     assert len(accepted) >= 8
     assert all(row["correct"] for row in accepted)
     cache = str(tmp_path / "cache")
-    chats = load_dataset(str(tmp_path / "export"), "thinking", cache_dir=cache, split="train")
+    splits = load_dataset(str(tmp_path / "export"), "thinking", cache_dir=cache)
+    chats = [chat for split in splits.values() for chat in split]
     assert len(chats) == len(accepted)
     question, answer = chats[0]["messages"]
     assert question["role"] == "user"

@@ -117,7 +117,8 @@ def test_every_export_is_what_trainers_read(
     for entry in info.values():
         assert all(n.endswith(".jsonl") for n in os.listdir(f"{folder}/{entry['file_name']}"))
     out = capsys.readouterr().out
-    assert f"{len(kept)} conversations in {folder}" in out
+    assert f"{len(kept)} conversations, " in out
+    assert f"prompts for RL in {folder}, README.md says" in out
     assert "-- assistant\n<think>" in out
 
 
@@ -150,7 +151,8 @@ def test_without_accepted_samples_there_is_no_export_unless_all_are_wanted(
 ) -> None:
     with pytest.raises(IncompleteRunError, match=r"no sample is accepted; the column rejected in"):
         synthesize(config(tmp_path, right=0))
-    assert not list((tmp_path / "out/export").rglob("*.*"))
+    folders = {path.parent.name for path in (tmp_path / "out/export").rglob("*.parquet")}
+    assert folders == {"rl"}, "a prompt that is never solved is one all the same"
     assert {row["rejected"] for row in samples(tmp_path)} == {"wrong"}
     everything = {"expand": {"how": ["Briefly", "In full"]}, "export": "all"}
     with pytest.raises(IncompleteRunError, match=r"no sample is accepted"):

@@ -124,7 +124,8 @@ def test_verifier_decides_and_its_failures_are_told(
     wanted = config(tmp_path, {"verifier": f"{__name__}:verify"})
     assert synthesize(wanted) == 0
     for row in samples(tmp_path):
-        number, reason = row["number"], "wrong"
+        number = row["number"]
+        reason: str | None = "wrong"
         if row["correct"]:
             reason = "verifier_error" if number in (6, 7) else None if number % 2 else "verifier"
         assert row["rejected"] == reason
