@@ -68,7 +68,11 @@ class JudgeSection(Section):
     scores: Annotated[list[Score], Field(min_length=2, max_length=2)] | None = Field(
         None, description="in place of verdicts: the lowest and the highest score"
     )
-    gold_column: str | None = Field(None, description="the input column with people's judgements")
+    gold_column: str | None = Field(
+        None,
+        description="the input column with people's judgements; with two verdicts also true for "
+        "the first, false for the second",
+    )
     rename: dict[str, str] = Field(
         default_factory=dict, description="a column of ours: your name for it"
     )
@@ -184,7 +188,12 @@ class JudgeSection(Section):
         return "\n\n".join([*map(literal_in_template, pieces), *texts])
 
     def gold_of(self, cell: Any) -> str | None:
-        """A person's judgement as text, which is one of `values` or means nothing; None without."""
+        """A person's judgement as text, which is one of `values` or means nothing; None without.
+
+        Of two verdicts, true and false are the first and the second.
+        """
+        if isinstance(cell, bool) and self.verdicts is not None and len(self.verdicts) == 2:
+            return list(self.verdicts)[not cell]
         text = value_by_people(cell)
         return None if text is None else text.strip()
 

@@ -279,8 +279,8 @@ def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(common)
     for key, value in own.items():
         below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _merged(below, value) if both else value
+        is_section = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merged(dict(below or {}), value) if is_section else value
     return merged
 
 

@@ -100,7 +100,7 @@ def is_right(trace: dict[str, Any]) -> bool:
     answer, kind = trace["answer"] or "", trace.get("kind")
     if kind in ("json", "judge"):
         try:  # a verdict comes after its reason
-            return str(list(json.loads(answer).values())[-1]) == trace["expected"]
+            return bool(str(list(json.loads(answer).values())[-1]) == trace["expected"])
         except (ValueError, AttributeError, IndexError):
             return False
     parsed = answer_format("choice" if kind == "choice" else "boxed").parse(answer)

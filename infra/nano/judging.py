@@ -9,6 +9,7 @@ import random
 from itertools import zip_longest
 
 from infra.nano import tasks
+from infra.nano.checks import near
 from jobs.judge_prompt import JudgeSection
 from pipeline.answers.json import Json
 from pipeline.prompts.template import fill
@@ -83,7 +84,7 @@ def claimed(rng: random.Random, result: int) -> int:
     if draw < 0.45:
         return result
     if draw < 0.7:
-        return int(rng.choice(tasks.near(result)))
+        return int(rng.choice(near(result)))
     digits = list(str(result))
     digits[rng.randrange(len(digits))] = rng.choice("123456789")
     return int("".join(digits)) if draw < 0.9 else rng.randrange(10 ** rng.randint(1, 5))

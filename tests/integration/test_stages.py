@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.execution import run as flow
+from pipeline.execution.prepare import prepare
 from pipeline.insight import preview
 from pipeline.insight.status import status
 from tests.conftest import MakeConfig, write_shards
@@ -41,7 +42,7 @@ def test_a_second_stage_takes_the_chosen_traces_once_each_and_goes_on_as_its_inp
     done = pq.read_table(tmp_path / "out2").to_pylist()
     keys = [(row["id"], row["stage1_sample"], row["stage1_answer"], row["sample"]) for row in done]
     assert keys == [(t["id"], t["sample"], t["answer"], n) for t in chosen for n in range(2)]
-    shown = list(preview.plan_lines(flow.prepare(second)))
+    shown = list(preview.plan_lines(prepare(second)))
     assert any("carried with stage1_ before their names" in line for line in shown)
     assert any(line.startswith("Is ") and line.endswith("+ 1?<|im_end|>") for line in shown)
     retried = flow.retry(second, states=["finished"])

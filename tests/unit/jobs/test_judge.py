@@ -412,3 +412,12 @@ def _on_disk(folder: Path, judge: dict[str, Any], rows: int) -> JudgeJob:
         {**judge, **columns}, sampling={"n": 3}, input={"path": str(folder / "in")},
         output={"path": str(folder / "out")},
     )  # fmt: skip
+
+
+def test_true_and_false_are_the_first_and_the_second_of_two_verdicts() -> None:
+    two = JudgeSection(rubric="r", verdicts=["right", "wrong"])
+    assert [two.gold_of(cell) for cell in (True, False, "wrong", None)] == [
+        "right", "wrong", "wrong", None,
+    ]  # fmt: skip
+    three = JudgeSection(rubric="r", verdicts=["right", "wrong", "unclear"])
+    assert three.known_gold(True) is None

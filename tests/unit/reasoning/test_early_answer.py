@@ -1,6 +1,7 @@
 """Early answers: where thinking is probed, when its answer has settled, who is in the control group."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -143,7 +144,7 @@ def test_probe_closes_the_thinking_and_begins_the_answer() -> None:
     assert encode("}")[0] in form.stop_ids
 
 
-def one_of(*values: object) -> dict[str, object]:
+def one_of(*values: object) -> dict[str, Any]:
     """The schema of a label."""
     properties = {"label": {"enum": list(values)}}
     return {"type": "object", "properties": properties, "required": ["label"]}
