@@ -179,7 +179,8 @@ class PromptShards:
             self._contaminated[part.name] = [tuple(each) for each in before.get(CONTAMINATED, [])]
             changes = [
                 f"  {key}: was {before.get(key)!r}, is now {now.get(key)!r}"
-                for key in {**before, **now} if key != SEEDS and before.get(key) != now.get(key)
+                for key in {**before, **now}
+                if key not in (SEEDS, CONTAMINATED) and before.get(key) != now.get(key)
             ]  # fmt: skip
             if changes:
                 self._refuse(changes)

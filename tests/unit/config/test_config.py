@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.job import Job
+from jobs.judge import JudgeJob
 from jobs.label import LabelJob
+from jobs.stages import is_list_of_stages, load_stages
 from jobs.synthesize_config import Synthesis
 from pipeline.answers.json_schema import JsonForm
 from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config
@@ -23,7 +25,7 @@ from pipeline.prompts.columns import PromptColumns
 from pipeline.reasoning.think_format import HEADINGS, THINK_TAGS, ThinkFormat
 
 JOBS: dict[str, type[RunConfig]] = {
-    "label": LabelJob, "openai-batch": Job, "synthesize": Synthesis,
+    "judge": JudgeJob, "label": LabelJob, "openai-batch": Job, "synthesize": Synthesis,
 }  # fmt: skip
 MINIMAL = {"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "qwq-nano"}}
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -31,9 +33,13 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_config_is_valid(path: Path) -> None:
-    config = load_as(JOBS.get(path.stem, RunConfig), path)
-    engine = (config.run if isinstance(config, Job) else config).engine
-    engine_type(engine).check(engine)
+    if is_list_of_stages(str(path)):
+        runs = [stage.run for stage in load_stages(str(path)).stages]
+    else:
+        config = load_as(JOBS.get(path.stem, RunConfig), path)
+        runs = [config.run if isinstance(config, Job) else config]
+    for run in runs:
+        engine_type(run.engine).check(run.engine)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def test_only_the_chosen_seeds_are_expanded_and_others_are_refused_later(tmp_pat
 def test_traces_of_a_run_are_not_copied_as_seeds(tmp_path: Path) -> None:
     output = write_output(tmp_path, [{"answer": "1"}])
     (tmp_path / "in").symlink_to(output)
-    with pytest.raises(InputError, match=r"is the output of a run; synthesize.expand and"):
+    with pytest.raises(
+        InputError, match=r"is the output of a run; synthesize.expand, accepted and"
+    ):
         shards(tmp_path, 12)
 
 
