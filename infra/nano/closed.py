@@ -35,9 +35,9 @@ def early_answer(task: Task, think: str) -> str:
 
 
 def cut(rng: random.Random, think: str) -> str:
-    """The begin of ``think``: up to words of doubt, if it has any, in 35 % of the cases."""
+    """The begin of ``think``: up to words of doubt, if it has any, in 60 % of the cases."""
     doubts = [match.end() for match in re.finditer(r"\n(?=Wait|Hmm|But|Alternatively|Let)", think)]
-    is_before_doubt = doubts and rng.random() < 0.35
+    is_before_doubt = doubts and rng.random() < 0.6
     return think[: rng.choice(doubts) if is_before_doubt else rng.randint(0, len(think))]
 
 

@@ -41,13 +41,11 @@ def judge(rng: random.Random, prompt: str, lines: str, result: int, pairs: bool)
     think = [spells, *lines.splitlines(), f"So it is {result}."]
     for number in said:
         think += compared(number, result)
+    better = "tie" if right[0] == right[-1] else "AB"[right.index(True)]
     if pairs:
-        think.append(
-            " ".join(f"{n} {YES_NO[is_right]}" for n, is_right in zip("AB", right, strict=True))
-        )
+        think.append(f"A {YES_NO[right[0]]} B {YES_NO[right[1]]}: {better}")
     reason = f"It is {result}."
     if pairs:
-        better = "tie" if right[0] == right[1] else "AB"[right.index(True)]
         verdict = {"reason": reason, "better": better}
     elif right[0]:
         verdict = {"reason": reason, "verdict": "right"}

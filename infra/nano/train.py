@@ -7,9 +7,9 @@ Long thinking is learned from windows: the prompt, then a random piece of the th
 position. So training covers distances of thousands of tokens while rows stay short. Every twentieth
 step uses whole rows of `LONG_TOKENS`.
 
-One row in four has its thinking cut and closed with the pipeline's own phrase, at a random point or
-before words of doubt. The model learns the answer after the phrase, but never the phrase itself. In
-a third of these rows the beginning of the answer is given too, as probes give it.
+Half of the rows have their thinking cut and closed with the pipeline's own phrase, at a random
+point or before words of doubt. The model learns the answer after the phrase, but never the phrase
+itself. In half of these rows the beginning of the answer is given too, as probes give it.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def closed_early(
     thought = tokenizer.encode(think)
     closing = closing_text(THINK_TAGS if tagged else HEADINGS)
     text = early_answer(task, think)
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         opening, text = divided(text)
         closing += opening
     given, answer = tokenizer.encode(closing), tokenizer.encode(text + "<|im_end|>")
@@ -125,7 +125,7 @@ def make_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, tagged: boo
         if rng.random() < 0.4:
             return closed_early(task, tokenizer, tagged, WINDOW_TOKENS + 150, rng)
         return window(*encode(task, tokenizer, tagged), WINDOW_TOKENS, rng)
-    if draw < 0.31:
+    if draw < 0.54:
         return closed_early(training_task(rng), tokenizer, tagged, 640, rng)
     return window(*encode(training_task(rng), tokenizer, tagged), 480, rng)
 

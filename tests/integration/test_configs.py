@@ -56,7 +56,7 @@ def traces(folder: Path) -> list[dict[str, Any]]:
     return [row for path in found for row in pq.read_table(path, partitioning=None).to_pylist()]
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"aime"}))
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"aime", "math-recipe"}))
 def test_shipped_config_runs_with_the_data_it_names(name: str, tmp_path: Path) -> None:
     settings: dict[str, object] = {
         "output__path": tmp_path / "out", "model__path": MODELS.get(name, "qwq-nano"), **SETTINGS.get(name, {}),
@@ -73,6 +73,41 @@ def test_shipped_config_runs_with_the_data_it_names(name: str, tmp_path: Path) -
     rows = traces(job if job.exists() else tmp_path / "out")
     assert rows
     assert sum(row["state"] == "failed" for row in rows) <= len(rows) * 0.05
+
+
+def test_recipe_runs_stage_after_stage_and_again_generates_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        part
+        for setting in (f"folder={tmp_path}/out", *(f"settings.{each}" for each in ENGINE))
+        for part in ("--set", setting)
+    ]
+    recipe = str(CONFIGS["math-recipe"])
+    assert run("plan", recipe, *settings) == 0
+    assert "waits for results of stage samples" in capsys.readouterr().out
+    tables = list[str]()
+    for _ in range(2):
+        assert run("stages", recipe, *settings) == 0
+        tables.append(capsys.readouterr().out.partition("| stage |")[2])
+    assert tables[0] == tables[1]
+    assert "\n| dataset | synthesize | " in tables[0]
+    samples = traces(tmp_path / "out/samples/traces")
+    judged = {row["sample_id"]: row for row in traces(tmp_path / "out/judged/judged")}
+    assert len(judged) == len(samples) == len(traces(tmp_path / "out/judged/traces")) / 2 > 200
+    decided = traces(tmp_path / "out/samples/samples")
+    accepted = [row for row in decided if row["accepted"]]
+    assert accepted
+    assert all(judged[row["sample_id"]]["verdict"] == "right" for row in accepted)
+    rejected = {row["rejected"] for row in decided} - {None}
+    assert "judge" in rejected
+    exported = {row["id"] for row in traces(tmp_path / "out/samples/export/thinking")}
+    assert exported == {row["sample_id"] for row in accepted}
+    assert run("status", f"{tmp_path}/out") == 0
+    told = capsys.readouterr().out
+    assert "== stage samples" in told
+    assert "== stage judged" in told
+    assert "== stage dataset" not in told  # it is the same run as samples
 
 
 def test_aime_runs_with_the_columns_it_names_and_is_scored_as_it_says(
