@@ -12,6 +12,7 @@ from jobs.judge import JudgeJob, judge
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, IncompleteRunError, OutputError
 from pipeline.output.reader import read_traces
+from pipeline.schema import OUR_COLUMNS
 from tests.conftest import MakeConfig, write_shards
 
 ENGINE = {
@@ -116,7 +117,8 @@ def test_a_run_s_output_is_judged_as_it_is(make_config: MakeConfig, tmp_path: Pa
     )  # fmt: skip
     assert judge(job) == 0
     found = pq.read_table(tmp_path / "judged/judged").to_pylist()
-    assert [{name: row[name] for name in traces[0]} for row in found] == traces
+    carried = {name: f"stage1_{name}" if name in OUR_COLUMNS else name for name in traces[0]}
+    assert [{name: row[carried[name]] for name in traces[0]} for row in found] == traces
     assert {row["score"] for row in found} <= {1, 2, 3, 4, 5}
     assert all(0 <= row["score_spread"] <= 4 for row in found)
 

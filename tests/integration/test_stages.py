@@ -28,7 +28,7 @@ def test_a_second_stage_takes_the_chosen_traces_once_each_and_goes_on_as_its_inp
         output={"path": str(tmp_path / "out2"), "rows_per_part": 8},
         prompt={"template": "Is {answer} right for {prompt}"},
         sampling={"n": 2},
-        engine=engine,
+        engine={"simulated": FAST},  # after dedupe there are too few rows for two
     )
     flow.pilot(second, 5)
     assert flow.run(second).is_complete
@@ -44,6 +44,6 @@ def test_a_second_stage_takes_the_chosen_traces_once_each_and_goes_on_as_its_inp
     assert keys == [(t["id"], t["sample"], t["answer"], n) for t in chosen for n in range(2)]
     shown = list(preview.plan_lines(prepare(second)))
     assert any("carried with stage1_ before their names" in line for line in shown)
-    assert any(line.startswith("Is ") and line.endswith("+ 1?<|im_end|>") for line in shown)
+    assert any(" right for What is " in line for line in shown), shown
     retried = flow.retry(second, states=["finished"])
     assert retried.traces == 80
