@@ -17,7 +17,7 @@ output: {path: OUT}
 model: {path: qwq-nano}
 prompt: {suffix: json}
 sampling: {n: 4, agree: 2, max_tokens: 600}
-thinking: {budget_tokens: 100, answer_tokens: 64}
+thinking: {budget_tokens: 260, answer_tokens: 64}
 answer:
   format: json
   json_schema:

@@ -229,12 +229,12 @@ model:
   path: MODEL
   preset: qwen2
   format: {open: "<|begin_of_thought|>", close: "<|end_of_thought|>"}
-sampling: {max_tokens: 600, top_k: 20}
-thinking: {budget_tokens: 300, answer_tokens: 32}
+sampling: {max_tokens: 800, top_k: 20}
+thinking: {budget_tokens: 700, answer_tokens: 32}
 answer: {format: boxed}
 engine: {device: cpu, context: auto, vllm: {enforce_eager: true, max_num_seqs: 8}}
 """
-WORDS = [("strawberry", "r"), ("banana", "a"), ("committee", "t"), ("engine", "e")]
+WORDS = [("mirror", "r"), ("banana", "a"), ("carrot", "r"), ("engine", "e")]
 SENTENCE = "You are a careful assistant who reads all of what is said before the question. "
 
 
@@ -258,9 +258,9 @@ def test_other_checkpoint_by_its_config_alone_and_its_long_prompts_with_yarn(
     tmp_path: Path,
 ) -> None:
     """Tags, template and preset of another kind; a prompt of 3,000 tokens is long for it."""
-    strawberry = f'How many {WORDS[0][1]}\'s are in the word "{WORDS[0][0]}"?'
+    question = f'How many {WORDS[0][1]}\'s are in the word "{WORDS[0][0]}"?'
     prompts = [f'How many {letter}\'s are in the word "{word}"?' for word, letter in WORDS]
-    prompts += ["Count down from 150.", (SENTENCE * 70)[:3000] + strawberry, "x" * 5000]
+    prompts += ["Count down from 300.", (SENTENCE * 70)[:3000] + question, "x" * 5000]
     rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
     (tmp_path / "in").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, PROMPTS), tmp_path / "in/a.parquet")
@@ -281,7 +281,7 @@ def test_other_checkpoint_by_its_config_alone_and_its_long_prompts_with_yarn(
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert [warning.split()[1] for warning in warnings] == [
-        "sampling.max_tokens",  # 600: most traces would be truncated
+        "sampling.max_tokens",  # 800: most traces would be truncated
         "answer.format",  # nothing asks for the box
     ]
     assert not NOISE.search(done.stderr), done.stderr
@@ -297,7 +297,7 @@ def test_other_checkpoint_by_its_config_alone_and_its_long_prompts_with_yarn(
         assert CLOSING not in row["think"] + row["answer"]
         assert row["think_tokens"] == len(row["raw"].partition(CLOSING)[0]) + 1
     assert counted[0]["answer"] == r"The answer is \boxed{3}."
-    assert (cut["closed_by"], cut["think_tokens"]) == ("budget", 300)
+    assert (cut["closed_by"], cut["think_tokens"]) == ("budget", 700)
     assert f"{EARLY_STOP}\n{CLOSING}\n\n" in cut["raw"]
     assert long["state"] != "failed"
     assert long["prompt_tokens"] == 3000 + counted[0]["prompt_tokens"]
