@@ -1,4 +1,8 @@
-"""Two real servers of vLLM in place of an engine, one of which is killed in the middle."""
+"""Two real servers of vLLM in place of an engine, one of which is killed in the middle.
+
+Runs only with ``QWQ_TEST_SERVERS=1``: it has not been seen to its end yet, since three vLLMs need
+more than the two cores that were there.
+"""
 
 import os
 import re
@@ -27,6 +31,7 @@ SERVE = (
     "--max-model-len", "4096", "--max-num-seqs", "16", "--block-size", "32",
     # On CPU, a seeded request whose prompt is cut in chunks ends the engine.
     "--no-enable-chunked-prefill",
+    "--worker-extension-cls", "pipeline.engines.vllm_cpu_worker.CpuWorker",
 )  # fmt: skip
 OWN_ENGINE = (
     "engine.kind=vllm", "engine.endpoint=null",
@@ -122,6 +127,7 @@ def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Ca
     return case
 
 
+@pytest.mark.skipif("QWQ_TEST_SERVERS" not in os.environ, reason="not seen to its end on two cores")
 def test_server_that_is_killed_loses_no_trace_and_no_token(
     servers: list[VllmServer], case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
