@@ -118,7 +118,7 @@ class Stage:
         try:
             yield
         except QwqBatchError:
-            console.warn(f"stage {self.name} ({self.command}) did not end well:")
+            console.warn(f"in stage {self.name} ({self.command}):")
             raise
 
 
@@ -162,23 +162,19 @@ class Stages:
 
     def table(self) -> Iterator[str]:
         """What went into each stage and came out of it, as Markdown."""
-        outcomes = [stage.kind.outcome(stage.config) for stage in self.stages]
+        outcomes = [(stage, stage.kind.outcome(stage.config)) for stage in self.stages]
         cells = [
             [
                 stage.name, stage.command, f"{outcome.rows:,}", f"{outcome.results:,}",
                 "–" if stage.is_resumed else f"{outcome.tokens:,}",
             ]
-            for stage, outcome in zip(self.stages, outcomes, strict=True)
+            for stage, outcome in outcomes
         ]  # fmt: skip
         yield from table_lines(["stage", "command", "rows in", "results", "tokens"], cells)
-        tokens = sum(
-            outcome.tokens
-            for stage, outcome in zip(self.stages, outcomes, strict=True)
-            if not stage.is_resumed
-        )
-        results = outcomes[-1].results
+        tokens = sum(outcome.tokens for stage, outcome in outcomes if not stage.is_resumed)
+        last, (_, results, _) = outcomes[-1]
         each = f", {tokens / results:,.0f} for each result" if results else ""
-        yield f"\n{results:,} results of stage {self.stages[-1].name} from {tokens:,} tokens{each}"
+        yield f"\n{results:,} results of stage {last.name} from {tokens:,} tokens{each}"
 
     def _write_list(self) -> None:
         """Raises `OutputError` if the folder itself is the output of a run."""
@@ -278,9 +274,9 @@ def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     """``common`` with ``own`` key by key, sections in sections."""
     merged = dict(common)
     for key, value in own.items():
-        below = merged.get(key)
-        is_section = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _merged(dict(below or {}), value) if is_section else value
+        if isinstance(value, Mapping) and isinstance(below := merged.get(key), Mapping):
+            value = _merged(below, value)
+        merged[key] = value
     return merged
 
 

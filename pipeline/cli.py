@@ -159,6 +159,8 @@ def retry(
 def plan(config: str, overrides: tuple[str, ...], prompts: int | None) -> None:
     """Print what would run. Starts no engine."""
     if _has_stages(config):
+        if prompts is not None:
+            raise click.UsageError("--prompts is for the configuration of one run")
         console.print_lines(_load_stages(config, overrides).plan_lines())
         return
     run_plan = pipeline.plan(_load(config, overrides))
@@ -331,6 +333,8 @@ def evaluate(output: str, reference: str, as_qwen: bool) -> int:
 
 
 def _load(path: str, overrides: Sequence[str]) -> "RunConfig":
+    if _has_stages(path):
+        raise click.UsageError(f"{path} lists several stages; run it with qwq-batch stages {path}")
     config = pipeline.load_config(path, overrides)
     console.warn_about(config)
     return config

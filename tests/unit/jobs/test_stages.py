@@ -8,6 +8,7 @@ import yaml
 
 from jobs.label import LabelJob
 from jobs.stages import is_list_of_stages, listed_traces, load_stages
+from pipeline.cli import main
 from pipeline.errors import ConfigError, OutputError
 
 FILE: dict[str, Any] = {
@@ -123,3 +124,20 @@ def test_folder_of_stages_is_no_output_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is the output of a run"):
         stages._write_list()
     assert listed_traces(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run"], "run it with qwq-batch stages"),
+        (["retry", "--state", "failed"], "run it with qwq-batch stages"),
+        (["plan", "--prompts", "1"], "--prompts is for the configuration of one run"),
+    ],
+)
+def test_commands_of_one_run_say_what_to_do_with_a_list(
+    command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command[0], write(tmp_path, FILE), *command[1:]])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
