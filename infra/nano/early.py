@@ -1,6 +1,6 @@
 """Measure early answers with the whole pipeline on the real vLLM engine, with qwq-nano.
 
-    python -m infra.nano.early                          # all settings, 40 minutes on 2 cores
+    python -m infra.nano.early                          # all, a minute or two for each kind
     python -m infra.nano.early --settings off 2:64      # some: K:DISTANCE, or off
 
 Unseen prompts of three kinds: letter counts and sums (a number in the box), choices (a letter), and
