@@ -21,9 +21,9 @@ def early_answer(task: Task, think: str) -> str:
     if task.answer is None:
         return LOOPED
     if task.kind == "choice":
-        found = re.findall(r"^([A-D])\) \d+=", think, re.MULTILINE)
+        found = re.findall(r"^So it is ([A-D])\.|^([A-D])\) \d+=", think, re.MULTILINE)
         ruled_out = len(re.findall(r"^[A-D]\) \d+!", think, re.MULTILINE))
-        return f'"answer": "{found[-1] if found else "ABCD"[min(ruled_out, 3)]}"'
+        return f'"answer": "{"".join(found[-1]) if found else "ABCD"[min(ruled_out, 3)]}"'
     if task.kind == "label":
         teams = re.findall(r"(?: \(|So it is )(billing|delivery|account|other)\b", think)
         return json.dumps({"label": teams[-1] if teams else "other"})

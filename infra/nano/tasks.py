@@ -9,7 +9,7 @@ token follows from tokens nearby:
 * adding, one line per column: the remaining digits of both numbers in reverse, the carry, the
   column's sum, the digits of the result so far (``75 98 0: 7+9+0=16 6``);
 * choosing: the number as above, then its last digit compared with that of each option, up to the
-  equal one (``A) 2!7``, ``B) 7=7``); no other option has the same last digit;
+  equal one (``A) 2!7``, ``B) 7=7``, ``So it is B.``); no other option has the same last digit;
 * labeling messages to a shop: the message with the team after each keyword
   (``a refund (billing)?``);
 * all of these are done again several times (`checks`);
@@ -292,7 +292,8 @@ def choose(rng: random.Random, question: str, lines: str, result: int) -> Task:
             for key, value in zip("ABCD", options, strict=True)
             if key <= letter
         ]
-        return "\n".join([*lines.splitlines(), f"So it is {found}.", *compared])
+        number = f"So it is {found}."
+        return "\n".join([*lines.splitlines(), number, *compared, f"So it is {letter}."])
 
     letter = "ABCD"[options.index(result)]
     wrong = [key for key in "ABCD" if key != letter] if lines else []

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 from ray.data.exceptions import SystemException
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
@@ -161,11 +161,16 @@ def configure_ray_data(config: RunConfig) -> None:
 def wait_until_closed(coordinator: CoordinatorClient) -> None:
     """Wait until all engines have shut down, for `DRIVER_CLOSE_SECONDS` at most."""
     deadline = time.monotonic() + DRIVER_CLOSE_SECONDS
-    try:
-        while time.monotonic() < deadline and coordinator.snapshot().engines:
-            time.sleep(POLL_SECONDS)
-    except RayError:
-        logger.debug("the coordinator is gone", exc_info=True)
+    while time.monotonic() < deadline:
+        try:
+            if not coordinator.snapshot().engines:
+                return
+        except GetTimeoutError:  # a busy machine; engines may still be shutting down
+            pass
+        except RayError:
+            logger.debug("the coordinator is gone", exc_info=True)
+            return
+        time.sleep(POLL_SECONDS)
 
 
 def results(tasks: Iterable[Any]) -> Iterator[Any]:

@@ -23,8 +23,9 @@ SIGNS = (
 )  # fmt: skip
 # Without any sign, a probe is made after this many times the least distance.
 LONGEST_GAP = 4
-# What the first probe of a trace is expected to cost at most, in tokens.
-USUAL_TOKENS = 8
+# What the first probe of a trace is expected to cost at most, in tokens: three digits and a brace.
+# Later ones are expected to cost what the one before did.
+USUAL_TOKENS = 4
 # The floor is looked at from so many rows with compared traces on: samples of a row are not
 # independent.
 ENOUGH_COMPARED = 20

@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import EngineError, ModelError
@@ -40,8 +41,11 @@ def observer_of(
     @contextmanager
     def observer(coordinator: CoordinatorClient, _: int, __: str) -> Iterator[None]:
         def wait() -> None:
-            while len(coordinator.snapshot().engines) < 2:
+            engines = 0
+            while engines < 2:
                 time.sleep(0.1)
+                with suppress(GetTimeoutError):  # a busy machine
+                    engines = len(coordinator.snapshot().engines)
             harm()
 
         thread = threading.Thread(target=wait)

@@ -10,6 +10,7 @@ from ray.exceptions import GetTimeoutError
 
 from pipeline.errors import LeaseHeldError, StoppedError
 from pipeline.execution import shutdown as module
+from pipeline.execution.cluster import wait_until_closed
 from pipeline.execution.shutdown import SIGNALS, Shutdown
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
@@ -79,6 +80,12 @@ def test_driver_waits_for_engines_that_save_though_one_answer_is_late(
         with Shutdown().listening() as shutdown, shutdown.engines_of(coordinator):
             shutdown.request(LeaseHeldError("taken over"))
             time.sleep(60)  # broken off when the engines have saved
+    assert coordinator.asked == 2
+
+
+def test_the_end_waits_for_engines_though_one_answer_is_late() -> None:
+    coordinator = SlowCoordinator()
+    wait_until_closed(coordinator)
     assert coordinator.asked == 2
 
 

@@ -30,7 +30,12 @@ def test_early_answers_are_what_the_thinking_has_come_to() -> None:
     ).values()
     assert value == 5
     choice = tasks.choose(rng, "", "", 7)
-    for think, letter in (("", "A"), ("So it is 7.\nA) 2!", "B"), ("A) 2!7\nB) 3!7\nC) 7=7", "C")):
+    for think, letter in (
+        ("", "A"),
+        ("So it is 7.\nA) 2!", "B"),
+        ("A) 7=7\nSo it is A.\nWait", "A"),
+        ("A) 2!7\nB) 3!7\nC) 7=7", "C"),
+    ):
         assert closed.early_answer(choice, think) == f'"answer": "{letter}"'
     assert closed.early_answer(tasks.loop_task(rng), "Wait, let") == closed.LOOPED
 
