@@ -27,9 +27,9 @@ PREFERENCES = (PREFERENCE, "Which answer is right, A or B? If both or none are, 
 
 
 def judge_task(rng: random.Random) -> tasks.Task:
-    """Judge one answer, or in 40 % two."""
+    """Judge one answer, or in half of the cases two."""
     prompt, lines, result = tasks.question(rng, 0.4)
-    return judge(rng, prompt, lines, result, pairs=rng.random() < 0.4)
+    return judge(rng, prompt, lines, result, pairs=rng.random() < 0.5)
 
 
 def judge(rng: random.Random, prompt: str, lines: str, result: int, pairs: bool) -> tasks.Task:
@@ -43,7 +43,7 @@ def judge(rng: random.Random, prompt: str, lines: str, result: int, pairs: bool)
         think += compared(number, result)
     better = "tie" if right[0] == right[-1] else "AB"[right.index(True)]
     if pairs:
-        think.append(f"A {YES_NO[right[0]]} B {YES_NO[right[1]]}: {better}")
+        think += [f"A {YES_NO[right[0]]} B {YES_NO[right[1]]}", f"So it is {better}."]
     reason = f"It is {result}."
     if pairs:
         verdict = {"reason": reason, "better": better}

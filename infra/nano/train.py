@@ -102,8 +102,8 @@ def closed_early(
 
 # Weights of the tasks in the mixture.
 MAKERS: tuple[tuple[Callable[[random.Random], Task], int], ...] = (
-    (tasks.count_task, 14), (tasks.add_task, 50), (tasks.choice_task, 34), (tasks.pick_task, 10),
-    (tasks.json_task, 22), (tasks.label_task, 26), (judge_task, 70), (countdown_task, 3),
+    (tasks.count_task, 14), (tasks.add_task, 50), (tasks.choice_task, 60), (tasks.pick_task, 10),
+    (tasks.json_task, 22), (tasks.label_task, 26), (judge_task, 80), (countdown_task, 3),
     (loop_task, 3), (tasks.other_task, 2),
 )  # fmt: skip
 

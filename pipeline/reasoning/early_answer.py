@@ -82,7 +82,8 @@ class EarlyAnswer(BaseModel, frozen=True, extra="forbid"):
     @property
     def floor(self) -> "ControlGroup":
         """The floor of the agreement, without any traces."""
-        return ControlGroup(min_agreement=self.min_agreement, stops=self.below == "stop")
+        stops, closes = self.below == "stop", self.control_share < 1
+        return ControlGroup(min_agreement=self.min_agreement, stops=stops, closes=closes)
 
 
 class Probe(NamedTuple):
@@ -130,7 +131,8 @@ class ControlGroup:
 
     ``compared``: traces whose early answer was compared with the full one, of ``rows`` rows;
     ``agreeing``: those where they are equal. ``stops``: whether no more thinking is closed early
-    below ``min_agreement``.
+    below ``min_agreement``. ``closes``: whether there are rows outside the group, whose thinking is
+    closed.
     """
 
     rows: int = 0
@@ -138,6 +140,7 @@ class ControlGroup:
     agreeing: int = 0
     min_agreement: float | None = None
     stops: bool = False
+    closes: bool = True
 
     def plus(self, rows: int, compared: int, agreeing: int) -> "ControlGroup":
         """With more traces, of more rows."""
@@ -158,8 +161,14 @@ class ControlGroup:
             f"LOW AGREEMENT: only {self.agreeing:,} of {self.compared:,} early answers of the "
             f"control group equal the full one ({self.agreeing / self.compared:.1%}), below "
             f"thinking.early_answer.min_agreement, {floor:.1%}: "
-            + ("thinking is no longer closed early" if self.stops else STILL_CLOSED)
+            + self._consequence
         )
+
+    @property
+    def _consequence(self) -> str:
+        if not self.closes:
+            return "all rows are in the group, so none was closed early"
+        return "thinking is no longer closed early" if self.stops else STILL_CLOSED
 
 
 def is_control(seed: int, shard: str, row: int, share: float) -> bool:

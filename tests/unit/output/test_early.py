@@ -148,6 +148,9 @@ def test_low_agreement_is_told_in_capitals() -> None:
     told = summary_of(*low, min_agreement=0.9, below="stop").warning
     assert told is not None
     assert told.endswith("thinking is no longer closed early")
+    told = summary_of(*low, min_agreement=0.9, control_share=1).warning
+    assert told is not None
+    assert told.endswith("all rows are in the group, so none was closed early")
 
 
 def test_closing_that_costs_more_than_it_saves_says_so() -> None:
