@@ -1,13 +1,14 @@
 """What a judge is asked: the section ``judge`` of a configuration, and its prompt; no I/O."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from jobs.sections import (
-    known_columns,
+    RowSection,
     listed,
     literal_in_template,
     named_values,
@@ -15,7 +16,6 @@ from jobs.sections import (
     value_by_people,
 )
 from pipeline.answers.json_schema import JsonForm, form_of
-from pipeline.config.section import Section
 
 QUESTION, REFERENCE, ANSWER, FIRST, SECOND = (
     "question",
@@ -44,13 +44,13 @@ KINDS: dict[str, dict[str, pa.DataType]] = {
 OF_ALL = {
     REASON: pa.string(), AGREEMENT: pa.float64(), SAMPLES: pa.int32(), REVIEW: pa.string(),
 }  # fmt: skip
-COLUMNS = (*(column for columns in KINDS.values() for column in columns), *OF_ALL)
 Score = Annotated[int, Field(ge=0, le=100)]
 
 
-class JudgeSection(Section):
+class JudgeSection(RowSection):
     """What is judged, by which rubric, and what a judgement can be."""
 
+    own_columns: ClassVar[Sequence[str]] = (*chain(*KINDS.values()), *OF_ALL)
     rubric: str = Field(min_length=1, description="how to judge, as for a person")
     question_column: str = Field("prompt", description="the input column with the question")
     answer_column: str = Field("answer", description="the input column with the answer to judge")
@@ -73,12 +73,6 @@ class JudgeSection(Section):
         description="the input column with people's judgements; with two verdicts also true for "
         "the first, false for the second",
     )
-    rename: dict[str, str] = Field(
-        default_factory=dict, description="a column of ours: your name for it"
-    )
-    review_below: Annotated[float, Field(ge=0, le=1)] = Field(
-        1, description="review rows whose samples agree less than this (0 to 1)"
-    )
 
     @field_validator("rubric")
     @classmethod
@@ -96,11 +90,6 @@ class JudgeSection(Section):
     @classmethod
     def _named(cls, verdicts: Any) -> Any:
         return named_values(verdicts, "a verdict")
-
-    @field_validator("rename")
-    @classmethod
-    def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
-        return known_columns(rename, COLUMNS)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

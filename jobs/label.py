@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -30,7 +30,7 @@ from jobs.row_job import (
     write_rows,
 )
 from jobs.sections import (
-    known_columns,
+    RowSection,
     listed,
     literal_in_template,
     named_values,
@@ -39,7 +39,6 @@ from jobs.sections import (
 )
 from pipeline import RunConfig
 from pipeline.answers.json_schema import JsonForm, canonical, form_of, without_nulls
-from pipeline.config.section import Section
 from pipeline.output.reader import finished_parts
 from pipeline.schema import plain_value
 
@@ -49,12 +48,12 @@ ADDED = {
     "label": pa.string(), "confidence": pa.float64(), "samples": pa.int32(),
     "review": pa.string(), "think": pa.string(), "state": pa.string(),
 }  # fmt: skip
-COLUMNS = ("label", "confidence", "samples", "review")
 
 
-class LabelSection(Section):
+class LabelSection(RowSection):
     """How to label: a guideline, and the labels or a schema of the answer."""
 
+    own_columns: ClassVar[Sequence[str]] = ("label", "confidence", "samples", "review")
     text_column: str = Field("text", description="the input column with the text to label")
     guideline: str = Field(min_length=1, description="how to label, as for a person")
     labels: dict[str, str | None] | None = Field(
@@ -64,17 +63,6 @@ class LabelSection(Section):
         None, description="in place of labels: the JSON schema of a label"
     )
     gold_column: str | None = Field(None, description="the input column with people's labels")
-    rename: dict[str, str] = Field(
-        default_factory=dict, description="a column of ours: your name for it"
-    )
-    review_below: Annotated[float, Field(ge=0, le=1)] = Field(
-        1, description="review rows whose samples agree less than this (0 to 1)"
-    )
-
-    @field_validator("rename")
-    @classmethod
-    def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
-        return known_columns(rename, COLUMNS)
 
     @field_validator("text_column")
     @classmethod
@@ -126,13 +114,13 @@ class LabelSection(Section):
         return "\n\n".join([*texts, f"{{{self.text_column}:{TAG}}}"])
 
     @property
-    def columns(self) -> dict[str, str | None]:
-        """The settings that name an input column, with that column."""
+    def columns(self) -> Mapping[str, str | None]:
+        """The settings that name an input column, with that column, or None."""
         return {"text_column": self.text_column, "gold_column": self.gold_column}
 
     @property
-    def added(self) -> dict[str, pa.DataType]:
-        """The columns that a row gets, under our names."""
+    def added(self) -> Mapping[str, pa.DataType]:
+        """The columns that a row gets, under our names; the last two are the run's."""
         return ADDED
 
     def label_of(self, answer: str | None) -> str | None:

@@ -6,7 +6,7 @@ Below ``output.path``, a folder has a file for each file of traces, and a row fo
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from pydantic import model_validator
 
 from jobs.job import Job, generate
 from jobs.own_files import OwnFiles
+from jobs.sections import RowSection
 from pipeline import console
 from pipeline.errors import ConfigError, InputError
 from pipeline.input.shards import Input, find_shards
@@ -36,22 +37,6 @@ SET_BY_JOB = {
     "answer": {"format", "json_schema", "reference_column"},
     "input": {"prompt_column", "messages_column", "tools_column"},
 }
-
-
-class RowSection(Protocol):
-    """What the section of such a job has."""
-
-    @property
-    def rename(self) -> Mapping[str, str]:
-        """A column of ours: the user's name for it."""
-
-    @property
-    def columns(self) -> Mapping[str, str | None]:
-        """The settings that name an input column, with that column, or None."""
-
-    @property
-    def added(self) -> Mapping[str, pa.DataType]:
-        """The columns that a row gets, under our names."""
 
 
 class RowJob(Job):

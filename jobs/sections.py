@@ -1,14 +1,52 @@
-"""What the sections of jobs share: the values that an answer can name, columns, names; no I/O."""
+"""What sections of jobs share: settings, the values that an answer can name, columns; no I/O."""
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from pipeline.config.section import Section
 from pipeline.registry import did_you_mean
 
 # Stands for rows without a value in reports.
 NONE = "(none)"
+
+
+class RowSection(Section):
+    """The section of a job that makes one row of the samples of each input row.
+
+    ``own_columns``: all that the job can add, under our names, but the run's own.
+    """
+
+    own_columns: ClassVar[Sequence[str]]
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="a column of ours: your name for it"
+    )
+    review_below: Annotated[float, Field(ge=0, le=1)] = Field(
+        1, description="review rows whose samples agree less than this (0 to 1)"
+    )
+
+    @field_validator("rename")
+    @classmethod
+    def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
+        for name in rename:
+            if name not in cls.own_columns:
+                raise ValueError(did_you_mean(name, cls.own_columns, "key"))
+        return rename
+
+    @property
+    @abstractmethod
+    def columns(self) -> Mapping[str, str | None]:
+        """The settings that name an input column, with that column, or None."""
+
+    @property
+    @abstractmethod
+    def added(self) -> Mapping[str, pa.DataType]:
+        """The columns that a row gets, under our names; the last two are the run's."""
 
 
 def named_values(values: Any, what: str) -> Any:
@@ -53,14 +91,6 @@ def template_column(name: str | None) -> str | None:
     if name is not None and (set(name) & set("{}:!") or not name):
         raise ValueError("must be a column without { } : or ! in its name")
     return name
-
-
-def known_columns(rename: dict[str, str], columns: Sequence[str]) -> dict[str, str]:
-    """``rename``, if it renames only ``columns``; else raises `ValueError`."""
-    for name in rename:
-        if name not in columns:
-            raise ValueError(did_you_mean(name, columns, "key"))
-    return rename
 
 
 def value_by_people(cell: Any) -> str | None:

@@ -187,13 +187,18 @@ class Stages:
 
 
 def load_stages(path: str, overrides: Sequence[str] = ()) -> Stages:
-    """The stages that a YAML file lists.
+    """The stages that a YAML file lists, see `parse_stages`."""
+    return parse_stages(read_yaml(path), path, overrides)
+
+
+def parse_stages(data: Mapping[str, Any], path: str, overrides: Sequence[str] = ()) -> Stages:
+    """The stages that ``data`` of the file ``path`` lists.
 
     ``overrides``: ``NAME.key=value`` of a stage, ``settings.key=value``, or ``folder=value``.
     Raises `ConfigError` that names the stage and every wrong key.
     """
     try:
-        file = StagesFile.model_validate(read_yaml(path))
+        file = StagesFile.model_validate(data)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError("\n".join([f"{path} is not a list of stages:", *lines])) from None
@@ -280,12 +285,9 @@ def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def is_list_of_stages(path: str) -> bool:
-    """Whether a YAML file lists stages, rather than being the configuration of one run."""
-    try:
-        return "stages" in read_yaml(path)
-    except ConfigError:
-        return False  # the loader of runs says what is wrong
+def is_list_of_stages(data: Mapping[str, Any]) -> bool:
+    """Whether a file with ``data`` lists stages, rather than being the configuration of one run."""
+    return "stages" in data
 
 
 def listed_traces(folder: str) -> dict[str, str]:

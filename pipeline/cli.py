@@ -9,7 +9,7 @@ Commands import what they need when they run: ``--help``, ``init`` and completio
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,6 +23,7 @@ from pipeline.starters import STARTERS, write_starter
 if TYPE_CHECKING:
     from jobs.stages import Stages
     from pipeline.config.run_config import RunConfig
+    from pipeline.insight.findings import Finding
 
 EPILOG = (
     "Exit codes: 0 every row is accounted for; 1 the run ended without some, or at a limit, or all "
@@ -158,12 +159,14 @@ def retry(
 )
 def plan(config: str, overrides: tuple[str, ...], prompts: int | None) -> None:
     """Print what would run. Starts no engine."""
-    if _has_stages(config):
+    loaded = _load_run_or_stages(config, overrides)
+    if not isinstance(loaded, pipeline.RunConfig):
         if prompts is not None:
             raise click.UsageError("--prompts is for the configuration of one run")
-        console.print_lines(_load_stages(config, overrides).plan_lines())
+        console.print_lines(loaded.plan_lines())
         return
-    run_plan = pipeline.plan(_load(config, overrides))
+    console.warn_about(loaded)
+    run_plan = pipeline.plan(loaded)
     if prompts is None:
         console.print_lines(run_plan.lines())
         return
@@ -178,10 +181,17 @@ def doctor(config: str, overrides: tuple[str, ...]) -> int:
     """Print what would go wrong, and what to do. Starts no engine."""
     from pipeline.insight.doctor import examine
 
+    loaded = _load_run_or_stages(config, overrides)
+    if isinstance(loaded, pipeline.RunConfig):
+        return _print_findings(examine(loaded))
     code = 0
-    for finding in examine(pipeline.load_config(config, overrides)):
-        print_text(finding)
-        code = max(code, 2 if finding.level == "error" else 0)
+    for stage in loaded.stages:
+        _name_stage(stage.name)
+        with stage.named():
+            waits_for = stage.waits_for
+            code = max(code, _print_findings(examine(stage.run, has_input=waits_for is None)))
+        if waits_for is not None:
+            print_text(f"its input is not checked: it waits for {waits_for}")
     return code
 
 
@@ -199,14 +209,16 @@ def doctor(config: str, overrides: tuple[str, ...]) -> int:
 @as_json
 def estimate(config: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> None:
     """Run some rows first, and project time, tokens and cost of all."""
-    if not _has_stages(config):
-        _print(pipeline.estimate(_load(config, overrides), rows), as_json)
+    loaded = _load_run_or_stages(config, overrides)
+    if isinstance(loaded, pipeline.RunConfig):
+        console.warn_about(loaded)
+        _print(pipeline.estimate(loaded, rows), as_json)
         return
-    for stage, found in _load_stages(config, overrides).estimates(rows):
-        _name_stage(stage.name, as_json)
+    for stage, found in loaded.estimates(rows):
         if found is not None:
-            _print(found, as_json)
+            _print(found, as_json, stage.name)
         elif not as_json:
+            _name_stage(stage.name)
             print_text(f"waits for {stage.waits_for}")
 
 
@@ -234,8 +246,7 @@ def show(output: str, rows: int, state: str | None) -> None:
 def status(output: str, as_json: bool) -> None:
     """Print where a run stands, from its output alone."""
     for name, traces in _traces_in(output).items():
-        _name_stage(name, as_json)
-        _print(pipeline.status(traces), as_json)
+        _print(pipeline.status(traces), as_json, name)
 
 
 @qwq_batch.command()
@@ -295,7 +306,9 @@ def synthesize(config: str, overrides: tuple[str, ...], states: list[str]) -> in
 @overrides
 def stages(config: str, overrides: tuple[str, ...]) -> int:
     """Run several stages in order, each from the results of an earlier one."""
-    return _load_stages(config, overrides).run()
+    from jobs.stages import load_stages
+
+    return load_stages(config, overrides).run()
 
 
 @qwq_batch.command()
@@ -333,23 +346,27 @@ def evaluate(output: str, reference: str, as_qwen: bool) -> int:
 
 
 def _load(path: str, overrides: Sequence[str]) -> "RunConfig":
-    if _has_stages(path):
+    """The configuration of one run, with its warnings printed."""
+    from jobs.stages import is_list_of_stages
+    from pipeline.config.load import parse_overridden, read_yaml
+
+    data = read_yaml(path)
+    if is_list_of_stages(data):
         raise click.UsageError(f"{path} lists several stages; run it with qwq-batch stages {path}")
-    config = pipeline.load_config(path, overrides)
+    config = parse_overridden(pipeline.RunConfig, data, overrides, path)
     console.warn_about(config)
     return config
 
 
-def _has_stages(path: str) -> bool:
-    from jobs.stages import is_list_of_stages
+def _load_run_or_stages(path: str, overrides: Sequence[str]) -> "RunConfig | Stages":
+    """What the file describes: one run, or the stages that it lists."""
+    from jobs.stages import is_list_of_stages, parse_stages
+    from pipeline.config.load import parse_overridden, read_yaml
 
-    return is_list_of_stages(path)
-
-
-def _load_stages(path: str, overrides: Sequence[str]) -> "Stages":
-    from jobs.stages import load_stages
-
-    return load_stages(path, overrides)
+    data = read_yaml(path)
+    if is_list_of_stages(data):
+        return parse_stages(data, path, overrides)
+    return parse_overridden(pipeline.RunConfig, data, overrides, path)
 
 
 def _traces_in(output: str) -> dict[str, str]:
@@ -359,10 +376,25 @@ def _traces_in(output: str) -> dict[str, str]:
     return listed_traces(output) or {"": output}
 
 
-def _name_stage(name: str, as_json: bool) -> None:
-    if name and not as_json:
-        print_text(f"== stage {name}")
+def _name_stage(name: str) -> None:
+    print_text(f"== stage {name}")
 
 
-def _print(result: "pipeline.Estimate | pipeline.Status", as_json: bool) -> None:
-    console.print_lines([json_text(result.to_json())] if as_json else result.lines())
+def _print(result: "pipeline.Estimate | pipeline.Status", as_json: bool, stage: str = "") -> None:
+    """Print a result; ``stage``: the name of the stage that it is of, if any."""
+    if as_json:
+        named = {"stage": stage} if stage else {}
+        print_text(json_text({**named, **result.to_json()}))
+        return
+    if stage:
+        _name_stage(stage)
+    console.print_lines(result.lines())
+
+
+def _print_findings(findings: "Iterable[Finding]") -> int:
+    """Print what the doctor found; 2 if there is an error, else 0."""
+    code = 0
+    for finding in findings:
+        print_text(finding)
+        code = max(code, 2 if finding.level == "error" else 0)
+    return code

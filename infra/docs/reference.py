@@ -6,6 +6,7 @@ A unit test compares the file with what this module would write.
 """
 
 from collections.abc import Iterator, Mapping
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,16 @@ def page() -> str:
     for name, field in schema["properties"].items():
         lines += _section(name, _model_of(field, definitions) or {}, definitions)
     for name, model in JOBS.items():
-        section = model.model_json_schema()
+        section = _own_settings_first(model)
         lines += _section(name, section, section.get("$defs", {}), f" (`qwq-batch {name}` only)")
     return "\n".join(lines)
+
+
+def _own_settings_first(model: type[BaseModel]) -> Schema:
+    """The JSON schema of ``model``, with inherited settings after its own."""
+    schema, own = model.model_json_schema(), get_annotations(model)
+    settings = sorted(schema["properties"].items(), key=lambda setting: setting[0] not in own)
+    return {**schema, "properties": dict(settings)}
 
 
 def _section(name: str, model: Schema, definitions: Schema, remark: str = "") -> Iterator[str]:

@@ -5,14 +5,12 @@ right or wrong, with the verdict on the first and the better of both. One row ha
 and three say how they want to be judged.
 """
 
-import argparse
 import random
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.nano.judging import claimed, spoken
+from infra.nano.shards import write_shards
 from infra.nano.tasks import unseen_question
 
 ROWS = 60
@@ -46,13 +44,9 @@ def row(rng: random.Random, number: int) -> dict[str, str | None]:
 
 def main() -> None:
     """Write one shard to the folder on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(11)
     rows = [row(rng, number) for number in range(ROWS)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "answers.parquet")
+    write_shards(__doc__, ["answers.parquet"], pa.Table.from_pylist(rows))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@
 thinking loops, and one row without a prompt. The first row asks about the strawberry.
 """
 
-import argparse
 import random
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from infra.nano.shards import write_shards
 from infra.nano.tasks import (
     Task,
     choose,
@@ -46,10 +44,8 @@ def _choice(rng: random.Random) -> Task:
     return choose(rng, *unseen_question(rng, "count" if rng.random() < 0.5 else "add"))
 
 
-def write_shards(tasks: list[Task | None], folder: Path) -> None:
-    """Write ``tasks`` to `SHARDS` Parquet files of equal size."""
-    folder.mkdir(parents=True, exist_ok=True)
-    size = -(-len(tasks) // SHARDS)
+def main() -> None:
+    """Write the shards to the folder on the command line."""
     rows = [
         {
             "id": f"demo-{i:03}",
@@ -57,18 +53,10 @@ def write_shards(tasks: list[Task | None], folder: Path) -> None:
             "prompt": task.prompt if task else None,
             "expected": task.expected if task else None,
         }
-        for i, task in enumerate(tasks)
+        for i, task in enumerate(demo_tasks(random.Random(7)))
     ]
-    for shard in range(SHARDS):
-        table = pa.Table.from_pylist(rows[shard * size : (shard + 1) * size], SCHEMA)
-        pq.write_table(table, folder / f"prompts-{shard:05}.parquet")
-
-
-def main() -> None:
-    """Write the shards to the folder on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    write_shards(demo_tasks(random.Random(7)), parser.parse_args().folder)
+    files = [f"prompts-{shard:05}.parquet" for shard in range(SHARDS)]
+    write_shards(__doc__, files, pa.Table.from_pylist(rows, SCHEMA))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@
 configs/synthesize.yaml.
 """
 
-import argparse
 import random
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from infra.nano.shards import write_shards
 from infra.nano.tasks import unseen_operands
 
 PAIRS = 60
@@ -18,14 +16,10 @@ PAIRS = 60
 
 def main() -> None:
     """Write one shard to the folder on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(11)
     pairs = [unseen_operands(rng) for _ in range(PAIRS)]
     rows = [{"a": a, "b": b, "sum": str(a + b)} for a, b in pairs]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "sums.parquet")
+    write_shards(__doc__, ["sums.parquet"], pa.Table.from_pylist(rows))
 
 
 if __name__ == "__main__":

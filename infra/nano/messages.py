@@ -9,14 +9,12 @@ because a 1.6 M-parameter model copies well and searches badly. A message with k
 gets one of them at random, so that samples disagree about it.
 """
 
-import argparse
 import random
 import re
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from infra.nano.shards import write_shards
 from jobs.label import LabelSection
 from pipeline.answers.json import Json
 from pipeline.prompts.columns import PromptColumns
@@ -142,14 +140,8 @@ def demo_rows(rng: random.Random) -> list[dict[str, str | None]]:
 
 def main() -> None:
     """Write the demo's messages to the folder on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, size = demo_rows(random.Random(11)), ROWS // SHARDS
-    for shard in range(SHARDS):
-        table = pa.Table.from_pylist(rows[shard * size : (shard + 1) * size])
-        pq.write_table(table, folder / f"messages-{shard:05}.parquet")
+    files = [f"messages-{shard:05}.parquet" for shard in range(SHARDS)]
+    write_shards(__doc__, files, pa.Table.from_pylist(demo_rows(random.Random(11))))
 
 
 if __name__ == "__main__":

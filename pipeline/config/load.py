@@ -33,10 +33,16 @@ def load_as(kind: type[Config], path: str | Path, overrides: Iterable[str] = ())
     ``kind``: `RunConfig`, or a job's with sections of its own besides. Raises `ConfigError` with
     one line for each thing that is wrong.
     """
-    data = read_yaml(path)
+    return parse_overridden(kind, read_yaml(path), overrides, str(path))
+
+
+def parse_overridden(
+    kind: type[Config], data: dict[str, Any], overrides: Iterable[str], source: str
+) -> Config:
+    """As `load_as`, from ``data`` of the file ``source``; changes ``data``."""
     for override in overrides:
         apply_override(data, override, kind)
-    return parse_as(kind, data, str(path))
+    return parse_as(kind, data, source)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

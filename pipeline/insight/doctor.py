@@ -37,20 +37,14 @@ NAME = "qwq-batch"
 CLOCK_SECONDS = 30
 
 
-def examine(config: RunConfig) -> Iterator[Finding]:
-    """All findings, in order. A check that raises becomes a finding too."""
+def examine(config: RunConfig, has_input: bool = True) -> Iterator[Finding]:
+    """All findings, in order. A check that raises becomes a finding too.
+
+    ``has_input``: False leaves out what reads the input, for a run whose input is yet to be made.
+    """
     messages = set[str]()
-    for check in (
-        _python,
-        _packages,
-        _model,
-        _tokens,
-        check_gpus,
-        _services,
-        _output,
-        _input,
-        _run,
-    ):
+    checks = (_python, _packages, _model, _tokens, check_gpus, _services, _output)
+    for check in (*checks, _input, _run) if has_input else checks:
         try:
             yield from check(config)
         except QwqBatchError as error:

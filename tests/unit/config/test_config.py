@@ -14,7 +14,7 @@ from jobs.label import LabelJob
 from jobs.stages import is_list_of_stages, load_stages
 from jobs.synthesize_config import Synthesis
 from pipeline.answers.json_schema import JsonForm
-from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config
+from pipeline.config.load import fingerprint_of, load_as, load_config, parse_config, read_yaml
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import FormatConfig
 from pipeline.config.yaml_text import override_value
@@ -33,7 +33,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_config_is_valid(path: Path) -> None:
-    if is_list_of_stages(str(path)):
+    if is_list_of_stages(read_yaml(path)):
         runs = [stage.run for stage in load_stages(str(path)).stages]
     else:
         config = load_as(JOBS.get(path.stem, RunConfig), path)

@@ -12,7 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 from jobs.agreement import MOST_SHOWN, agreement_lines
 from jobs.judge_report import Counts, report_lines, wilson
 from jobs.judge_rows import ballots, judged
-from tests.unit.jobs.test_judge import NAMES, PAIRS, SCORES, VERDICTS, job_of, traces_of
+from tests.unit.jobs.judge_traces import NAMES, PAIRS, SCORES, VERDICTS, job_of, traces_of
 
 
 def report(

@@ -1,6 +1,8 @@
 """A list of stages: what each gets from the file, and what is refused by name."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ import yaml
 from jobs.label import LabelJob
 from jobs.stages import is_list_of_stages, listed_traces, load_stages
 from pipeline.cli import main
+from pipeline.config.load import read_yaml
 from pipeline.errors import ConfigError, OutputError
+from tests.conftest import write_shards
 
 FILE: dict[str, Any] = {
     "folder": "out/recipe",
@@ -108,9 +112,8 @@ def test_mistakes_are_named_with_their_stage(
 
 
 def test_files_of_one_run_are_no_lists(tmp_path: Path) -> None:
-    assert is_list_of_stages(write(tmp_path, FILE))
-    assert not is_list_of_stages("configs/demo.yaml")
-    assert not is_list_of_stages(str(tmp_path / "none.yaml"))
+    assert is_list_of_stages(read_yaml(write(tmp_path, FILE)))
+    assert not is_list_of_stages(read_yaml("configs/demo.yaml"))
 
 
 def test_folder_of_stages_is_no_output_of_a_run(tmp_path: Path) -> None:
@@ -137,7 +140,79 @@ def test_folder_of_stages_is_no_output_of_a_run(tmp_path: Path) -> None:
 def test_commands_of_one_run_say_what_to_do_with_a_list(
     command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([command[0], write(tmp_path, FILE), *command[1:]])
-    assert ended.value.code == 2
+    assert exit_code(command[0], write(tmp_path, FILE), *command[1:]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> str:
+    """A list whose first stage has its input, on the simulated engine."""
+    write_shards(tmp_path / "in", [2, 1])
+    settings = {**FILE["settings"], "engine": {"kind": "simulated", "device": "cpu"}}
+    data = {**changed(0, input={"path": str(tmp_path / "in")}), "settings": settings}
+    return write(tmp_path, {**data, "folder": str(tmp_path / "out")})
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+def test_a_list_is_read_once(ready: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, read_text = list[Path](), Path.read_text
+
+    def read(path: Path, *arguments: Any, **named: Any) -> str:
+        reads.append(path)
+        return read_text(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert exit_code(command, ready) == 0
+    assert reads.count(Path(ready)) == 1
+
+
+def test_doctor_checks_each_stage_but_no_input_that_is_not_there_yet(
+    ready: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("doctor", ready) == 0
+    _, samples, labeled, again = capsys.readouterr().out.split("== stage ")
+    assert "2 shards, 3 rows" in samples
+    assert "not checked" not in samples
+    for stage, before in ((labeled, "samples"), (again, "labeled")):
+        assert "qwq-nano is a qwen2 of" in stage
+        assert f"its input is not checked: it waits for results of stage {before}\n" in stage
+    assert exit_code("doctor", ready, "--set", "labeled.model.path=/nowhere") == 2
+    _, samples, labeled, again = capsys.readouterr().out.split("== stage ")
+    assert "/nowhere is not a model folder" in labeled
+    assert "/nowhere" not in samples + again
+
+
+def test_json_of_stages_names_the_stage_of_each_line(
+    ready: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def result(run: Any, *_: Any) -> Any:
+        path = run if isinstance(run, str) else run.output.path
+        return SimpleNamespace(to_json=lambda: {"path": path})
+
+    monkeypatch.setattr("pipeline.estimate", result)
+    monkeypatch.setattr("pipeline.status", result)
+    monkeypatch.setattr(
+        "jobs.stages.listed_traces", lambda folder: {"a": "1", "b": "2"} if folder == "two" else {}
+    )
+    printed = []
+    for command in (
+        ("estimate", ready),
+        ("estimate", "configs/demo.yaml"),
+        ("status", "two"),
+        ("status", "one"),
+    ):
+        assert exit_code(*command, "--json") == 0
+        printed.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    folder = load_stages(ready).folder
+    assert printed == [
+        [{"stage": "samples", "path": f"{folder}/samples"}],  # the others wait
+        [{"path": "out/demo"}],
+        [{"stage": "a", "path": "1"}, {"stage": "b", "path": "2"}],
+        [{"path": "one"}],
+    ]

@@ -1,43 +1,20 @@
-"""The coordinator: what it counts, which engines live, which parts are full; and the reporter."""
+"""The coordinator: what it counts, which engines live, which rows kill, which parts are full."""
 
-import asyncio
 import inspect
 import time
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
-from ray import ObjectRef
 
 from pipeline.engines import EngineLoad
 from pipeline.monitor import coordinator as module
-from pipeline.monitor import reporter as reporter_module
 from pipeline.monitor.coordinator import CoordinatorClient, ReportAnswer, RunCoordinator
 from pipeline.monitor.crash_isolation import Suspicion
-from pipeline.monitor.engine_processes import HungLimits, ProcessAddress, RowKey
 from pipeline.monitor.figures import EngineFigures, EnginePool, Totals
-from pipeline.monitor.reporter import EngineReporter
 from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.time_limits import LIVING_SECONDS, SILENT_SECONDS
-
-
-class NoMetrics:
-    """Prometheus needs a cluster."""
-
-    def __init__(self, *_: object) -> None:
-        self.sizes = self.done = self.load = lambda *_: None
-
-
-def address(engine: str = "a", actor: str = "actor") -> ProcessAddress:
-    return ProcessAddress(engine, actor, "node", "host", 7, "1")
-
-
-@pytest.fixture
-def coordinator(monkeypatch: pytest.MonkeyPatch) -> RunCoordinator:
-    monkeypatch.setattr(module, "Metrics", NoMetrics)
-    return RunCoordinator({"part": 3}, "out", EnginePool())
+from tests.unit.monitor.conftest import NoMetrics, address
 
 
 def test_finished_trace_resets_the_count_of_engine_starts(coordinator: RunCoordinator) -> None:
@@ -251,90 +228,6 @@ def test_killers_among_the_first_rows_do_not_use_up_the_starts_but_an_engine_tha
     assert coordinator.engine_starting(address()) == 1
 
 
-LIMITS = HungLimits(look=10, beside_others=60, alone=180)
-
-
-def looks_until_hung(
-    coordinator: RunCoordinator, reports: Sequence[tuple[str, Totals, EngineLoad]], most: int = 40
-) -> tuple[int, list[str]]:
-    """With ``reports`` before each look: after how many looks engines hang, and which."""
-    for look in range(1, most + 1):
-        for engine, done, load in reports:
-            coordinator.engine_progress(engine, done, load)
-        if hung := coordinator.hung_engines(LIMITS):
-            return look, [address.engine for address in hung]
-    return most, []
-
-
-@pytest.fixture
-def two_engines(coordinator: RunCoordinator) -> RunCoordinator:
-    for name in "ab":
-        coordinator.engine_starting(address(name, actor=name))
-        coordinator.engine_ready(name)
-        coordinator.hold(name, [("part", ord(name))])
-    return coordinator
-
-
-BUSY = Totals(spent_tokens=64)
-
-
-def test_engine_that_says_nothing_hangs_sooner_while_another_works(
-    two_engines: RunCoordinator,
-) -> None:
-    assert looks_until_hung(two_engines, [("b", BUSY, EngineLoad(1))]) == (6, ["a"])
-
-
-def test_engine_that_reports_but_makes_no_token_hangs_too(two_engines: RunCoordinator) -> None:
-    stuck = ("a", Totals(), EngineLoad(3, 2, 0.5))
-    two_engines.engine_progress(*stuck)
-    two_engines.hung_engines(LIMITS)
-    assert looks_until_hung(two_engines, [stuck, ("b", BUSY, EngineLoad(1))]) == (6, ["a"])
-
-
-def test_engine_whose_cache_fills_with_long_prompts_does_not_hang(
-    two_engines: RunCoordinator,
-) -> None:
-    for look in range(40):
-        two_engines.engine_progress("a", Totals(), EngineLoad(3, 2, look / 100))
-        two_engines.engine_progress("b", BUSY, EngineLoad(1))
-        assert not two_engines.hung_engines(LIMITS)
-
-
-def test_engine_without_rows_that_reports_does_not_hang_and_one_that_is_stopped_does(
-    two_engines: RunCoordinator,
-) -> None:
-    two_engines.engine_progress("a", Totals(), EngineLoad(), [("part", ord("a"))])
-    idle, busy = ("a", Totals(), EngineLoad()), ("b", BUSY, EngineLoad(1))
-    assert looks_until_hung(two_engines, [idle, busy]) == (40, [])
-    assert looks_until_hung(two_engines, [busy]) == (6, ["a"]), "the next rows would go to it"
-
-
-def test_engines_that_are_silent_together_are_given_more_time_and_killed_one_by_one(
-    two_engines: RunCoordinator,
-) -> None:
-    first = looks_until_hung(two_engines, [])
-    assert first == (18, ["a"])
-    two_engines.engine_killed("a")
-    assert looks_until_hung(two_engines, []) == (18, ["b"])
-
-
-def test_hung_engine_that_could_not_be_killed_is_named_again(two_engines: RunCoordinator) -> None:
-    busy = ("b", BUSY, EngineLoad(1))
-    assert looks_until_hung(two_engines, [busy]) == (6, ["a"])
-    assert looks_until_hung(two_engines, [busy]) == (6, ["a"])
-    two_engines.engine_killed("a")
-    assert looks_until_hung(two_engines, [busy]) == (40, [])
-    assert two_engines.snapshot().hung == 1
-
-
-def test_engine_that_starts_does_not_hang(coordinator: RunCoordinator) -> None:
-    """A model may take an hour to load."""
-    coordinator.engine_starting(address("a", actor="a"))
-    coordinator.engine_starting(address("b", actor="b"))
-    coordinator.engine_ready("b")
-    assert looks_until_hung(coordinator, [("b", BUSY, EngineLoad(1))]) == (40, [])
-
-
 def test_engine_that_was_silent_for_a_while_counts_again(
     coordinator: RunCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,61 +259,3 @@ def test_client_has_each_method_of_the_coordinator_with_its_arguments() -> None:
     ours, theirs = methods(CoordinatorClient), methods(RunCoordinator)
     assert ours.keys() == theirs.keys()
     assert all(ours[name][: len(theirs[name])] == theirs[name] for name in theirs)
-
-
-class Reports(CoordinatorClient):
-    """Answers the reports of one engine; the run ends with the second."""
-
-    def __init__(self) -> None:
-        self.spent: list[int] = []
-
-    def engine_progress(
-        self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
-    ) -> ObjectRef[ReportAnswer]:
-        self.spent.append(done.spent_tokens)
-        answer: Any = Future[ReportAnswer]()
-        answer.set_result(ReportAnswer(len(self.spent) > 1, 1, len(self.spent), 1))
-        answer.future = lambda: answer
-        reference: ObjectRef[ReportAnswer] = answer
-        return reference
-
-
-def test_preemptions_are_reported_once() -> None:
-    reported = list[Totals]()
-
-    class Kept(Reports):
-        def engine_progress(
-            self, engine: str, done: Totals, load: EngineLoad, released: Sequence[RowKey] = ()
-        ) -> ObjectRef[ReportAnswer]:
-            reported.append(done)
-            return super().engine_progress(engine, done, load, released)
-
-    loads = iter(
-        [EngineLoad(preemptions=2, recomputed_tokens=90)] * 2 + [EngineLoad(preemptions=3)]
-    )
-    reporter = EngineReporter(Kept(), "a", lambda: next(loads), lambda: None)
-    for _ in range(2):
-        reporter.send()
-    assert [(done.preemptions, done.recomputed_tokens) for done in reported] == [(2, 90), (0, 0)]
-
-
-def test_engine_reports_on_while_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent engine counts as gone: the driver would end before its traces are saved."""
-    monkeypatch.setattr(reporter_module, "REPORT_SECONDS", 0.001)
-    reports, stops = Reports(), list[int]()
-    control = list[tuple[int, int, int]]()
-    reporter = EngineReporter(
-        reports, "a", EngineLoad, lambda: stops.append(len(reports.spent)),
-        lambda *counts: control.append(counts),
-    )  # fmt: skip
-    reporter.done.spent_tokens = 7
-
-    async def report() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(reporter.keep_reporting(), 0.2)
-
-    asyncio.run(report())
-    assert stops == [2]
-    assert len(reports.spent) > 3
-    assert control[:3] == [(1, 1, 1), (1, 2, 1), (1, 3, 1)]
-    assert sum(reports.spent) == 7, "each count is sent once"

@@ -4,7 +4,6 @@ from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from threading import Event
 
 import pyarrow as pa
@@ -17,16 +16,10 @@ from pipeline.output.ledger import Ledger
 from pipeline.planning import PartRef, Pass
 from pipeline.reasoning.early_answer import Probe
 from pipeline.reasoning.policy import ClosedBy
-from pipeline.storage import Storage
-from tests.unit.output.test_ledger import METADATA, PART, SCHEMA, block
+from tests.unit.output.blocks import METADATA, PART, SCHEMA, block
 
 OTHER = PartRef("en/shard-0.00002.parquet", 100, 110)
 KEYS = [(PART, 100, 0), (PART, 100, 1), (PART, 101, 0)]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(Storage(str(tmp_path / "out")))
 
 
 def saved(ledger: Ledger) -> list[str]:

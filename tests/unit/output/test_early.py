@@ -14,7 +14,7 @@ from pipeline.output.early import EarlySummary, early_counts
 from pipeline.output.parts import PartSummary, write_part
 from pipeline.reasoning.early_answer import EarlyAnswer
 from pipeline.schema import EARLY_COLUMNS, EARLY_FIELDS, ROW_COLUMN, TRACE_COLUMNS, output_schema
-from tests.unit.output.test_ledger import METADATA
+from tests.unit.output.blocks import METADATA
 
 SCHEMA = output_schema(pa.schema([("id", pa.int64())]), {}, raw_text=False, optional=EARLY_FIELDS)
 NAMES = {name: name for name in (*TRACE_COLUMNS, *EARLY_COLUMNS)}

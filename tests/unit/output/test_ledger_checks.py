@@ -20,19 +20,9 @@ from pipeline.output.layout import (
 from pipeline.output.ledger import Ledger, differences
 from pipeline.output.parts import AGREE, part_metadata
 from pipeline.planning import Pass, Shard
-from pipeline.storage import Storage
-from tests.unit.output.test_ledger import METADATA, PART, RUN, SCHEMA, block
+from tests.unit.output.blocks import METADATA, PART, RUN, SCHEMA, block, read
 
 ROWS = list(range(100, 110))
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(Storage(str(tmp_path / "out")))
-
-
-def read(ledger: Ledger) -> pa.Table:
-    return pq.read_table(ledger.store.path(PART.name))
 
 
 # The run that owns the output

@@ -17,7 +17,7 @@ from pipeline.output.parts import PartSummary, known_columns, part_metadata, wri
 from pipeline.planning import PartRef
 from pipeline.schema import ORIGIN_COLUMNS, ROW_COLUMN, TRACE_COLUMNS
 from pipeline.storage import Storage
-from tests.unit.output.test_ledger import METADATA, SCHEMA, block
+from tests.unit.output.blocks import METADATA, SCHEMA, block
 
 BOXED = {**METADATA, "settings": {"answer.format": "boxed"}}
 ZSTD = bytes.fromhex("28b52ffd")
