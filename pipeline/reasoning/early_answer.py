@@ -160,8 +160,7 @@ class ControlGroup:
         return (
             f"LOW AGREEMENT: only {self.agreeing:,} of {self.compared:,} early answers of the "
             f"control group equal the full one ({self.agreeing / self.compared:.1%}), below "
-            f"thinking.early_answer.min_agreement, {floor:.1%}: "
-            + self._consequence
+            f"thinking.early_answer.min_agreement, {floor:.1%}: " + self._consequence
         )
 
     @property
