@@ -43,7 +43,7 @@ from pipeline.reasoning.think_format import THINK_TAGS
 from pipeline.storage import Storage
 
 OFF = "off"
-SETTINGS = (OFF, "2:64", "3:64", "4:64", "2:96", "3:96", "4:96", "2:every 64", "2:every 96")
+SETTINGS = (OFF, "2:64", "3:64", "4:64", "2:128", "3:128", "4:128", "2:every 64")
 ROWS = {"numbers": 260, "choices": 120, "labels": 150}
 CONTROL_SHARE = 0.1
 SPENT = ("think_tokens", "answer_tokens", "wasted_tokens", "probe_tokens")
