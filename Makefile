@@ -7,7 +7,7 @@ BIN := .venv/bin
 PINS := infra/requirements-cpu.txt
 GPU_PINS := infra/requirements-gpu.txt
 # Groups of tests (tests/conftest.py) in two processes.
-AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
+AT_ONCE := -n 2 --dist loadscope --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --no-header
 # PyTorch's own index of CPU builds, used only where the configured one has none.
