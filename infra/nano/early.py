@@ -163,7 +163,7 @@ def measure(kind: str, setting: str, model: str, folder: Path) -> Outcome:
             "kind": "infra.nano.early:COUNTING", "device": "cpu",
             "vllm": {
                 "enforce_eager": True, "max_num_seqs": SLOTS, "max_model_len": 4096,
-                "stream_interval": 8, "block_size": 16,
+                "stream_interval": 8, "block_size": 32,
             },
         },
     }  # fmt: skip
