@@ -63,8 +63,8 @@ class Findings:
     """What is known of a sample beside its trace.
 
     ``contaminated_by``: the benchmark question in its prompt. ``verified``: what the verifier
-    returned, None without one; ``verifier_error``: what it raised. ``judge``: `UNJUDGED` or
-    `JUDGE` if required values are missing or others.
+    returned, None without one; ``verifier_error``: what it raised. ``judge``: `UNJUDGED` if nobody
+    has judged it, `JUDGE` if required values are missing or others.
     """
 
     contaminated_by: str | None = None
@@ -160,10 +160,10 @@ def passed(trace: Mapping[str, Any], findings: Findings, has_verifier: bool) -> 
         return None
     if trace["correct"] is False:
         return False
-    if has_verifier:
+    if has_verifier and findings.contaminated_by is None:
         return bool(findings.verified)
     correct: bool | None = trace["correct"]
-    return correct
+    return None if has_verifier and correct else correct
 
 
 def pass_rate(verdicts: Sequence[bool | None]) -> float | None:

@@ -225,9 +225,8 @@ class _Exporter:
         return is_complete(row[self._names["state"]], row[self._names["answer"]])
 
     def _candidate(self, row: TableRow) -> Candidate:
-        judgements, score = self._samples.checks.judgements, None
-        if judgements is not None:
-            score = judgements.score(judgements.values(row["sample_id"], row))
+        judgements = self._samples.checks.judgements
+        score = None if judgements is None else judgements.score(row["sample_id"])
         return Candidate(
             row, row[self._names["think"]], row[self._names["answer"]],
             sum(row[self._names[name]] or 0 for name in TOKEN_COLUMNS),

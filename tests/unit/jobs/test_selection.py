@@ -215,7 +215,8 @@ def test_without_judgements_the_message_says_what_to_run(tmp_path: Path) -> None
     where = judged(tmp_path, [{"sample_id": "other", "score": 1.5}])
     section = {"judged": where, "require": {"score": 1}, "accepted": 20}
     with pytest.raises(
-        IncompleteRunError, match=r"0 samples are accepted, and 13 have no values .*run the judge"
+        IncompleteRunError,
+        match=r"0 samples are accepted, and 13 are not in synthesize.judged .*run the judge over ",
     ):
         synthesize(config(tmp_path, section))
     prompts = pq.read_table(tmp_path / "out/prompts").num_rows
