@@ -154,16 +154,18 @@ def is_complete(state: str, answer: str | None) -> bool:
 def passed(trace: Mapping[str, Any], findings: Findings, has_verifier: bool) -> bool | None:
     """Whether a sample passed all checks of its answer; None if there is none, or it is undecided.
 
-    A trace without an answer did not pass. One that failed was not drawn, so it is undecided.
+    A trace without an answer did not pass. One that failed was not drawn, and of a contaminated
+    prompt the verifier was not asked, so these are undecided.
     """
-    if trace["state"] == State.FAILED or findings.verifier_error is not None:
+    is_unasked = has_verifier and findings.contaminated_by is not None
+    if trace["state"] == State.FAILED or findings.verifier_error is not None or is_unasked:
         return None
     if trace["correct"] is False:
         return False
-    if has_verifier and findings.contaminated_by is None:
+    if has_verifier:
         return bool(findings.verified)
     correct: bool | None = trace["correct"]
-    return None if has_verifier and correct else correct
+    return correct
 
 
 def pass_rate(verdicts: Sequence[bool | None]) -> float | None:

@@ -7,7 +7,7 @@ Every sample is written again, part by part, with these additional columns:
   accepted one;
 * ``near_duplicate_of``: the ``sample_id`` of the accepted sample that it repeats, if any;
 * ``passed``: whether its answer is right by the reference and the verifier, null if undecided;
-* ``pass_rate``: the share of its prompt's decided samples that passed;
+* ``pass_rate``: the share of its prompt's decided samples that passed; null with `sampling.agree`;
 * ``contaminated_by``: file and row of the benchmark question in its prompt;
 * ``verifier_error``: what the verifier raised.
 """
@@ -157,7 +157,8 @@ class Samples:
         findings = [self._findings(*each, met) for each in zip(named, samples, traces, strict=True)]
         has_verifier = self.checks.verify is not None
         verdicts = [passed(*each, has_verifier) for each in zip(traces, findings, strict=True)]
-        rate = pass_rate(verdicts)
+        # Samples that are drawn until some agree are no fair sample.
+        rate = None if self._run.config.sampling.agree else pass_rate(verdicts)
         self.counts.add_pass_rate(rate)
         for i, trace in enumerate(traces):
             reason, repeated = rejection(

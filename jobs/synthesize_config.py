@@ -178,6 +178,11 @@ class Synthesis(Job):
             )
         if self.sampling.n < 2:
             raise ValueError("synthesize.pass_rate needs several samples: raise sampling.n")
+        if self.sampling.agree is not None:
+            raise ValueError(
+                "synthesize.pass_rate would be biased by sampling.agree, which draws samples until "
+                "some agree; leave one of them out"
+            )
 
     @property
     def makes_prompts(self) -> bool:

@@ -234,3 +234,33 @@ def test_job_that_is_moved_goes_on_with_its_prompts(tmp_path: Path) -> None:
     moved = {"output": {"path": str(tmp_path / "moved"), "rows_per_part": 4}}
     assert synthesize(synthesis(tmp_path, {"accepted": 6}, **moved)) == 0
     assert synthesize(synthesis(tmp_path, {}, **moved)) == 0
+
+
+def accept_all(_: dict[str, Any]) -> bool:
+    return True
+
+
+def test_prompts_for_rl_have_a_reference_and_may_lack_a_pass_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verifier decides about prompts without a reference too; samples that agree are biased."""
+    golds = ["7", None, "n/a"]
+    seeds = [{"prompt": f"What is {i}?", "gold": gold} for i, gold in enumerate(golds)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(seeds), tmp_path / "in/b.parquet")
+    right = [True, None, None]
+    monkeypatch.setattr(
+        job, "generate", lambda run, *_: finish(run, lambda row, _: {"correct": right[row]})
+    )
+    sections = {
+        "answer": {"format": "boxed", "reference_column": "gold"},
+        "sampling": {"n": 4, "agree": 2},
+    }
+    verifier = {"verifier": f"{__name__}:accept_all"}
+    assert synthesize(synthesis(tmp_path, verifier, **sections)) == 0
+    exported = pq.read_table(tmp_path / "out/export/rl").to_pylist()
+    assert [(row["solution"], row["pass_rate"]) for row in exported] == [("7", None)]
+    (tmp_path / "b.jsonl").write_text('{"question": "what is 0"}')
+    section = {**verifier, "benchmarks": [str(tmp_path / "b.jsonl")]}
+    assert synthesize(synthesis(tmp_path, section, **sections)) == 0
+    assert [row["passed"] for row in samples(tmp_path)] == [None] * 4 + [True] * 8

@@ -377,6 +377,7 @@ def test_split_follows_the_seed_and_not_how_it_is_asked() -> None:
         ({"pass_rate": [0, 1.5]}, {}, r"pass_rate"),
         ({"pass_rate": [0, 0.5]}, {"sampling": {"n": 1}}, r"pass_rate needs several samples"),
         ({"pass_rate": [0, 0.5]}, {"answer": {}}, r"set answer.reference_column or"),
+        ({"pass_rate": [0, 0.5]}, {"sampling": {"n": 4, "agree": 2}}, r"biased by sampling.agree"),
         ({"min_tokens": 9, "max_tokens": 8}, {}, r"lower bound of tokens, 9, is above"),
         ({"judged": "x"}, {}, r"judged needs require"),
         ({"validation": 1}, {}, r"validation"),
