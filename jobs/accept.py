@@ -63,8 +63,8 @@ class Findings:
     """What is known of a sample beside its trace.
 
     ``contaminated_by``: the benchmark question in its prompt. ``verified``: what the verifier
-    returned, None without one; ``verifier_error``: what it raised. ``judge``: `UNJUDGED` or
-    `JUDGE` if required values are missing or others.
+    returned, None without one; ``verifier_error``: what it raised. ``judge``: `UNJUDGED` if nobody
+    has judged it, `JUDGE` if required values are missing or others.
     """
 
     contaminated_by: str | None = None
@@ -154,9 +154,11 @@ def is_complete(state: str, answer: str | None) -> bool:
 def passed(trace: Mapping[str, Any], findings: Findings, has_verifier: bool) -> bool | None:
     """Whether a sample passed all checks of its answer; None if there is none, or it is undecided.
 
-    A trace without an answer did not pass. One that failed was not drawn, so it is undecided.
+    A trace without an answer did not pass. One that failed was not drawn, and of a contaminated
+    prompt the verifier was not asked, so these are undecided.
     """
-    if trace["state"] == State.FAILED or findings.verifier_error is not None:
+    is_unasked = has_verifier and findings.contaminated_by is not None
+    if trace["state"] == State.FAILED or findings.verifier_error is not None or is_unasked:
         return None
     if trace["correct"] is False:
         return False

@@ -1,6 +1,7 @@
 """Finds benchmark questions in prompts, so that nobody trains on what they are measured with.
 
 Texts are compared as words: NFKC, lower case, without punctuation and spacing, with their numbers.
+Letters and digits are words of their own (``60km`` is ``60 km``), and thousands are joined.
 
 * A question of 14 words or more is found where the prompt has half of its runs of five words, and
   nine in ten of its numbers. One changed word breaks five runs, so it hides nothing; the same
@@ -35,16 +36,21 @@ LEAST_WORDS, WHOLE_PROMPT_WORDS = 14, 4
 SHARED_RUNS, SHARED_NUMBERS = 0.5, 0.9
 # Columns in which benchmarks have their questions; the first that a file has.
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query", "instruction", "input", "text")
-# A word, or one character of a script without spaces (kana and CJK).
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Digits, letters, or one character of a script without spaces (kana and CJK).
+_WORD = re.compile(r"\d+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
+# A number in groups: one to three digits, then threes.
+_GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:[, ]\d{3})+(?!\d)")
+# Exponents and indices, which NFKC would make digits of the number before them.
+_RAISED = re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089]+")
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]")
 Integers = NDArray[np.int64]
 
 
 def normalized_words(text: str) -> list[str]:
     """The words of ``text`` as they are compared."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return _WORD.findall(_THOUSANDS.sub("", folded))
+    apart = _RAISED.sub(r"^\g<0>", _INVISIBLE.sub("", text))
+    folded = " ".join(unicodedata.normalize("NFKC", apart).casefold().split())
+    return _WORD.findall(_GROUPED.sub(lambda found: re.sub("[, ]", "", found[0]), folded))
 
 
 def prompt_text(row: Mapping[str, Any], columns: PromptColumns) -> str:
@@ -185,12 +191,23 @@ def _rows(file: str) -> list[dict[str, Any]]:
         if data.startswith(b"PAR1"):
             rows: list[dict[str, Any]] = pq.read_table(BytesIO(data)).to_pylist()
             return rows
-        rows = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+        lines = data.decode("utf-8-sig").split("\n")
     except (pa.ArrowException, ValueError) as error:
         raise _refused(file, f"it is neither Parquet nor JSON lines ({error})") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise _refused(file, "its lines must be JSON objects")
-    return rows
+    return [_object(file, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _object(file: str, number: int, line: str) -> dict[str, Any]:
+    """The object on a line of JSON lines, counted from 1."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        why = getattr(error, "msg", error)
+        why = f"it is neither Parquet nor JSON lines (line {number}: {why})"
+        raise _refused(file, why) from None
+    if not isinstance(row, dict):
+        raise _refused(file, f"line {number} is no JSON object")
+    return row
 
 
 def _refused(file: str, why: str) -> InputError:

@@ -199,7 +199,7 @@ class _Exporter:
         self.files = _Files(Storage(own.output), run)
         self._samples, self._run, self._rules = samples, run, rules
         self._names, self._expanded = samples.names, frozenset(rules.expanded)
-        self._rl_prompts = set[bytes]()
+        self._rl_prompts, self._answer_format = set[bytes](), run.config.answer.load_format()
 
     def add(self, prompt: Sequence[TableRow]) -> None:
         """Add what the samples of one prompt give."""
@@ -213,7 +213,7 @@ class _Exporter:
         candidates = [self._candidate(row) for row in prompt if self._is_complete(row)]
         if pair := choose_pair(candidates, self._rules.preference):
             self.files.add(PREFERENCE, split, preference(pair, self._run))
-        if self._is_new_rl_prompt(prompt[0]):
+        if self._is_new_rl_prompt(prompt):
             index = len(self._rl_prompts) - 1
             self.files.add(RL, split, rl_prompt(prompt[0], self._run, split, index))
 
@@ -225,22 +225,23 @@ class _Exporter:
         return is_complete(row[self._names["state"]], row[self._names["answer"]])
 
     def _candidate(self, row: TableRow) -> Candidate:
-        judgements, score = self._samples.checks.judgements, None
-        if judgements is not None:
-            score = judgements.score(judgements.values(row["sample_id"], row))
+        judgements = self._samples.checks.judgements
+        score = None if judgements is None else judgements.score(row["sample_id"])
         return Candidate(
             row, row[self._names["think"]], row[self._names["answer"]],
             sum(row[self._names[name]] or 0 for name in TOKEN_COLUMNS),
             row["rejected"], row["passed"], score,
         )  # fmt: skip
 
-    def _is_new_rl_prompt(self, row: TableRow) -> bool:
-        """Whether a prompt has a reference, a pass rate within the bounds, and is no repetition."""
-        rate = row["pass_rate"]
-        if self._run.config.answer.reference_column is None or rate is None:
+    def _is_new_rl_prompt(self, prompt: Sequence[TableRow]) -> bool:
+        """Whether a prompt has a reference that decides, a fit pass rate, and is no repetition."""
+        row, column = prompt[0], self._run.config.answer.reference_column
+        if column is None or self._answer_format.is_missing(row[column]):
             return False
-        low, high = self._samples.checks.rules.pass_rate or (0.0, 1.0)
-        if row["contaminated_by"] is not None or not low <= rate <= high:
+        if row["contaminated_by"] is not None or all(each["passed"] is None for each in prompt):
+            return False
+        rate, (low, high) = row["pass_rate"], self._samples.checks.rules.pass_rate or (0.0, 1.0)
+        if rate is not None and not low <= rate <= high:
             return False
         text = " ".join(prompt_text(row, self._run.columns).split())
         key = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()

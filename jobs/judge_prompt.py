@@ -173,7 +173,8 @@ class JudgeSection(RowSection):
         else:
             order = [self.answer_column, self.against_column]
             columns[FIRST], columns[SECOND] = reversed(order) if swapped else order
-        texts = [f"{{{column}:{tag}}}" for tag, column in columns.items()]
+        needed = (ANSWER, FIRST, SECOND)  # without an answer there is nothing to judge
+        texts = [f"{{{c}:{tag}{'!' * (tag in needed)}}}" for tag, c in columns.items()]
         return "\n\n".join([*map(literal_in_template, pieces), *texts])
 
     def gold_of(self, cell: Any) -> str | None:

@@ -140,6 +140,10 @@ def ballots(traces: pa.Table, names: Mapping[str, str], swapped: bool = False) -
         )  # fmt: skip
 
 
+def _is_blank(answer: object) -> bool:
+    return is_nothing(answer) or (isinstance(answer, str) and not answer.strip())
+
+
 def judged(
     job: "JudgeJob",
     traces: pa.Table,
@@ -154,7 +158,7 @@ def judged(
     straight = list(ballots(traces, names))
     traces = traces.take(pa.array([ballot.trace for ballot in straight], pa.int64()))
     answers = [plain_values(traces[column]) for column in section.answer_columns]
-    has_answer = [not any(map(is_nothing, row)) for row in zip(*answers, strict=True)]
+    has_answer = [not any(map(_is_blank, row)) for row in zip(*answers, strict=True)]
     pairs = swapped if swapped is not None else [None] * len(straight)
     rows = [Judged(*row) for row in zip(straight, pairs, has_answer, strict=True)]
     gold: list[str | None] = [None] * len(rows)

@@ -56,9 +56,9 @@ class OwnFiles:
         self._own.update(new)
         self._write()
 
-    def remove_all_but(self, names: Iterable[str]) -> None:
-        """Delete the job's files at its places except ``names``."""
-        kept = set(names)
+    def remove_all_but(self, names: Iterable[str], folder: str = "") -> None:
+        """Delete the job's files at its places, of those in ``folder``, except ``names``."""
+        kept = set(names) | {name for name in self._own if not name.startswith(folder)}
         self._store.delete(sorted((self._there() & self._own) - kept))
         self._own = kept
         self._write()

@@ -19,6 +19,7 @@ from jobs.own_files import OwnFiles
 from jobs.sections import RowSection
 from pipeline import console
 from pipeline.errors import ConfigError, InputError
+from pipeline.execution.prepare import refuse_output_in_input
 from pipeline.input.shards import Input, find_shards
 from pipeline.monitor.limits import Limits
 from pipeline.output.ledger import Ledger
@@ -190,6 +191,7 @@ def carry_out(
     ``write`` writes the rows of the job `as_carried`, and returns the lines of the report.
     """
     job.check_output()
+    refuse_output_in_input(job, Storage(job.output.path))
     own = job.own_files()
     own.refuse_others()
     job.check()

@@ -7,7 +7,7 @@ Every sample is written again, part by part, with these additional columns:
   accepted one;
 * ``near_duplicate_of``: the ``sample_id`` of the accepted sample that it repeats, if any;
 * ``passed``: whether its answer is right by the reference and the verifier, null if undecided;
-* ``pass_rate``: the share of its prompt's decided samples that passed;
+* ``pass_rate``: the share of its prompt's decided samples that passed; null with `sampling.agree`;
 * ``contaminated_by``: file and row of the benchmark question in its prompt;
 * ``verifier_error``: what the verifier raised.
 """
@@ -15,6 +15,7 @@ Every sample is written again, part by part, with these additional columns:
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -39,9 +40,11 @@ from jobs.own_files import OwnFiles
 from jobs.verifiers import Verify, verdict
 from pipeline.errors import InputError
 from pipeline.execution.prepare import PreparedRun
-from pipeline.output.reader import finished_parts
+from pipeline.output.reader import FinishedPart, finished_parts
+from pipeline.planning import PARQUET
 from pipeline.prompts.messages import row_messages
 from pipeline.prompts.render import TableRow
+from pipeline.schema import row_numbers
 from pipeline.storage import Storage
 
 FOLDER = "samples"
@@ -94,7 +97,7 @@ class Samples:
         for part in parts:
             sink = BytesIO()
             pq.write_table(
-                self._judged(part.name, part.read()), sink, compression="zstd",
+                self._decided(part, part.read()), sink, compression="zstd",
                 row_group_size=ROW_GROUP_ROWS,
             )  # fmt: skip
             self.store.put(part.name, sink.getvalue())
@@ -124,29 +127,38 @@ class Samples:
         if samples:
             yield samples
 
-    def _judged(self, part: str, table: pa.Table) -> pa.Table:
-        """``table`` with the columns `FIELDS`."""
-        rows = (TableRow(table, i) for i in range(table.num_rows))
-        judgements = list[dict[str, Any]]()
-        for number, samples in enumerate(self._by_prompt(rows)):
-            judgements += self._judge(f"{part.removesuffix('.parquet')}:{number}", samples)
-        columns = pa.Table.from_pylist(judgements, pa.schema(FIELDS))
+    def _decided(self, part: FinishedPart, table: pa.Table) -> pa.Table:
+        """``table``, the traces of ``part``, with the columns `FIELDS`."""
+        numbers = table[self.names["sample"]].to_numpy()
+        stem, rows = part.name.removesuffix(PARQUET), row_numbers(numbers, 0)
+        ids = [f"{stem}:{row}:{sample}" for row, sample in zip(rows, numbers, strict=True)]
+        judgements, judge = self.checks.judgements, [None] * len(ids)
+        named = zip(ids, judgements.reasons(part, table, ids) if judgements else judge, strict=True)
+        decisions = list[dict[str, Any]]()
+        for samples in self._by_prompt(TableRow(table, i) for i in range(table.num_rows)):
+            decisions += self._decide(list(islice(named, len(samples))), samples)
+        columns = pa.Table.from_pylist(decisions, pa.schema(FIELDS))
         for field, column in zip(FIELDS, columns.columns, strict=True):
             table = table.append_column(field, column)
         return table
 
-    def _judge(self, prompt_id: str, samples: Sequence[TableRow]) -> Iterator[dict[str, Any]]:
-        """Count the samples of a prompt; the values of `FIELDS` for each."""
+    def _decide(
+        self, named: Sequence[tuple[str, str | None]], samples: Sequence[TableRow]
+    ) -> Iterator[dict[str, Any]]:
+        """Count the samples of a prompt; the values of `FIELDS` for each.
+
+        ``named``: the id of each, and what its judge says against it.
+        """
         traces = [
             {key: cells[self.names[key]] for key in JUDGED_COLUMNS if key in self.names}
             for cells in samples
         ]
-        ids = [f"{prompt_id}:{trace['sample']}" for trace in traces]
-        met = self._contaminated_by(samples[0])
-        findings = [self._findings(*each, met) for each in zip(ids, samples, traces, strict=True)]
+        ids, met = [sample_id for sample_id, _ in named], self._contaminated_by(samples[0])
+        findings = [self._findings(*each, met) for each in zip(named, samples, traces, strict=True)]
         has_verifier = self.checks.verify is not None
         verdicts = [passed(*each, has_verifier) for each in zip(traces, findings, strict=True)]
-        rate = pass_rate(verdicts)
+        # Samples that are drawn until some agree are no fair sample.
+        rate = None if self._run.config.sampling.agree else pass_rate(verdicts)
         self.counts.add_pass_rate(rate)
         for i, trace in enumerate(traces):
             reason, repeated = rejection(
@@ -168,17 +180,18 @@ class Samples:
         return self.checks.benchmarks.find(prompt_text(cells, self._run.columns))
 
     def _findings(
-        self, sample_id: str, cells: TableRow, trace: Mapping[str, Any], met: str | None
+        self,
+        named: tuple[str, str | None],
+        cells: TableRow,
+        trace: Mapping[str, Any],
+        met: str | None,
     ) -> Findings:
-        verified, error, judge = None, None, None
+        (sample_id, judge), verified, error = named, None, None
         complete = is_complete(trace["state"], cells[self.names["answer"]])
         if met is None and complete and self.checks.verify and trace["correct"] is not False:
             verified, error = verdict(self.checks.verify, cells)
             if error is not None and self.counts.verifier_error is None:
                 self.counts.verifier_error = f"{sample_id}: {error}"
-        if self.checks.judgements is not None:
-            values = self.checks.judgements.values(sample_id, cells)
-            judge = self.checks.judgements.reason(values)
         return Findings(met, verified, error, judge)
 
     def _repeated(self, sample_id: str, cells: TableRow) -> str | None:

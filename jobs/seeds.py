@@ -13,6 +13,7 @@ from itertools import groupby, product
 from typing import Any, NoReturn
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import console
@@ -21,7 +22,7 @@ from pipeline.errors import InputError, OutputError
 from pipeline.input.rows import read_rows
 from pipeline.input.shards import find_shards
 from pipeline.planning import Part, Range, split_parts
-from pipeline.schema import UNREADABLE_COLUMN
+from pipeline.schema import SOURCE_ROW, UNREADABLE_COLUMN
 from pipeline.storage import Storage, map_in_threads
 
 # Key of the footer, and in its JSON the key of the seeds' identity.
@@ -45,6 +46,18 @@ def expanded(seeds: pa.Table, values: Values) -> pa.Table:
         column = [combination[name] for combination in combined] * seeds.num_rows
         table = table.append_column(name, pa.array(column, pa.array(column_values).type))
     return table
+
+
+def _with_combinations(prompts: pa.Table, combined: int) -> pa.Table:
+    """``prompts``, ``combined`` of each seed, with that number added to their source rows.
+
+    So no two prompts have the same, nor have two samples in a run over the traces.
+    """
+    if combined == 1 or not pa.types.is_string(prompts.schema.field(SOURCE_ROW).type):
+        return prompts
+    numbers = [str(number) for number in range(combined)] * (prompts.num_rows // combined)
+    rows = pc.binary_join_element_wise(prompts[SOURCE_ROW], pa.array(numbers, pa.string()), ":")
+    return prompts.set_column(prompts.schema.get_field_index(SOURCE_ROW), SOURCE_ROW, rows)
 
 
 def _without(prompts: pa.Table, left_out: Iterable[tuple[int, str]]) -> pa.Table:
@@ -127,7 +140,7 @@ class PromptShards:
         """Write further shards with at least ``rows`` prompts; return their number of prompts."""
         written, count = self._written(), 0
         for part, seeds in self._read(part for part in self._parts if part.name not in written):
-            prompts = expanded(seeds, self._values)
+            prompts = self._prompts(seeds)
             found = enumerate(self._find(prompts))
             left_out = [(row, name) for row, name in found if name is not None]
             table = _without(prompts, left_out)
@@ -141,6 +154,13 @@ class PromptShards:
             if count >= rows:
                 break
         return count
+
+    def _prompts(self, seeds: pa.Table) -> pa.Table:
+        """Those of ``seeds``."""
+        prompts = expanded(seeds, self._values)
+        if not self._query.selects_rows:
+            return prompts
+        return _with_combinations(prompts, self._prompts_per_seed)
 
     def _written(self) -> set[str]:
         return {info.name for info in self._store.files()}
@@ -192,7 +212,7 @@ class PromptShards:
         ]
         for part, seeds in self._read(touched):
             with self._store.open(part.name) as file:
-                prompts = _without(expanded(seeds, self._values), self._contaminated[part.name])
+                prompts = _without(self._prompts(seeds), self._contaminated[part.name])
                 if not pq.read_table(file).equals(prompts):
                     self._refuse([f"  {part.shard.name} has other rows"])
         if foreign := written - {part.name for part in self._parts}:

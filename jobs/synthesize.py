@@ -24,7 +24,7 @@ from jobs.chats import VARIANTS
 from jobs.contamination import Benchmarks, prompt_text
 from jobs.export import FOLDER as EXPORT
 from jobs.export import FOLDERS, JSONL, Exported, export
-from jobs.job import Outcome, StageKind, generate, outcome
+from jobs.job import TRACES, Outcome, StageKind, generate, outcome
 from jobs.judgements import Judgements
 from jobs.own_files import OwnFiles
 from jobs.samples import FOLDER as SAMPLES_FOLDER
@@ -62,7 +62,7 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     makes_prompts, run = config.makes_prompts, config.run
     shards = _prompt_shards(config, benchmarks, bool(retry)) if makes_prompts else None
     prepared = prepare(run, RETRY_MAY_CHANGE if retry else ())
-    samples = Samples(prepared, own, _checks(config, prepared.traces, benchmarks))
+    samples = Samples(prepared, own, _checks(config, prepared, benchmarks))
     own.claim(())  # from now on, what somebody puts there is not taken for an earlier version's
     wanted, limits = _first_round(config, shards), Limits(run)
     console.warn_about(run)
@@ -104,12 +104,12 @@ def _own_files(config: Synthesis) -> OwnFiles:
     return own
 
 
-def _checks(config: Synthesis, traces: pa.Schema, benchmarks: Benchmarks | None) -> Checks:
+def _checks(config: Synthesis, run: PreparedRun, benchmarks: Benchmarks | None) -> Checks:
     section = config.synthesize
     verify = None if section.verifier is None else load_verifier(section.verifier)
     judgements = None
     if section.require:
-        judgements = Judgements(section.require, section.judged, traces)
+        judgements = Judgements(section.require, section.judged, run)
     return Checks(section.rules, benchmarks, verify, judgements)
 
 
@@ -170,11 +170,15 @@ def _next_round(config: Synthesis, shards: PromptShards | None, tally: SampleCou
 
 
 def _export(config: Synthesis, prepared: PreparedRun, samples: Samples, own: OwnFiles) -> Exported:
-    """Write the export, its card last; without conversations there is none. Remove the outdated."""
+    """Write the export, its card last; without conversations there is none. Remove the outdated.
+
+    With ``export: none`` an export that is there stays: that of a later stage, say.
+    """
     section, store = config.synthesize, Storage(config.output.path)
-    exported = Exported()
-    if section.export != "none":
-        exported = export(samples, prepared, own, section.export_rules)
+    if section.export == "none":
+        own.remove_all_but(samples.files, f"{SAMPLES_FOLDER}/")
+        return Exported()
+    exported = export(samples, prepared, own, section.export_rules)
     about = set[str]() if exported.is_empty else {CARD, DATASET_INFO}
     own.claim(about)
     own.remove_all_but(samples.files | exported.files | about)
@@ -196,8 +200,9 @@ def _require_enough(config: Synthesis, tally: SampleCounts, retried: bool) -> No
     target, where = config.synthesize.accepted, config.below(SAMPLES_FOLDER)
     if tally.rejected[UNJUDGED] and (not tally.accepted or (target or 0) > tally.accepted):
         raise IncompleteRunError(
-            f"{tally.accepted:,} samples are accepted, and {tally.rejected[UNJUDGED]:,} have no "
-            f"values of synthesize.require; run the judge over {where}, then this command again"
+            f"{tally.accepted:,} samples are accepted, and {tally.rejected[UNJUDGED]:,} are not in "
+            f"synthesize.judged {config.synthesize.judged} yet; run the judge over "
+            f"{config.traces}, then this command again"
         )
     if target is not None and tally.accepted < target:
         raise IncompleteRunError(
@@ -223,7 +228,8 @@ def _outcome(config: Synthesis) -> Outcome:
     return outcome(config)._replace(results=accepted)
 
 
-STAGE = StageKind(Synthesis, synthesize, f"{SAMPLES_FOLDER}/", _outcome)
+# Later stages read the traces: samples are decided anew by each command, and so they change.
+STAGE = StageKind(Synthesis, synthesize, f"{TRACES}/", _outcome)
 
 if __name__ == "__main__":
     from pipeline.cli import main

@@ -13,6 +13,7 @@ from jobs.verifiers import load_verifier
 from pipeline import RunConfig
 from pipeline.answers.formats import parsed_formats
 from pipeline.config.section import Section
+from pipeline.errors import OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.template import columns_of
@@ -67,8 +68,9 @@ class SynthesizeSection(Section):
     )
     judged: str | None = Field(
         None,
-        description="Parquet files with `sample_id` and the columns of `require`, such as a "
-        "judge's output for `samples`; None: the columns are in the traces",
+        description="Parquet files with the columns of `require`, such as what a judge made of "
+        "`traces`; they name samples by `source_row` or `sample_id`, and may come later; None: the "
+        "columns are in the traces",
     )
     benchmarks: dict[str, str | None] = Field(
         default_factory=dict,
@@ -81,7 +83,7 @@ class SynthesizeSection(Section):
     export: Literal["accepted", "all", "none"] = Field(
         "accepted",
         description="all: every sample with a whole answer, accepted or not, but none that is "
-        "contaminated; none: `samples` alone, for a judge",
+        "contaminated; none: `samples` alone, and an earlier export stays",
     )
     preference: tuple[Kind, ...] = Field(
         ("wrong",),
@@ -176,20 +178,31 @@ class Synthesis(Job):
             )
         if self.sampling.n < 2:
             raise ValueError("synthesize.pass_rate needs several samples: raise sampling.n")
+        if self.sampling.agree is not None:
+            raise ValueError(
+                "synthesize.pass_rate would be biased by sampling.agree, which draws samples until "
+                "some agree; leave one of them out"
+            )
 
     @property
     def makes_prompts(self) -> bool:
         """Whether the run reads prompt shards made from the seeds, instead of the seeds.
 
-        A run that exists goes on with what it has, if the settings leave a choice.
+        A run that exists goes on with what it has, if the settings leave a choice; else raises
+        `OutputError`.
         """
-        if self.synthesize.expand or self.synthesize.accepted is not None:
-            return True
+        needing = [name for name in ("expand", "accepted") if getattr(self.synthesize, name)]
         manifest = Ledger(Storage(self.traces)).manifest()
         if manifest is None:
-            return bool(self.synthesize.benchmarks)
-        made = Storage(self.below(PROMPTS)).location
-        return bool(manifest["settings"]["input.path"] == made)
+            return bool(needing or self.synthesize.benchmarks)
+        folder = manifest["settings"]["input.path"].rpartition("/")[2]
+        are_made = folder == PROMPTS and Storage(self.below(PROMPTS)).is_folder()
+        if needing and not are_made:
+            raise OutputError(
+                f"synthesize.{needing[0]} can't be added: the run in {self.traces} reads the seeds "
+                "themselves, all of them; leave it out, or choose another output.path"
+            )
+        return are_made
 
     @property
     def run(self) -> RunConfig:

@@ -79,6 +79,7 @@ _REWRITTEN = (
 )
 _REPLACED = (
     "an earlier run wrote these files, and a retry or a top-up has replaced traces in them. Choose "
-    "another output.path to do all rows with the new traces. Or, to do only the rows of these "
-    "files again, remove this run's output files that are named after them, and their lines from"
+    "another output.path (of a stage, another name) to do all rows with the new traces. Or, to do "
+    "only the rows of these files again, remove this run's output files that are named after them, "
+    "and their lines from"
 )

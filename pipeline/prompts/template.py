@@ -1,8 +1,8 @@
 """Prompts made of several columns: ``Translate {text:document} into {language}.``; no I/O.
 
 The row's value replaces a column name in braces. With ``:tag`` after the name, the value is put on
-separate lines between ``<tag>`` and ``</tag>``, so that the model sees where the data ends. Double
-braces stand for a single one.
+separate lines between ``<tag>`` and ``</tag>``, so that the model sees where the data ends. With
+``:tag!`` a blank text fails the row, as null does. Double braces stand for a single one.
 """
 
 import json
@@ -17,7 +17,7 @@ from pipeline.errors import InvalidPromptError
 
 # Python writes larger floats with an exponent.
 LARGEST_WHOLE = 10**16
-TAG = re.compile(r"[^\W\d][\w.-]*")
+TAG = re.compile(r"[^\W\d][\w.-]*!?")
 
 
 def fields(template: str) -> Iterator[tuple[str, str | None, str]]:
@@ -54,13 +54,18 @@ def with_columns_renamed(template: str, names: Mapping[str, str]) -> str:
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """``template`` with the values of ``row``; raises `InvalidPromptError` for null, NaN, bytes."""
+    """``template`` with the values of ``row``; raises `InvalidPromptError` for null, NaN, bytes.
+
+    Also for a blank text between tags, where the template demands one.
+    """
     pieces = []
     for text, column, tag in fields(template):
         pieces.append(text)
         if column is not None:
             value = _as_text(row[column], column)
-            pieces.append(between(tag, value) if tag else value)
+            if tag.endswith("!") and not value.strip():
+                raise InvalidPromptError(f"{column} is blank")
+            pieces.append(between(tag.removesuffix("!"), value) if tag else value)
     return "".join(pieces)
 
 

@@ -98,12 +98,13 @@ def test_recipe_runs_stage_after_stage_and_again_generates_nothing(
     assert tables[0] == tables[1]
     assert "\n| dataset | synthesize | " in tables[0]
     samples = traces(tmp_path / "out/samples/traces")
-    judged = {row["sample_id"]: row for row in traces(tmp_path / "out/judged/judged")}
+    judged = {row["source_row"]: row for row in traces(tmp_path / "out/judged/judged")}
     assert len(judged) == len(samples) == len(traces(tmp_path / "out/judged/traces")) / 2 > 200
     decided = traces(tmp_path / "out/samples/samples")
     accepted = [row for row in decided if row["accepted"]]
     assert accepted
-    assert all(judged[row["sample_id"]]["verdict"] == "right" for row in accepted)
+    for row in accepted:
+        assert judged[f"{row['source_row']}:{row['sample']}"]["verdict"] == "right"
     rejected = {row["rejected"] for row in decided} - {None}
     assert "judge" in rejected
     exported = {row["id"] for row in traces(tmp_path / "out/samples/export/thinking")}

@@ -102,7 +102,7 @@ def test_hits_and_false_alarms_among_two_thousand_seeds() -> None:
 
 def test_normalized_words_keep_numbers() -> None:
     assert normalized_words("Ｆull-width, x² = 1,234.50 & snake_case") == [
-        "full", "width", "x2", "1234", "50", "snake", "case",
+        "full", "width", "x", "2", "1234", "50", "snake", "case",
     ]  # fmt: skip
 
 
@@ -130,8 +130,9 @@ def test_benchmarks_are_read_from_files(tmp_path: Path, name: str, column: str) 
         ("", "it has no questions"),
         ('{"question": null}', "it has no questions"),
         ('{"question": ["a"]}', "row 0: the question is list, not text"),
-        ("[1]", "its lines must be JSON objects"),
-        ("question\nWho?", "neither Parquet nor JSON lines"),
+        ('{"question": "a"}\n\n[1]', "line 3 is no JSON object"),
+        ("question\nWho?", "neither Parquet nor JSON lines .line 1: "),
+        ('\ufeff{"question": "a"}\n{bad', "neither Parquet nor JSON lines .line 2: "),
         ("PAR1 but no more", "neither Parquet nor JSON lines"),
     ],
 )
@@ -151,3 +152,24 @@ def test_text_of_a_prompt_is_what_its_turns_say() -> None:
     assert prompt_text(row, PromptColumns(messages="messages")) == "a\nb\nc"
     assert prompt_text(row, PromptColumns(template="Is {x}?")) == "Is 1?"
     assert prompt_text({"messages": None}, PromptColumns(messages="messages")) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "prompt"),
+    [
+        ("60km in 2h and 90km in 3h", "60 km in 2 h and 90 km in 3 h"),
+        ("x^2 + y^2 = 25 and x^3", "x² + y² = 25 and x^{3}"),
+        ("10^100 or a_1", "10¹⁰⁰ or a₁"),
+        ("the first 1000 of 10 000", "the first 1,000 of 10000"),
+        ("the first 1 000 000", "the first 1\u00a0000\u202f000"),
+        ("12 345 of them", "12 \n 345 of them"),
+        ("straw\u200bberry and let\u00adter", "strawberry and letter"),
+    ],
+)
+def test_words_are_the_same_in_other_spellings(question: str, prompt: str) -> None:
+    assert normalized_words(question) == normalized_words(prompt)
+
+
+def test_decimals_lists_and_other_numbers_stay_apart() -> None:
+    for one, other in (("3.500", "3500"), ("1, 200", "1200"), ("10 20", "1020"), ("1,00", "100")):
+        assert normalized_words(one) != normalized_words(other)

@@ -215,7 +215,8 @@ def test_without_judgements_the_message_says_what_to_run(tmp_path: Path) -> None
     where = judged(tmp_path, [{"sample_id": "other", "score": 1.5}])
     section = {"judged": where, "require": {"score": 1}, "accepted": 20}
     with pytest.raises(
-        IncompleteRunError, match=r"0 samples are accepted, and 13 have no values .*run the judge"
+        IncompleteRunError,
+        match=r"0 samples are accepted, and 13 are not in synthesize.judged .*run the judge over ",
     ):
         synthesize(config(tmp_path, section))
     prompts = pq.read_table(tmp_path / "out/prompts").num_rows
@@ -376,6 +377,7 @@ def test_split_follows_the_seed_and_not_how_it_is_asked() -> None:
         ({"pass_rate": [0, 1.5]}, {}, r"pass_rate"),
         ({"pass_rate": [0, 0.5]}, {"sampling": {"n": 1}}, r"pass_rate needs several samples"),
         ({"pass_rate": [0, 0.5]}, {"answer": {}}, r"set answer.reference_column or"),
+        ({"pass_rate": [0, 0.5]}, {"sampling": {"n": 4, "agree": 2}}, r"biased by sampling.agree"),
         ({"min_tokens": 9, "max_tokens": 8}, {}, r"lower bound of tokens, 9, is above"),
         ({"judged": "x"}, {}, r"judged needs require"),
         ({"validation": 1}, {}, r"validation"),

@@ -26,6 +26,9 @@ def test_columns_are_replaced_by_the_rows_values() -> None:
 def test_null_is_refused() -> None:
     with pytest.raises(InvalidPromptError, match="text is null"):
         fill("{text}", {"text": None})
+    assert fill("{a:x!}{b:y}", {"a": "1", "b": " "}) == "<x>\n1\n</x><y>\n \n</y>"
+    with pytest.raises(InvalidPromptError, match="b is blank"):
+        fill("{a:x}{b:y!}", {"a": "1", "b": " \n"})
 
 
 @pytest.mark.parametrize(
