@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -106,11 +106,19 @@ class PreparedRun:
             self.metadata(run_pass), self.ledger.store.location,
         )  # fmt: skip
 
-    def open_output(self) -> None:
-        """Record the run's settings and its shards in the output."""
-        self.ledger.open_run(self.settings, self.versions)
-        location = Storage(self.config.input.path).location
+    def open_output(self) -> "PreparedRun":
+        """Record the run's settings and its shards in the output.
+
+        Returns the run with what its engine has found, if it begins now.
+        """
+        engine, settings, config = engine_type(self.config.engine), self.settings, self.config
+        if self.ledger.manifest() is None:
+            settings = {**settings, **engine.found_at_start(config)}
+            config = _as_begun(config, settings)
+        self.ledger.open_run(settings, self.versions)
+        location = Storage(config.input.path).location
         self.ledger.record_shards(self.shards, self.prompts, location, self.lineage)
+        return replace(self, config=config, settings=settings)
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
     manifest, known = ledger.manifest(), ledger.known_shards()
+    if manifest is not None:
+        config = _as_begun(config, manifest["settings"])
     found = find_shards(config.input.path, known, config.input.query)
     config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
@@ -184,6 +194,11 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
         config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
         parts, tiers, references, notes,
     )  # fmt: skip
+
+
+def _as_begun(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    engine = engine_type(config.engine).as_begun(config.engine, settings)
+    return config.model_copy(update={"engine": engine})
 
 
 _MOVED = (
