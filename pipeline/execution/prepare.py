@@ -38,7 +38,7 @@ class PreparedRun:
     ``config``: its input columns have the names under which they are carried. ``prompts``: the
     schema of the input; ``traces``: of the output. ``lineage``: of the input.
     ``references``: how the right answers in the input are read; None if it has none. ``notes``:
-    what people should know about the input.
+    what people should know about the input. ``deciding``: as `Input` has it.
     """
 
     config: RunConfig
@@ -53,6 +53,7 @@ class PreparedRun:
     tiers: tuple[ContextTier, ...]
     references: ReferenceSample | None = None
     notes: tuple[str, ...] = ()
+    deciding: pa.Schema | None = None
 
     @property
     def plan(self) -> Plan:
@@ -117,7 +118,7 @@ class PreparedRun:
             config = _as_begun(config, settings)
         self.ledger.open_run(settings, self.versions)
         location = Storage(config.input.path).location
-        self.ledger.record_shards(self.shards, self.prompts, location, self.lineage)
+        self.ledger.record_shards(self.shards, self.prompts, location, self.lineage, self.deciding)
         return replace(self, config=config, settings=settings)
 
 
@@ -192,7 +193,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     notes = (*found.notes, *_notes(known, found))
     return PreparedRun(
         config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
-        parts, tiers, references, notes,
+        parts, tiers, references, notes, found.deciding,
     )  # fmt: skip
 
 
