@@ -31,6 +31,11 @@ REFUSED = {
 }
 
 
+def check_expression(condition: str) -> None:
+    """Raise `InputError`, with the place, if ``condition`` is not one expression of SQL."""
+    _parsed(condition)
+
+
 def columns_of(condition: str, columns: Iterable[str]) -> list[str]:
     """Those of ``columns`` that ``condition`` names; in SQL, their case does not matter.
 
