@@ -25,6 +25,7 @@ It is a list, and no workflow engine: the first stage that fails or reaches a li
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,13 +35,16 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 import pipeline
-from jobs.job import Job, StageKind
+from jobs.job import Job, Outcome, StageKind
 from jobs.markdown import table_lines
 from pipeline import RunConfig, console
 from pipeline.config.load import apply_override, parse_as, read_yaml
 from pipeline.config.locations import Location
 from pipeline.config.section import Section
+from pipeline.engines import engine_type
 from pipeline.errors import ConfigError, OutputError, QwqBatchError
+from pipeline.input.conditions import check_expression
+from pipeline.input.shards import PARQUET_NAMES, find_files
 from pipeline.output.ledger import Ledger
 from pipeline.printing import print_text
 from pipeline.registry import Registry, did_you_mean
@@ -57,8 +61,8 @@ KINDS = Registry[StageKind](
 )
 # In the folder of the stages: their names and where their traces are, for `status` and `report`.
 LIST = "stages.json"
-REFERENCE = "stage:"
-SETTINGS = "settings"
+REFERENCE = re.compile(r"stage:([^\s{}]+)")
+SETTINGS, FOLDER = "settings", "folder="
 
 
 class StageLine(Section, extra="allow"):
@@ -102,10 +106,23 @@ class Stage:
         return self.config.run if isinstance(self.config, Job) else self.config
 
     @property
+    def runs(self) -> Sequence[RunConfig]:
+        """The runs that generate, in order."""
+        return self.config.runs if isinstance(self.config, Job) else [self.config]
+
+    def check(self) -> None:
+        """Raise a `QwqBatchError` for what can be refused before its input is there."""
+        for run in self.runs:
+            engine_type(run.engine).check(run.engine)
+            if run.input.where is not None:
+                check_expression(run.input.where)
+
+    @property
     def waits_for(self) -> str | None:
         """What must be there before it can be planned; None if all is."""
         for stage in self.reads:
-            if not Storage(stage.results).is_folder():
+            folder = Storage(stage.results)
+            if not folder.is_folder() or not find_files(stage.results, PARQUET_NAMES)[1]:
                 return f"results of stage {stage.name}"
         makes_prompts = self.run.input.path != self.config.input.path
         if makes_prompts and not Storage(self.run.input.path).is_folder():
@@ -135,13 +152,15 @@ class Stages:
         Raises what the stages raise.
         """
         self._write_list()
+        outcomes = list[Outcome]()  # of each stage as it ended: one that resumes it changes them
         for stage in self.stages:
             print_text(f"\n== stage {stage.name}: {stage.command}")
             with stage.named():
                 if code := stage.kind.run(stage.config):
                     return code
+                outcomes.append(stage.kind.outcome(stage.config))
         print_text("")
-        console.print_lines(self.table())
+        console.print_lines(self._table(outcomes))
         return 0
 
     def plan_lines(self) -> Iterator[str]:
@@ -150,19 +169,24 @@ class Stages:
             yield f"== stage {stage.name}: {stage.command}, into {stage.config.output.path}"
             with stage.named():
                 if stage.waits_for is None:
-                    yield from pipeline.plan(stage.run).lines()
+                    for run in stage.runs:
+                        yield from pipeline.plan(run).lines()
                 else:
                     yield f"waits for {stage.waits_for}"
 
     def estimates(self, rows: int) -> Iterator[tuple[Stage, "pipeline.Estimate | None"]]:
-        """The estimate of each stage, from a pilot of ``rows``; None while it waits for others."""
+        """The estimate of each run of a stage, from a pilot of ``rows``; None while it waits."""
         for stage in self.stages:
             with stage.named():
-                yield stage, pipeline.estimate(stage.run, rows) if stage.waits_for is None else None
+                if stage.waits_for is not None:
+                    yield stage, None
+                    continue
+                for run in stage.runs:
+                    yield stage, pipeline.estimate(run, rows)
 
-    def table(self) -> Iterator[str]:
+    def _table(self, ended: Sequence[Outcome]) -> Iterator[str]:
         """What went into each stage and came out of it, as Markdown."""
-        outcomes = [(stage, stage.kind.outcome(stage.config)) for stage in self.stages]
+        outcomes = list(zip(self.stages, ended, strict=True))
         cells = [
             [
                 stage.name, stage.command, f"{outcome.rows:,}", f"{outcome.results:,}",
@@ -181,8 +205,15 @@ class Stages:
         store = Storage(self.folder)
         if Ledger(store).manifest() is not None:
             raise OutputError(f"folder {self.folder} is the output of a run; choose another folder")
-        traces = {stage.run.output.path: stage.name for stage in reversed(self.stages)}
-        listed = [{"name": name, "traces": path} for path, name in reversed(traces.items())]
+        traces = dict[str, str]()
+        for stage in self.stages:
+            for number, run in enumerate(stage.runs):
+                path = run.output.path.removeprefix(f"{self.folder.rstrip('/')}/")
+                # The further runs of a stage by their folders.
+                traces.setdefault(
+                    path, f"{stage.name}/{path.rpartition('/')[2]}" if number else stage.name
+                )
+        listed = [{"name": name, "traces": path} for path, name in traces.items()]
         store.put(LIST, (json.dumps(listed, indent=2) + "\n").encode())
 
 
@@ -197,11 +228,10 @@ def parse_stages(data: Mapping[str, Any], path: str, overrides: Sequence[str] = 
     ``overrides``: ``NAME.key=value`` of a stage, ``settings.key=value``, or ``folder=value``.
     Raises `ConfigError` that names the stage and every wrong key.
     """
-    try:
-        file = StagesFile.model_validate(data)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("\n".join([f"{path} is not a list of stages:", *lines])) from None
+    folders = [each for each in overrides if each.startswith(FOLDER)]
+    if folders:
+        data = {**data, "folder": folders[-1].removeprefix(FOLDER)}
+    file = _file(data, path)
     folder, lines_by_name = file.folder, {line.name: line for line in file.stages}
     sections = {SETTINGS: file.settings} | {
         name: dict(line.model_extra or {}) for name, line in lines_by_name.items()
@@ -209,10 +239,10 @@ def parse_stages(data: Mapping[str, Any], path: str, overrides: Sequence[str] = 
     if len(sections) <= len(file.stages):
         raise ConfigError(f"{path}: each stage needs a name of its own, which is not {SETTINGS}")
     for override in overrides:
+        if override in folders:
+            continue
         name, _, rest = override.partition(".")
-        if override.startswith("folder="):
-            folder = override.removeprefix("folder=")
-        elif name in sections:
+        if name in sections:
             command = "run" if name == SETTINGS else lines_by_name[name].command
             with _source(f"{path}, stage {name}"):
                 apply_override(sections[name], rest, _kind(command).config)
@@ -224,10 +254,24 @@ def parse_stages(data: Mapping[str, Any], path: str, overrides: Sequence[str] = 
             output = f"{folder.rstrip('/')}/{name}"
             if line.resumes is not None:
                 first = _earlier(found, line.resumes)
+                if line.command != first.command:
+                    raise ConfigError(
+                        f"command is {line.command}, but it resumes {first.name}, whose command is "
+                        f"{first.command}; a stage resumes one of its own command"
+                    )
                 sections[name] = _merged(sections[first.name], sections[name])
                 output = first.config.output.path
             found[name] = _stage(line, _merged(sections[SETTINGS], sections[name]), output, found)
+            found[name].check()
     return Stages(folder, tuple(found.values()))
+
+
+def _file(data: Mapping[str, Any], path: str) -> StagesFile:
+    try:
+        return StagesFile.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("\n".join([f"{path} is not a list of stages:", *lines])) from None
 
 
 def _stage(
@@ -239,12 +283,16 @@ def _stage(
     def filled(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: filled(each) for key, each in value.items()}
-        if isinstance(value, str) and value.startswith(REFERENCE):
-            stage = _earlier(earlier, value.removeprefix(REFERENCE))
+        if isinstance(value, list):
+            return [filled(each) for each in value]
+        if isinstance(value, str) and (reference := REFERENCE.fullmatch(value)):
+            stage = _earlier(earlier, reference[1])
             named[stage.name] = stage
             return stage.results
         return value
 
+    if isinstance(own := settings.get("output"), Mapping) and "path" in own:
+        raise ConfigError(f"output.path: the folder of a stage is {output}; remove output.path")
     settings = _merged(filled(settings), {"output": {"path": output}})
     kind = _kind(line.command)
     config = parse_as(kind.config, settings, "it")
@@ -261,9 +309,12 @@ def _earlier(stages: Mapping[str, Stage], name: str) -> Stage:
 
 def _kind(command: str) -> StageKind:
     try:
-        return KINDS[command]
+        kind = KINDS[command]
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if not isinstance(kind, StageKind):
+        raise ConfigError(f"command {command} is a {type(kind).__name__}; it must be a StageKind")
+    return kind
 
 
 @contextmanager
@@ -271,8 +322,8 @@ def _source(name: str) -> Iterator[None]:
     """Errors begin with ``name``."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error.message}") from None
+    except QwqBatchError as error:
+        raise type(error)(f"{name}: {error.message}") from None
 
 
 def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,7 +346,8 @@ def listed_traces(folder: str) -> dict[str, str]:
     store = Storage(folder)
     if not store.exists(LIST):
         return {}
-    listed = {each["name"]: each["traces"] for each in json.loads(store.read(LIST))}
+    root = folder.rstrip("/")
+    listed = {each["name"]: f"{root}/{each['traces']}" for each in json.loads(store.read(LIST))}
     return {n: t for n, t in listed.items() if Ledger(Storage(t)).manifest() is not None}
 
 

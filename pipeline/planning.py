@@ -115,13 +115,15 @@ class KnownShards:
 
     ``identities``: `Shard.identity` by shard name. ``schema``: the Arrow schema of the input
     columns in the output, None if unknown. ``location``: the input location they were listed from.
-    ``lineage``: the runs whose rows they hold; empty if no run wrote them.
+    ``lineage``: the runs whose rows they hold; empty if no run wrote them. ``deciding``: the Arrow
+    schema of the columns that decide which rows are taken, None if all are.
     """
 
     identities: Mapping[str, Mapping[str, Any]]
     schema: Any = None
     location: str | None = None
     lineage: Lineage = ()
+    deciding: Any = None
 
     def unchanged(self, location: str, info: Any) -> Mapping[str, Any] | None:
         """The identity of a file if its listing shows that it is unchanged, else None.

@@ -49,7 +49,8 @@ HUNG_ALONE_SECONDS = 1800.0
 SERVER_CONNECT_SECONDS = 10.0
 # How long a server may send nothing of a request until the request goes elsewhere.
 SERVER_SILENT_SECONDS = 240.0
-# How long all servers may be down until the engine is dead.
+# How long a server may refuse all requests (429, 503) until it counts as down, and how long all
+# servers may be down until the engine is dead.
 SERVERS_DOWN_SECONDS = 240.0
 
 # Figures.

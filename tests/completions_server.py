@@ -33,7 +33,9 @@ class CompletionsServer:
     def __init__(self, text: str = ANSWER, port: int = 0) -> None:
         self.token_ids: list[int] = [*TOKENIZER.encode(text), TOKENIZER.eos_token_id]
         self.port, self.key = port, ""
-        self.names, self.context_tokens, self.seconds_a_piece = ["qwq"], 8192, 0.0
+        self.names, self.root = ["qwq"], "/model"
+        self.context_tokens, self.seconds_a_piece = 8192, 0.0
+        self.models_status = 200
         self.refusals = deque[tuple[int, dict[str, str], str]]()
         self.dies_after, self.deaths, self.hidden = 0, 0, set[str]()
         self.most_running, self.running, self.peak = 10_000, 0, 0
@@ -97,8 +99,10 @@ class CompletionsServer:
     async def _models(self, request: web.Request) -> web.Response:
         if (refusal := self._unauthorized(request)) is not None:
             return refusal
+        if self.models_status != 200:
+            return web.Response(status=self.models_status, text="no such path")
         cards = [
-            {"id": name, "root": "/model", "parent": None, "max_model_len": self.context_tokens}
+            {"id": name, "root": self.root, "parent": None, "max_model_len": self.context_tokens}
             for name in self.names
         ]
         data = [{k: v for k, v in card.items() if k not in self.hidden} for card in cards]

@@ -105,7 +105,7 @@ def finish(config: RunConfig, trace: MakeTrace = lambda *_: {}) -> Summary:
     prepared = prepare(config)
     ledger, samples = prepared.ledger, int(prepared.settings["sampling.n"])
     run_pass = Pass(0, 0, samples)
-    prepared.open_output()
+    prepared = prepared.open_output()
     done = ledger.listing().finished_parts()
     for part in prepared.parts:
         if part.name not in done:

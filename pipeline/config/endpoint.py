@@ -43,7 +43,7 @@ class EndpointConfig(Section):
     model: str | None = Field(
         None,
         description="Name under which the servers serve the model, or a LoRA adapter. Default: the "
-        "only model that they serve.",
+        "only model that they serve when the run begins. All servers must have it, at any time.",
     )
     api_key_env: str = Field(
         "VLLM_API_KEY",

@@ -7,7 +7,8 @@ loop that calls `EndpointEngine.generate`.
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 # How often in a row a request may be lost before it has a new token. Then it may be the request
 # that kills servers: the actor starts again, and finds out by running suspects alone.
 MOST_LOSSES = 3
+MODEL = "engine.endpoint.model"
 
 
 class EndpointEngine:
@@ -133,7 +135,13 @@ class EndpointEngine:
         return min(request.policy.max_tokens, context_left) - generated
 
     async def _examine(self, server: Server) -> None:
-        server.served = await server.client.examine(self._here(), self._expected)
+        served = await server.client.examine(self._here(), self._expected)
+        if server.served is not None and served.root != server.served.root:
+            raise ServerUnfitError(
+                f"{server.client.url} serves {served.model} from {served.root}, and the run began "
+                f"with {server.served.root}; serve that again"
+            )
+        server.served = served
 
     def _here(self) -> aiohttp.ClientSession:
         """The connections, which belong to the event loop in which requests run."""
@@ -175,7 +183,7 @@ def _body(
 
 
 def examined(config: RunConfig, tokenizer: Any) -> tuple[list[Server], Expected]:
-    """The servers of ``config``, and what each must have.
+    """The servers of ``config``, and what each must have: the model of the first that is up.
 
     Raises `ModelError` if none is up, or if one is up and can't do the work.
     """
@@ -190,7 +198,8 @@ def examined(config: RunConfig, tokenizer: Any) -> tuple[list[Server], Expected]
     servers = [Server(ServerClient(url, key), RequestLimit(most)) for url in settings.urls]
     sample_ids = tokenizer.encode(SAMPLE, add_special_tokens=False)
     expected = Expected(settings.model, sample_ids, config.answer.schema_text)
-    asyncio.run(_examine_all(servers, expected))
+    with ThreadPoolExecutor(1) as thread:  # that of a notebook has an event loop already
+        expected = thread.submit(asyncio.run, _examine_all(servers, expected)).result()
     down = [server.down for server in servers if server.down is not None]
     unfit = [error for error in down if isinstance(error, ServerUnfitError)]
     if unfit or len(down) == len(servers):
@@ -198,17 +207,28 @@ def examined(config: RunConfig, tokenizer: Any) -> tuple[list[Server], Expected]
     return servers, expected
 
 
-async def _examine_all(servers: Sequence[Server], expected: Expected) -> None:
-    """Examine all servers at once; sets what each serves, or why it is down."""
+async def _examine_all(servers: Sequence[Server], expected: Expected) -> Expected:
+    """Examine all servers at once; sets what each serves, or why it is down.
+
+    Returns ``expected`` with the name of the model, if any server is up.
+    """
 
     async def examine(server: Server) -> None:
         try:
             server.served = await server.client.examine(session, expected)
         except ServerError as error:
-            server.down = error
+            server.served, server.down = None, error
 
     async with open_session() as session:
         await asyncio.gather(*map(examine, servers))
+        models = [server.served.model for server in servers if server.served is not None]
+        if not models:
+            return expected
+        expected = replace(expected, model=models[0])
+        # Of several names of one model, a server may list another one first.
+        others = [s for s in servers if s.served is not None and s.served.model != models[0]]
+        await asyncio.gather(*map(examine, others))
+    return expected
 
 
 class Endpoint(EngineType):
@@ -261,9 +281,23 @@ class Endpoint(EngineType):
         return engine.endpoint.slots * max(1, len(engine.endpoint.urls))
 
     def result_settings(self, engine: EngineConfig) -> dict[str, Any]:
-        """The model's name, if it is set: where the servers are changes no row."""
+        """The model's name, if it is known: where the servers are changes no row."""
         name = engine.endpoint.model
-        return {} if name is None else {"engine.endpoint.model": name}
+        return {} if name is None else {MODEL: name}
+
+    def found_at_start(self, config: RunConfig) -> dict[str, Any]:
+        """The name of the only model that the servers have, unless it is set."""
+        if config.engine.endpoint.model is not None:
+            return {}
+        tokenizer = load_tokenizer(config.model.path, config.model.revision)
+        return {MODEL: examined(config, tokenizer)[1].model}
+
+    def as_begun(self, engine: EngineConfig, settings: Mapping[str, Any]) -> EngineConfig:
+        """With the model's name of the run, unless another is set."""
+        if engine.endpoint.model is not None:
+            return engine
+        named = engine.endpoint.model_copy(update={"model": settings.get(MODEL)})
+        return engine.model_copy(update={"endpoint": named})
 
     def details(self, engine: EndpointEngine) -> dict[str, Any]:
         """What each server serves."""

@@ -73,9 +73,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Served:
-    """What a server serves. ``context_tokens``: the most of prompt and output together."""
+    """What a server serves.
+
+    ``model``: its name there; ``root``: where the server has it from. ``context_tokens``: the most
+    of prompt and output together.
+    """
 
     model: str
+    root: str
     context_tokens: int
     details: str
 
@@ -99,6 +104,11 @@ class Key:
     """The API key of the servers: the value of the environment variable ``variable``, if set."""
 
     variable: str
+
+    @property
+    def fits_header(self) -> bool:
+        """Whether it can be sent."""
+        return self._value.isprintable()
 
     @property
     def headers(self) -> dict[str, str]:
@@ -131,7 +141,15 @@ class ServerClient:
 
     async def examine(self, session: aiohttp.ClientSession, expected: Expected) -> Served:
         """What it serves, if that is what is expected."""
-        cards = await self._cards(session)
+        if not self._key.fits_header:
+            raise self._unfit(
+                f"needs a key without line breaks; the one in the environment variable "
+                f"{self._key.variable} has some, or other characters that can't be sent"
+            )
+        try:
+            cards = await self._cards(session)
+        except RequestRejectedError as error:
+            raise self._unfit(f"refuses /v1/models: {error.args[0]}") from None
         card = self._card(cards, expected.model)
         # The card of an adapter leaves it to that of its model.
         contexts = (each.get("max_model_len") for each in (card, *cards))
@@ -150,8 +168,8 @@ class ServerClient:
                 await self._check_schema(session, name, expected.schema)
         except RequestRejectedError as error:
             raise self._unfit(f"refuses a short request: {error.args[0]}") from None
-        root = card.get("root") or name
-        return Served(name, context, f"vLLM {version}, {name} ({root}), {context:,} tokens")
+        root = str(card.get("root") or name)
+        return Served(name, root, context, f"vLLM {version}, {name} ({root}), {context:,} tokens")
 
     async def completion(
         self, session: aiohttp.ClientSession, body: Mapping[str, Any]
@@ -183,7 +201,7 @@ class ServerClient:
             reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
         except (ValueError, AttributeError, TypeError):
             raise ServerLostError(f"{self.url} sent what is no piece of a completion") from None
-        if "error" in event:
+        if event.get("error"):
             raise self._error_of(event)
         if not choice:
             return None
@@ -213,7 +231,10 @@ class ServerClient:
             for card in cards:
                 if card["id"] == model:
                     return card
-            raise self._unfit(f"serves {names}; set engine.endpoint.model to one of them")
+            raise self._unfit(
+                f"serves {names}, and not {model}; serve that model there, or set "
+                "engine.endpoint.model to a name that all servers have"
+            )
         base = [card for card in cards if card.get("parent") is None]
         if len({card.get("root") or card["id"] for card in base}) != 1:
             raise self._unfit(f"serves {names}; set engine.endpoint.model to one of them")

@@ -6,6 +6,7 @@ pauses that grow, and takes requests again once it is as it was at the start.
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import OrderedDict, deque
@@ -41,7 +42,8 @@ class Server:
 
     ``served``: what it serves; None before it was examined. ``down``: why it takes no requests;
     None if it does. ``failures``: how often in a row it was busy, lost or unfit. ``rests_until``:
-    when it may be asked again, by the clock of `time.monotonic`.
+    when it may be asked again, and ``refuses_since``: when it began to refuse all requests, by the
+    clock of `time.monotonic`.
     """
 
     client: ServerClient
@@ -51,6 +53,7 @@ class Server:
     running: int = 0
     failures: int = 0
     rests_until: float = 0.0
+    refuses_since: float = math.inf
 
     @property
     def is_open(self) -> bool:
@@ -132,6 +135,7 @@ class ServerPool:
 
     def begun(self, visit: Visit) -> None:
         """The first tokens of a visit have come, or others."""
+        visit.server.refuses_since = math.inf
         if not visit.has_begun:
             visit.has_begun, server = True, visit.server
             server.failures = 0
@@ -190,6 +194,10 @@ class ServerPool:
         server.limit.congested(visit.sent, now)
         if not isinstance(error, ServerBusyError):
             self._is_down(server, error)
+            return
+        server.refuses_since = min(server.refuses_since, now)
+        if now - server.refuses_since >= SERVERS_DOWN_SECONDS:
+            self._is_down(server, error)
         elif now >= server.rests_until:
             pause = max(_pause(server.failures), min(error.retry_after, MOST_REST_SECONDS))
             server.failures += 1
@@ -230,6 +238,7 @@ class ServerPool:
             server.down = await self._reason(server)
             self._look_whether_all_are_down()
         logger.warning("%s is up again", server.client.url)
+        server.refuses_since = math.inf
         server.limit = RequestLimit(server.limit.most)
         if self._giving_up is not None:
             self._giving_up.cancel()

@@ -152,6 +152,17 @@ class EngineType(ABC):
         """The settings that change the rows, by full name. A resumed run must share them."""
         return {f"engine.options.{name}": value for name, value in engine.options.items()}
 
+    def found_at_start(self, config: RunConfig) -> dict[str, Any]:
+        """Settings that change the rows too, but that only what it uses can tell, by full name.
+
+        Asked for once, when a run begins, and recorded. Raises `ModelError` if nothing tells them.
+        """
+        return {}
+
+    def as_begun(self, engine: EngineConfig, settings: Mapping[str, Any]) -> EngineConfig:
+        """``engine`` with what was found at the start, by the recorded ``settings`` of the run."""
+        return engine
+
     def with_context(
         self, engine: EngineConfig, tokens: int, rope: Mapping[str, Any] | None
     ) -> EngineConfig:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +38,7 @@ class PreparedRun:
     ``config``: its input columns have the names under which they are carried. ``prompts``: the
     schema of the input; ``traces``: of the output. ``lineage``: of the input.
     ``references``: how the right answers in the input are read; None if it has none. ``notes``:
-    what people should know about the input.
+    what people should know about the input. ``deciding``: as `Input` has it.
     """
 
     config: RunConfig
@@ -53,6 +53,7 @@ class PreparedRun:
     tiers: tuple[ContextTier, ...]
     references: ReferenceSample | None = None
     notes: tuple[str, ...] = ()
+    deciding: pa.Schema | None = None
 
     @property
     def plan(self) -> Plan:
@@ -106,11 +107,19 @@ class PreparedRun:
             self.metadata(run_pass), self.ledger.store.location,
         )  # fmt: skip
 
-    def open_output(self) -> None:
-        """Record the run's settings and its shards in the output."""
-        self.ledger.open_run(self.settings, self.versions)
-        location = Storage(self.config.input.path).location
-        self.ledger.record_shards(self.shards, self.prompts, location, self.lineage)
+    def open_output(self) -> "PreparedRun":
+        """Record the run's settings and its shards in the output.
+
+        Returns the run with what its engine has found, if it begins now.
+        """
+        engine, settings, config = engine_type(self.config.engine), self.settings, self.config
+        if self.ledger.manifest() is None:
+            settings = {**settings, **engine.found_at_start(config)}
+            config = _as_begun(config, settings)
+        self.ledger.open_run(settings, self.versions)
+        location = Storage(config.input.path).location
+        self.ledger.record_shards(self.shards, self.prompts, location, self.lineage, self.deciding)
+        return replace(self, config=config, settings=settings)
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
         check_reachable(url)
     ledger = Ledger(Storage(config.output.path))
     manifest, known = ledger.manifest(), ledger.known_shards()
+    if manifest is not None:
+        config = _as_begun(config, manifest["settings"])
     found = find_shards(config.input.path, known, config.input.query)
     config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
@@ -182,8 +193,13 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     notes = (*found.notes, *_notes(known, found))
     return PreparedRun(
         config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
-        parts, tiers, references, notes,
+        parts, tiers, references, notes, found.deciding,
     )  # fmt: skip
+
+
+def _as_begun(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    engine = engine_type(config.engine).as_begun(config.engine, settings)
+    return config.model_copy(update={"engine": engine})
 
 
 _MOVED = (

@@ -66,7 +66,7 @@ def run(
     """
     prepared = prepare(config)
     with exclusive_driver(prepared, observer, limits) as control:
-        prepared.open_output()
+        prepared = prepared.open_output()
         for run_pass in passes.to_run(prepared.ledger, prepared.parts, config.sampling.n):
             execute_pass(prepared, run_pass, control)
     return summary_of(prepared, config.sampling.n)
@@ -105,7 +105,7 @@ def pilot(config: RunConfig, rows: int, observer: RunObserver = no_observer) -> 
     one = config.engine.model_copy(update={"replicas": 1})
     prepared = prepare(config.model_copy(update={"engine": one}))
     with exclusive_driver(prepared, observer) as control:
-        prepared.open_output()
+        prepared = prepared.open_output()
         first = next(iter(passes.to_run(prepared.ledger, prepared.parts, config.sampling.n)))
         if first.stop != config.sampling.n:
             raise OutputError(

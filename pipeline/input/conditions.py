@@ -23,11 +23,17 @@ SETTINGS = {
     "threads": "1",
 }
 BEFORE, AFTER = "SELECT (\n", "\n)"
+ONE_COLUMN = "are one column to SQL, for which case does not matter; rename one in the files"
 REFUSED = {
     "PARAMETER": "parameters have no values here",
     "STAR": "name each column, without stars",
     "SUBQUERY": "it must be decided by the row alone, without subqueries",
 }
+
+
+def check_expression(condition: str) -> None:
+    """Raise `InputError`, with the place, if ``condition`` is not one expression of SQL."""
+    _parsed(condition)
 
 
 def columns_of(condition: str, columns: Iterable[str]) -> list[str]:
@@ -45,15 +51,18 @@ def columns_of(condition: str, columns: Iterable[str]) -> list[str]:
             raise _refused(condition, node, f"{function} has another result at another time")
     lambdas = [node["lhs"] for node in nodes if node.get("class") == "LAMBDA"]
     parameters = {node["column_names"][0] for node in _nodes(lambdas) if _is_column(node)}
-    by_name = {**{name.lower(): name for name in columns}, **{name: name for name in columns}}
+    columns = list(columns)
     named = dict[str, None]()
     for node in filter(_is_column, nodes):
         name = node["column_names"][0]
-        if column := by_name.get(name) or by_name.get(name.lower()):
-            named[column] = None
+        alike = [column for column in columns if column.lower() == name.lower()]
+        exact = [column for column in alike if column == name] or alike
+        if len(exact) > 1 or set(alike).intersection(named).difference(exact):
+            raise _refused(condition, node, f"{' and '.join(alike)} {ONE_COLUMN}")
+        if exact:
+            named[exact[0]] = None
         elif name not in parameters:
-            known = dict.fromkeys(by_name.values())
-            raise _refused(condition, node, did_you_mean(name, known, "column"))
+            raise _refused(condition, node, did_you_mean(name, columns, "column"))
     if not named:
         raise InputError(f"input.where names no column, so it says nothing of rows: {condition}")
     return list(named)
@@ -71,6 +80,8 @@ class Condition:
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self._text, self._schema, self._connection = text, schema, _connection()
         empty = schema.empty_table()
+        for name in schema.names:
+            self._refuse_unknown_type(empty.select([name]))
         # DuckDB refuses aggregates and window functions there.
         self._query(f"FROM input WHERE (\n{text}\n)", empty)
         [type_] = self._query(f"{BEFORE}{text}{AFTER} FROM input", empty).schema.types
@@ -87,18 +98,44 @@ class Condition:
         )
         return np.asarray(pc.fill_null(result.column(0), False))
 
+    def _refuse_unknown_type(self, column: pa.Table) -> None:
+        try:
+            self._query("FROM input", column)
+        except InputError:
+            [field] = column.schema
+            raise InputError(
+                f"input.where names {field.name}, of type {field.type}, on which no condition is "
+                "possible (DuckDB does not know the type); convert the column in the files"
+            ) from None
+
     def _query(self, sql: str, rows: pa.Table) -> pa.Table:
         import duckdb
 
         connection = self._connection.cursor()  # threads must not share one
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("input", rows)
         try:
+            connection.register("input", _without_nan(rows))
             return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             message = _plain(str(error))
             place = "" if "\nLINE " in message else f"\n  {self._text}"
             raise InputError(f"input.where: {message}{place}") from None
+
+
+def _without_nan(table: pa.Table) -> pa.Table:
+    """``table`` with null in place of NaN, which DuckDB takes for larger than any number."""
+    columns = [pa.chunked_array(map(_nan_as_null, c.chunks), c.type) for c in table.columns]
+    return pa.table(columns, table.schema)
+
+
+def _nan_as_null(array: Any) -> Any:
+    """An array, fields of structs included, but not values in lists."""
+    if pa.types.is_struct(array.type):
+        fields = [_nan_as_null(field) for field in array.flatten()]
+        return pa.StructArray.from_arrays(fields, fields=array.type.fields, mask=array.is_null())
+    if pa.types.is_floating(array.type) and array.type != pa.float16():
+        return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return array
 
 
 def _connection() -> Any:

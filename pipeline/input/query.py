@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.input.column_types import Check, Schemas, unify
+from pipeline.input.column_types import Check, Schemas, fit, plain, unify
 from pipeline.input.conditions import Condition, columns_of
 from pipeline.input.earlier_run import EarlierRun
 from pipeline.input.rows import read_rows
@@ -57,10 +57,11 @@ class InputQuery:
     def carried(self, schema: pa.Schema, run: EarlierRun | None) -> pa.Schema:
         """The columns that are carried of a file with ``schema``, which ``run`` wrote.
 
-        `SOURCE_ROW` is among them, of whatever type, only if no run wrote the file.
+        `SOURCE_ROW` is among them, of whatever type, only if no run wrote the file. Raises
+        `InputError` if a column that the run made would be carried under a name that is taken.
         """
         names = {} if run is None else run.carried(schema.names)
-        return pa.schema(
+        carried = pa.schema(
             [
                 field.with_name(names.get(field.name, field.name))
                 for field in schema
@@ -68,6 +69,14 @@ class InputQuery:
                 if run is None or field.name != SOURCE_ROW
             ]
         )
+        for name, new in names.items():
+            if carried.names.count(new) > 1:
+                raise InputError(
+                    f"the input has a column {new}, and that is the name under which {name} of the "
+                    "run before is carried; leave one of them out with input.columns, or give "
+                    f"that run's another name (output.rename.{name})"
+                )
+        return carried
 
 
 ALL = InputQuery()
@@ -77,18 +86,25 @@ class RowSelector:
     """Selects the rows of shards as ``query`` says.
 
     ``schemas``: of all columns of the files. ``run``: the one that wrote them. ``check``: as in
-    `unify`. Raises `InputError` if the query does not fit.
+    `unify`. ``recorded``: the `schema` with which other files were selected before; these have to
+    fit it. Raises `InputError` if the query or a file does not fit.
     """
 
     def __init__(
-        self, query: InputQuery, schemas: Schemas, run: EarlierRun | None, check: Check
+        self,
+        query: InputQuery,
+        schemas: Schemas,
+        run: EarlierRun | None,
+        check: Check,
+        recorded: pa.Schema | None = None,
     ) -> None:
         schemas = list(schemas)
         self._condition: Condition | None = None
         self._sample: str | None = None
         columns = list[str]()
         if query.where is not None:
-            present = dict.fromkeys(name for _, schema in schemas for name in schema.names)
+            everything = [schema for _, schema in schemas] if recorded is None else [recorded]
+            present = dict.fromkeys(name for schema in everything for name in schema.names)
             columns = columns_of(query.where, present)
         if query.unit == "rows":
             if run is None:
@@ -99,9 +115,13 @@ class RowSelector:
             self._sample = run.names["sample"]
         used = [*columns, *([self._sample] if self._sample else [])]
         narrowed = [(n, pa.schema([f for f in schema if f.name in used])) for n, schema in schemas]
-        self._schema, _ = unify(narrowed, check)
+        if recorded is None:
+            self.schema, _ = unify(narrowed, check)
+        else:
+            self.schema = plain(recorded)
+            fit(narrowed, self.schema, check)
         if query.where is not None:
-            types = pa.schema([self._schema.field(name) for name in columns])
+            types = pa.schema([self.schema.field(name) for name in columns])
             self._condition = Condition(query.where, types)
 
     def select(self, url: str, shard: Shard) -> RowSelection:
@@ -111,7 +131,7 @@ class RowSelector:
         """
         chosen, samples = list[Any](), list[Any]()
         everything = Range(Part(shard.name, shard, 0, shard.rows), 0, shard.rows)
-        for table in _gathered(read_rows(url, everything, self._schema)):
+        for table in _gathered(read_rows(url, everything, self.schema)):
             if errors := table[UNREADABLE_COLUMN].drop_null():
                 raise InputError(
                     f"{errors[0]}, so the rows to take can't be told; put a sound copy of the file "

@@ -135,8 +135,11 @@ class _ShardFile:
 
     def _source_rows(self) -> SourceRows | None:
         """What makes the column `SOURCE_ROW`, if that is wanted; raises one of `DAMAGE`."""
-        is_wanted = SOURCE_ROW in self._schema.names
-        return SourceRows(self._parquet, self._shard.name) if is_wanted else None
+        if SOURCE_ROW not in self._schema.names:
+            return None
+        if not _is_text(self._schema.field(SOURCE_ROW).type):
+            return None  # a column of the user's, as any other
+        return SourceRows(self._parquet, self._shard.name)
 
     def _as_carried(self, table: pa.Table, start: int, sources: SourceRows | None) -> pa.Table:
         """``table``, the rows of the file from ``start`` on, with the columns of the schema."""
@@ -146,6 +149,10 @@ class _ShardFile:
         if not columns:  # a table without columns has no rows
             return pa.table([pa.nulls(table.num_rows, f.type) for f in self._schema], self._schema)
         return conform(pa.table(columns), self._schema)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
 
 
 def _column(

@@ -17,6 +17,7 @@ from pipeline.errors import InputError, first_line
 from pipeline.input.column_types import fit, plain, unify
 from pipeline.input.earlier_run import EarlierRun, carried_columns, the_run
 from pipeline.input.query import ALL, InputQuery, RowSelector
+from pipeline.input.source_rows import refuse_other_types
 from pipeline.local_disk import FileInfo
 from pipeline.planning import NONE_KNOWN, KnownShards, Shard
 from pipeline.schema import SOURCE_ROW, cast
@@ -64,7 +65,7 @@ class Input:
 
     ``notes``: what people should know, such as files that were left out. ``run``: the one that
     wrote the files, if any did; None if only known shards are there. ``stage``: its number in its
-    chain; 0 for none.
+    chain; 0 for none. ``deciding``: the schema of the columns that decide which rows are taken.
     """
 
     shards: list[Shard]
@@ -72,6 +73,7 @@ class Input:
     notes: tuple[str, ...] = ()
     run: EarlierRun | None = None
     stage: int = 0
+    deciding: pa.Schema | None = None
 
     @property
     def carried(self) -> dict[str, str]:
@@ -122,10 +124,12 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = A
         shards.append(Shard(info.name, path, rows, info.size, info.tag, digest))
     run, stage = _written_by(footers, known)
     schema, notes = _common_schema(store, footers, known, query, run)
+    deciding = known.deciding
     if query.selects_rows:
         schemas = [(name, footer.schema) for name, footer in footers.items()]
-        selector = partial(RowSelector, query, schemas, run, partial(_misfit, store))
-        shards = _selected(url, shards, known, footers, selector)
+        check = partial(_misfit, store)
+        selector = partial(RowSelector, query, schemas, run, check, known.deciding)
+        shards, deciding = _selected(url, shards, known, footers, selector)
         taken, rows = sum(s.rows for s in shards), sum(s.file_rows for s in shards)
         notes.append(f"{taken:,} of {rows:,} rows are taken, by input.where and input.unit")
     if left_out:
@@ -133,7 +137,7 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = A
             f"{len(left_out):,} files or links are not read: {_named(left_out)}; the names of "
             "Parquet files must end in .parquet or .pq"
         )
-    return Input(shards, schema, tuple(notes), run, stage)
+    return Input(shards, schema, tuple(notes), run, stage, deciding)
 
 
 def _written_by(
@@ -159,6 +163,9 @@ def _common_schema(
 ) -> tuple[pa.Schema, list[str]]:
     """The columns that are carried of all files, and notes as `unify` makes them."""
     schemas = [(name, query.carried(footer.schema, run)) for name, footer in footers.items()]
+    if run is not None:
+        for name, footer in footers.items():
+            refuse_other_types(name, footer.schema)
     originals = {} if run is None else {v: k for k, v in run.carried(run.names.values()).items()}
 
     def check(shard: str, column: str, type_: pa.DataType) -> str | None:
@@ -182,8 +189,12 @@ def _selected(
     known: KnownShards,
     new: Container[str],
     selector: Callable[[], RowSelector],
-) -> list[Shard]:
-    """``shards``, each with its selection: the recorded one, or of ``new`` shards one made now."""
+) -> tuple[list[Shard], pa.Schema | None]:
+    """``shards``, each with its selection: the recorded one, or of ``new`` shards one made now.
+
+    And the schema of the columns that decide.
+    """
+    deciding = known.deciding
     recorded = {
         shard.name: shard.selecting_as(identity)
         for shard in shards
@@ -192,10 +203,12 @@ def _selected(
     }
     to_select = [shard for shard in shards if shard.name in new and shard.name not in recorded]
     if to_select:
-        selections = map_in_threads(partial(selector().select, url), to_select)
+        select = selector()
+        deciding = select.schema
+        selections = map_in_threads(partial(select.select, url), to_select)
         for shard, selection in zip(to_select, selections, strict=True):
             recorded[shard.name] = shard.selecting(selection)
-    return [recorded.get(shard.name, shard) for shard in shards]
+    return [recorded.get(shard.name, shard) for shard in shards], deciding
 
 
 def find_files(

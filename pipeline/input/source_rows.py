@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import InputError
 from pipeline.input.earlier_run import EarlierRun
 from pipeline.planning import PARQUET
 from pipeline.schema import SOURCE_ROW, cast, row_numbers
@@ -41,14 +42,33 @@ class SourceRows:
             self._rows = row_numbers(self._samples.to_numpy(), self._first)
 
     def column(self, table: pa.Table, start: int) -> Any:
-        """The values for ``table``, the rows of the file from ``start`` on; text."""
+        """The values for ``table``, the rows of the file from ``start`` on.
+
+        Text, unless no run wrote the file and its own column is of another type.
+        """
         stop = start + table.num_rows
         if self._is_recorded:
-            source = cast(table[SOURCE_ROW], pa.string())
+            source = table[SOURCE_ROW]
         else:
             rows = range(start, stop) if self._rows is None else self._rows[start:stop]
             source = pa.array([f"{self._name}:{row}" for row in rows], pa.string())
         if self._samples is None:
             return source
         samples = cast(self._samples[start:stop], pa.string())
-        return pc.binary_join_element_wise(source, samples, ":")
+        return pc.binary_join_element_wise(cast(source, pa.string()), samples, ":")
+
+
+def refuse_other_types(name: str, schema: pa.Schema) -> None:
+    """Raise `InputError` if the column of a run's file can't be followed back, as text can.
+
+    ``name``: of the file. ``schema``: its columns.
+    """
+    if SOURCE_ROW not in schema.names:
+        return
+    type_ = schema.field(SOURCE_ROW).type
+    if pa.types.is_nested(type_) or pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+        raise InputError(
+            f"{name}: the column {SOURCE_ROW} is {type_}; as the input of a next run it must be "
+            "text or a number, since that run adds to it. Rename it in the input of the first run, "
+            "or leave it out there with input.columns"
+        )

@@ -146,10 +146,16 @@ class Ledger:
         return read_shards(self.store)
 
     def record_shards(
-        self, shards: Iterable[Shard], schema: pa.Schema, location: str, lineage: Lineage = ()
+        self,
+        shards: Iterable[Shard],
+        schema: pa.Schema,
+        location: str,
+        lineage: Lineage = (),
+        deciding: pa.Schema | None = None,
     ) -> None:
         """Record the shards as `KnownShards` describes them."""
-        write_shards(self.store, KnownShards(identities(shards), schema, location, lineage))
+        known = KnownShards(identities(shards), schema, location, lineage, deciding)
+        write_shards(self.store, known)
 
     # Finished work
 

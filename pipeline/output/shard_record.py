@@ -22,10 +22,14 @@ def read_shards(store: Storage) -> KnownShards:
     Raises `OutputError` if the file is damaged.
     """
     recorded = read_yaml(store, SHARDS) or {}
-    common, schema = recorded.pop(COMMON, None) or {}, None
-    if "arrow" in common:
-        schema = pa.ipc.read_schema(pa.py_buffer(b64decode(common["arrow"])))
-    return KnownShards(recorded, schema, common.get("input"), tuple(common.get("lineage", ())))
+    common = recorded.pop(COMMON, None) or {}
+    schema, deciding = (_schema(common.get(key)) for key in ("arrow", "deciding"))
+    lineage = tuple(common.get("lineage", ()))
+    return KnownShards(recorded, schema, common.get("input"), lineage, deciding)
+
+
+def _schema(text: str | None) -> pa.Schema | None:
+    return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
 
 
 def identities(shards: Iterable[Shard]) -> dict[str, dict[str, int | str]]:
@@ -45,6 +49,8 @@ def write_shards(store: Storage, shards: KnownShards) -> None:
     }
     if shards.lineage:
         common["lineage"] = [dict(run) for run in shards.lineage]
+    if shards.deciding is not None:
+        common["deciding"] = b64encode(shards.deciding.serialize()).decode()
     if (record := {COMMON: common, **names}) != recorded:
         store.put(SHARDS, to_yaml(record, flow=None))
 

@@ -70,13 +70,19 @@ def test_dead_server_of_two_loses_no_row_and_a_run_continues_on_other_servers(
         manifest = prepare(config).ledger.manifest()
         assert manifest is not None
         assert manifest["settings"]["engine.kind"] == "endpoint"
-        assert not [name for name in manifest["settings"] if name.startswith("engine.endpoint")]
+        found = {k: v for k, v in manifest["settings"].items() if k.startswith("engine.endpoint")}
+        assert found == {"engine.endpoint.model": "qwq"}, "and no address"
 
         write_shards(tmp_path / "in", [ROWS, 4])
         assert flow.run(endpoint(make_config, third)).is_complete
         assert len(third.requests) == 4
-        with pytest.raises(OutputError, match=r"engine\.endpoint\.model: there None, now 'qwq'"):
-            prepare(endpoint(make_config, third, model="qwq"))
+        assert prepare(endpoint(make_config, third, model="qwq")).plan.rows_todo == 0
+        with pytest.raises(OutputError, match=r"engine\.endpoint\.model: there 'qwq', now 'other'"):
+            prepare(endpoint(make_config, third, model="other"))
+        third.names = ["other"]
+        write_shards(tmp_path / "in", [ROWS, 4, 1])
+        with pytest.raises(ModelError, match="serves other, and not qwq"):
+            flow.run(endpoint(make_config, third))
 
 
 def test_servers_that_can_not_work_end_the_run_with_what_to_do(

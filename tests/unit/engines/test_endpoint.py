@@ -171,6 +171,11 @@ def test_stream_that_breaks_off_in_order_is_tried_again(
     assert server.requests[1]["prompt"] == [*PROMPT, *IDS[: 2 * PIECE]]
 
 
+def test_error_that_is_null_is_none(server: CompletionsServer) -> None:
+    server.event = lambda choice: {"error": None, "choices": [choice]}
+    assert generate(engine_of(server), request()) == [("stop", IDS)]
+
+
 def test_answer_by_a_schema_starts_anew_and_is_passed_on_whole(
     two: list[CompletionsServer],
 ) -> None:

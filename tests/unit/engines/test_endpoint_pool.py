@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pipeline.engines import endpoint_pool
-from pipeline.errors import EngineDeadError
+from pipeline.errors import EngineDeadError, ModelError
 from pipeline.reasoning.sampling import SamplingPolicy, continued_seed
 from tests.completions_server import PIECE, CompletionsServer
 from tests.unit.engines.endpoints import (
@@ -111,6 +112,47 @@ def test_server_that_comes_back_with_less_gets_no_requests(
     assert str(engine._pool.servers[0].down).endswith(
         "has a context of 100 tokens, and the run began with 8,192; serve with --max-model-len 8192"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["finetune"]}, "serves finetune, and not qwq; serve that model there, or set"),
+        ({"root": "/other"}, "serves qwq from /other, and the run began with /model; serve that"),
+    ],
+)
+def test_trace_that_one_model_began_is_not_finished_by_another(
+    server: CompletionsServer, change: dict[str, Any], message: str
+) -> None:
+    server.seconds_a_piece = 0.03
+
+    def restart() -> None:
+        server.kill()
+        vars(server).update(change)
+        server.start()
+
+    with pytest.raises(ModelError, match=message):
+        generate(engine_of(server), request(), meanwhile=restart)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_server_that_refuses_everything_is_down(
+    server: CompletionsServer,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(endpoint_pool, "SERVERS_DOWN_SECONDS", 0.4)
+    engine = engine_of(server)
+    server.refusals.extend([(status, {}, "no pods")] * 10_000)
+    server.models_status = status
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(EngineDeadError, match=rf"all servers were down .*\n.*answers {status}: no"),
+    ):
+        generate(engine, request(), request(1))
+    assert len(caplog.records) == 1
 
 
 def test_request_that_is_lost_again_and_again_is_the_engines_death(

@@ -38,6 +38,7 @@ def setting(**values: Any) -> Callable[[CompletionsServer], None]:
         (hide("max_model_len"), "says no max_model_len in /v1/models; it must be `vllm serve`"),
         (hide("id"), "lists no models at /v1/models"),
         (setting(names=[]), "serves nothing; set engine.endpoint.model"),
+        *((setting(models_status=s), "refuses /v1/models: no such path") for s in (400, 413, 422)),
         (setting(key=KEY), r"answers 401: .*VLLM_API_KEY is not set"),
     ],
 )
@@ -74,8 +75,39 @@ def test_model_is_chosen_by_its_name(server: CompletionsServer) -> None:
     assert generate(engine_of(server), request()) == [("stop", IDS)]
     generate(engine_of(server, endpoint={"model": "b"}), request())
     assert [body["model"] for body in server.requests] == ["a", "b"]
-    with pytest.raises(ModelError, match=r"serves a, b; set engine.endpoint.model to one of them"):
+    with pytest.raises(ModelError, match=r"serves a, b, and not c; serve that model there, or set"):
         engine_of(server, endpoint={"model": "c"})
+
+
+def test_all_servers_must_have_the_model_of_the_first(two: list[CompletionsServer]) -> None:
+    first, second = two
+    second.names = ["finetune"]
+    with pytest.raises(ModelError, match=rf"{second.url} serves finetune, and not qwq; serve that"):
+        engine_of(*two)
+    second.names = ["finetune", "qwq"]  # two names of one model
+    assert generate(engine_of(*two), *map(request, range(6))) == [("stop", IDS)] * 6
+    assert {body["model"] for one in two for body in one.requests} == {"qwq"}
+    first.kill()
+    second.names = ["finetune"]  # the run begins with the only one that is up
+    engine = engine_of(*two)
+    second.seconds_a_piece = 0.02
+    requests = [request(i) for i in range(4)]
+    assert generate(engine, *requests, meanwhile=first.start) == [("stop", IDS)] * 4
+    assert "serves qwq, and not finetune" in str(engine._pool.servers[0].down)
+
+
+def test_run_keeps_the_model_that_it_began_with(server: CompletionsServer) -> None:
+    config = config_of(server.url)
+    found = ENDPOINT.found_at_start(config)
+    assert found == {"engine.endpoint.model": "qwq"}
+    engine = ENDPOINT.as_begun(config.engine, found)
+    assert ENDPOINT.result_settings(engine) == found
+    server.names = ["finetune"]
+    with pytest.raises(ModelError, match="serves finetune, and not qwq"):
+        ENDPOINT.build(config.model_copy(update={"engine": engine}), TOKENIZER)
+    named = config_of(server.url, endpoint={"model": "m"})
+    assert ENDPOINT.found_at_start(named) == {}
+    assert ENDPOINT.as_begun(named.engine, found) == named.engine
 
 
 def test_one_server_of_two_is_enough_to_start(two: list[CompletionsServer]) -> None:
@@ -163,6 +195,15 @@ def test_adapter_is_the_servers(server: CompletionsServer) -> None:
         ModelError, match=r"serve with --lora-modules NAME=PATH, set engine.endpoint"
     ):
         engine_of(server, model=model)
+
+
+def test_key_that_no_header_can_have_is_named_but_not_shown(
+    server: CompletionsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "PLANTED6\nPLANTED6")
+    with pytest.raises(ModelError, match=r"without line breaks; .*VLLM_API_KEY has") as caught:
+        engine_of(server)
+    assert "PLANTED6" not in str(caught.value)
 
 
 def test_where_servers_are_does_not_identify_a_run() -> None:

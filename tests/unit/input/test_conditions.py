@@ -47,6 +47,37 @@ def test_only_the_columns_that_a_condition_names_are_read() -> None:
     assert columns_of("N > 1", ["n", "N"]) == ["N"]
 
 
+@pytest.mark.parametrize("text", ["N > n", "n = 1 OR N = 1", "NN > 1"])
+def test_columns_that_sql_takes_for_one_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="are one column to SQL, for which case does not matter"):
+        columns_of(text, ["n", "N", "nn", "Nn"])
+
+
+def test_nan_is_no_value() -> None:
+    scores = [0.1, 0.9, float("nan"), None]
+    meta = [{"score": score, "n": 1} for score in scores[:3]]
+    rows = pa.table({"score": scores, "meta": [*meta, None]})
+    for text, expected in (
+        ("score > 0.5", [False, True, False, False]),
+        ("score IS NULL", [False, False, True, True]),
+        ("meta.score > 0.5", [False, True, False, False]),
+        ("meta.n = 1", [True, True, True, False]),
+        ("meta IS NULL", [False, False, False, True]),
+    ):
+        condition = Condition(text, rows.select(columns_of(text, rows.column_names)).schema)
+        for part, kept in ((rows, expected), (rows.slice(1), expected[1:])):
+            assert condition.holds(part).tolist() == kept, text
+
+
+@pytest.mark.parametrize("type_", [pa.float16(), pa.decimal256(50, 2)])
+def test_type_without_conditions_is_named(type_: pa.DataType) -> None:
+    with pytest.raises(
+        InputError,
+        match=f"names x, of type {type_}, .*convert the column".replace("(", ".").replace(")", "."),
+    ):
+        Condition("x > 1", pa.schema([("x", type_)]))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -170,6 +170,72 @@ def test_finished_parts_that_come_later_are_taken_too(tmp_path: Path, stage: Any
         prepare(stage(2))
 
 
+def test_a_condition_keeps_its_types_as_the_input_grows(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "in").mkdir()
+
+    def write(name: str, **columns: Any) -> None:
+        pq.write_table(pa.table({"prompt": ["x"] * 4, **columns}), tmp_path / "in" / name)
+
+    write("a.parquet", level=[1, 5, 9, 10])
+    config = make_config(input={"columns": ["prompt"], "where": "level > '4'"})
+    assert finish(config).rows == 3
+    write("b.parquet", level=["1", "5", "9", "10"])
+    with pytest.raises(InputError, match=r"column level is string in b.parquet, and int64 in the"):
+        prepare(config)
+    for columns in ({}, {"level": pa.nulls(4)}, {"level": pa.array([1, 2, 3, 30], pa.int8())}):
+        write("b.parquet", **columns)
+        [_, later] = prepare(config).shards
+        assert later.rows == ("level" in columns and columns["level"].type == pa.int8())
+    finish(config)
+    assert [shard.rows for shard in prepare(config).shards] == [3, 1]
+    write("c.parquet", level=[1.5] * 4)
+    with pytest.raises(InputError, match=r"column level is double in c.parquet"):
+        prepare(config)
+
+
+SOURCES = {
+    "list": pa.array([[1], [2]]),
+    "struct": pa.array([{"a": 1}] * 2),
+    "bytes": pa.array([b"\xff", None]),
+    "number": pa.array([5, 6]),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_users_source_row_of_any_type_is_carried_as_it_is(
+    tmp_path: Path, stage: Any, kind: str
+) -> None:
+    rows = pa.table({"id": [0, 1], "prompt": ["x"] * 2, "source_row": SOURCES[kind]})
+    for name in ("shard-00000.parquet", "shard-00001.parquet"):
+        pq.write_table(rows, tmp_path / "in" / name)
+    pq.write_table(rows.drop_columns("source_row"), tmp_path / "in" / "shard-00001.parquet")
+    finish(stage(1, input={"where": "id >= 0"}))
+    [*here, first, second] = [row["source_row"] for row in rows_of(tmp_path / "out1")]
+    assert here == SOURCES[kind].to_pylist()
+    assert (first, second) == (None, None)
+    if kind == "number":
+        finish(stage(2))
+        assert [row["source_row"] for row in rows_of(tmp_path / "out2")][:2] == ["5:0", "6:0"]
+    else:
+        with pytest.raises(
+            InputError, match=r"shard-0000\S+: the column source_row is .* must be text"
+        ):
+            prepare(stage(2))
+
+
+def test_a_users_column_with_the_name_of_a_carried_one_is_named(tmp_path: Path, stage: Any) -> None:
+    for path in (tmp_path / "in").glob("*.parquet"):
+        rows = pq.read_table(path)
+        pq.write_table(rows.append_column("stage1_answer", rows["prompt"]), path)
+    finish(stage(1))
+    with pytest.raises(InputError, match=r"has a column stage1_answer, .* which answer of the run"):
+        prepare(stage(2))
+    columns = ["id", "prompt", "answer"]
+    assert "stage1_answer" in prepare(stage(2, input={"columns": columns})).prompts.names
+
+
 def test_a_part_that_was_replaced_is_refused_and_its_rows_can_be_done_again(
     tmp_path: Path, stage: Any
 ) -> None:

@@ -12,8 +12,10 @@ from jobs.label import LabelJob
 from jobs.stages import is_list_of_stages, listed_traces, load_stages
 from pipeline.cli import main
 from pipeline.config.load import read_yaml
-from pipeline.errors import ConfigError, OutputError
+from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.execution.prepare import prepare
 from tests.conftest import write_shards
+from tests.outputs import finish
 
 FILE: dict[str, Any] = {
     "folder": "out/recipe",
@@ -102,6 +104,17 @@ def test_settings_are_overridden_for_all_or_for_one_stage(tmp_path: Path) -> Non
         (changed(0, input=None), "stage samples: it is not a valid run:\n  input: is required"),
         ({"folder": "x", "stages": []}, "stages: List should have at least 1"),
         ({**FILE, "stage": []}, "stage: Extra inputs"),
+        ({**FILE, "folder": " "}, "folder: "),
+        (changed(1, command="json:dumps"), "stage labeled: command json:dumps is a function; it"),
+        (changed(2, command="label", resumes="samples"), "command is label, but it resumes samples"),
+        (changed(1, output={"path": "mine"}), "stage labeled: output.path: the folder of a stage is"),
+        (changed(1, input={"path": "stage:samples/x"}), "unknown earlier stage samples/x"),
+        (changed(1, engine={"vllm": {"max_modle_len": 5}}), "stage labeled: .*max_modle_len"),
+        (changed(1, engine={"kind": "endpont"}), "stage labeled: engine.kind: unknown name endpont"),
+        (
+            changed(1, engine={"kind": "endpoint", "device": "cpu"}),
+            "stage labeled: engine.endpoint.urls is empty",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_their_stage(
@@ -109,6 +122,56 @@ def test_mistakes_are_named_with_their_stage(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_stages(write(tmp_path, data))
+
+
+def test_wrong_condition_is_shown_before_anything_starts(tmp_path: Path) -> None:
+    data = changed(2, input={"path": "stage:labeled", "where": "state == = 'x'"})
+    with pytest.raises(InputError, match=r'stage again: input.where: syntax error at or near "="'):
+        load_stages(write(tmp_path, data))
+
+
+def test_only_the_name_of_a_stage_stands_for_its_results(tmp_path: Path) -> None:
+    data = changed(2, prompt={"template": "stage: {text}"})
+    assert load_stages(write(tmp_path, data)).stages[2].run.prompt.template == "stage: {text}"
+    columns = {"path": "stage:labeled", "columns": ["stage:samples", "text"]}
+    [*_, again] = load_stages(write(tmp_path, changed(2, input=columns))).stages
+    assert again.config.input.columns == ["out/recipe/samples", "text"]
+    assert {stage.name for stage in again.reads} == {"labeled", "samples"}
+    with pytest.raises(ConfigError, match="folder: "):
+        load_stages(write(tmp_path, FILE), ["folder="])
+
+
+def test_stage_waits_until_the_one_before_has_a_part(ready: str) -> None:
+    samples, labeled, _ = load_stages(ready).stages
+    prepare(samples.run).open_output()
+    assert labeled.waits_for == "results of stage samples"
+    finish(samples.run)
+    assert labeled.waits_for is None
+
+
+def test_traces_are_listed_from_any_folder_with_all_runs_of_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "in", [2])
+    compared = {
+        "name": "compared", "command": "judge", "input": {"path": "in"},
+        "judge": {"rubric": "R", "answer_column": "prompt", "against_column": "id"},
+    }  # fmt: skip
+    simulated = {"kind": "simulated", "device": "cpu"}
+    settings = {"model": {"path": "qwq-nano"}, "engine": simulated}
+    stages = [{"name": "samples", "command": "run", "input": {"path": "in"}}, compared]
+    monkeypatch.chdir(tmp_path)
+    loaded = load_stages(write(tmp_path, {"folder": "out", "settings": settings, "stages": stages}))
+    loaded._write_list()
+    finish(loaded.stages[0].run)
+    for run in loaded.stages[1].runs:
+        prepare(run).open_output()
+    monkeypatch.chdir("/")
+    assert listed_traces(str(tmp_path / "out")) == {
+        "samples": f"{tmp_path}/out/samples",
+        "compared": f"{tmp_path}/out/compared/traces",
+        "compared/traces-swapped": f"{tmp_path}/out/compared/traces-swapped",
+    }
 
 
 def test_files_of_one_run_are_no_lists(tmp_path: Path) -> None:
