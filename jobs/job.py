@@ -36,13 +36,16 @@ class StageKind:
 
     ``config``: the class of its configuration. ``run``: runs it, and returns the exit code.
     ``results``: the folder in its output that later stages read. ``outcome``: of a stage that has
-    ended.
+    ended. ``check(config, first, reads_run)`` raises a `QwqBatchError` for what can be refused
+    before any stage starts; ``first`` is the configuration of the stage that it resumes, if any,
+    and ``reads_run`` says that its input is another stage's results.
     """
 
     config: type[RunConfig]
     run: Callable[[Any], int]
     results: str
     outcome: Callable[[Any], Outcome]
+    check: Callable[[Any, Any, bool], None] = lambda *_: None
 
 
 class Job(RunConfig):

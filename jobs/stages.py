@@ -85,7 +85,7 @@ class StagesFile(Section):
 class Stage:
     """One stage, checked. ``config``: of its command. ``reads``: the stages that it names.
 
-    ``is_resumed``: whether it goes on in the folder of an earlier one.
+    ``resumes``: the earlier one in whose folder it goes on.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Stage:
     kind: StageKind
     config: RunConfig
     reads: "tuple[Stage, ...]"
-    is_resumed: bool
+    resumes: "Stage | None"
 
     @property
     def results(self) -> str:
@@ -116,6 +116,8 @@ class Stage:
             engine_type(run.engine).check(run.engine)
             if run.input.where is not None:
                 check_expression(run.input.where)
+        reads_run = any(self.config.input.path == stage.results for stage in self.reads)
+        self.kind.check(self.config, self.resumes and self.resumes.config, reads_run)
 
     @property
     def waits_for(self) -> str | None:
@@ -190,12 +192,12 @@ class Stages:
         cells = [
             [
                 stage.name, stage.command, f"{outcome.rows:,}", f"{outcome.results:,}",
-                "–" if stage.is_resumed else f"{outcome.tokens:,}",
+                "–" if stage.resumes else f"{outcome.tokens:,}",
             ]
             for stage, outcome in outcomes
         ]  # fmt: skip
         yield from table_lines(["stage", "command", "rows in", "results", "tokens"], cells)
-        tokens = sum(outcome.tokens for stage, outcome in outcomes if not stage.is_resumed)
+        tokens = sum(outcome.tokens for stage, outcome in outcomes if not stage.resumes)
         last, (_, results, _) = outcomes[-1]
         each = f", {tokens / results:,.0f} for each result" if results else ""
         yield f"\n{results:,} results of stage {last.name} from {tokens:,} tokens{each}"
@@ -297,8 +299,9 @@ def _stage(
     kind = _kind(line.command)
     config = parse_as(kind.config, settings, "it")
     return Stage(
-        line.name, line.command, kind, config, tuple(named.values()), line.resumes is not None
-    )
+        line.name, line.command, kind, config, tuple(named.values()),
+        None if line.resumes is None else earlier[line.resumes],
+    )  # fmt: skip
 
 
 def _earlier(stages: Mapping[str, Stage], name: str) -> Stage:

@@ -30,7 +30,7 @@ from jobs.own_files import OwnFiles
 from jobs.samples import FOLDER as SAMPLES_FOLDER
 from jobs.samples import Checks, Samples
 from jobs.seeds import PromptShards
-from jobs.synthesize_config import PROMPTS, Synthesis
+from jobs.synthesize_config import NEED_PROMPTS, PROMPTS, Synthesis
 from jobs.synthesize_report import report_lines
 from jobs.verifiers import load_verifier
 from pipeline import console
@@ -228,8 +228,26 @@ def _outcome(config: Synthesis) -> Outcome:
     return outcome(config)._replace(results=accepted)
 
 
+def _check(config: Synthesis, first: Synthesis | None, reads_run: bool) -> None:
+    """Refuse as a stage what its turn would; ``first``: the stage that it resumes."""
+    section = config.synthesize
+    if section.benchmarks:
+        Benchmarks.load(section.benchmarks)
+    copied = [name for name in NEED_PROMPTS if getattr(section, name)]
+    if reads_run and (copied or section.benchmarks):
+        raise ConfigError(
+            f"synthesize.{(*copied, 'benchmarks')[0]} makes prompts from seeds, which must be "
+            "files of your own, and input.path is a stage: leave it out"
+        )
+    if first is not None and copied and not first.makes_prompts:
+        raise ConfigError(
+            f"synthesize.{copied[0]} can't be added by a stage that resumes another, which reads "
+            "all seeds: set it in that one"
+        )
+
+
 # Later stages read the traces: samples are decided anew by each command, and so they change.
-STAGE = StageKind(Synthesis, synthesize, f"{TRACES}/", _outcome)
+STAGE = StageKind(Synthesis, synthesize, f"{TRACES}/", _outcome, _check)
 
 if __name__ == "__main__":
     from pipeline.cli import main

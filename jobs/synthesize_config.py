@@ -20,6 +20,8 @@ from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage
 
 PROMPTS = "prompts"
+# Settings without which a run that exists may go on reading the seeds themselves.
+NEED_PROMPTS = ("expand", "accepted")
 KINDS = ((str,), (int,), (float,))
 
 
@@ -191,7 +193,7 @@ class Synthesis(Job):
         A run that exists goes on with what it has, if the settings leave a choice; else raises
         `OutputError`.
         """
-        needing = [name for name in ("expand", "accepted") if getattr(self.synthesize, name)]
+        needing = [name for name in NEED_PROMPTS if getattr(self.synthesize, name)]
         manifest = Ledger(Storage(self.traces)).manifest()
         if manifest is None:
             return bool(needing or self.synthesize.benchmarks)

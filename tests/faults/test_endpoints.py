@@ -1,7 +1,7 @@
 """Two real servers of vLLM in place of an engine, one of which is killed in the middle.
 
-Runs only with ``QWQ_TEST_SERVERS=1``: it has not been seen to its end yet, since three vLLMs need
-more than the two cores that were there.
+Runs in `make faults`, or with ``QWQ_TEST_SERVERS=1``: it starts vLLM three times, so it takes three
+minutes on two cores.
 """
 
 import os
@@ -127,7 +127,7 @@ def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Ca
     return case
 
 
-@pytest.mark.skipif("QWQ_TEST_SERVERS" not in os.environ, reason="not seen to its end on two cores")
+@pytest.mark.skipif("QWQ_TEST_SERVERS" not in os.environ, reason="it takes three minutes")
 def test_server_that_is_killed_loses_no_trace_and_no_token(
     servers: list[VllmServer], case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -70,7 +70,38 @@ def test_stage_that_resumes_another_has_its_folder_and_its_settings(tmp_path: Pa
     assert again.config.output.path == samples.config.output.path
     assert again.config.input.path == "seeds"
     assert (again.config.sampling.n, again.config.sampling.top_k) == (6, 20)
-    assert (samples.is_resumed, again.is_resumed) == (False, True)
+    assert (samples.resumes, again.resumes) == (None, samples)
+
+
+def _synthesis(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """A stage that generates, and one that goes on with it or reads its results."""
+    chain = (
+        {"input": {"path": "stage:samples"}}
+        if second.pop("reads", False)
+        else {"resumes": "samples"}
+    )
+    return {
+        **FILE,
+        "stages": [
+            {"name": "samples", "command": "synthesize", "input": {"path": "seeds"}, "synthesize": first},
+            {"name": "data", "command": "synthesize", **chain, "synthesize": second},
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"benchmarks": ["no.jsonl"]}, {}, "stage samples: .*no.jsonl"),
+        ({}, {"accepted": 5}, "stage data: synthesize.accepted can't be added by a stage that res"),
+        ({}, {"reads": True, "accepted": 5}, "stage data: synthesize.accepted makes prompts from"),
+    ],
+)
+def test_what_synthesize_would_refuse_at_its_turn_is_refused_before_the_first_stage(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, InputError), match=message):
+        load_stages(write(tmp_path, _synthesis(first, second)))
 
 
 def test_settings_are_overridden_for_all_or_for_one_stage(tmp_path: Path) -> None:
