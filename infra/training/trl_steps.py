@@ -32,7 +32,7 @@ def train(export: str, model: str, method: str, folder: str) -> list[dict[str, A
     elif method == "dpo":
         args = trl.DPOConfig(folder, max_length=1024, **COMMON)
     else:
-        args = trl.GRPOConfig(folder, num_generations=2, max_completion_length=64, **COMMON)
+        args = trl.GRPOConfig(folder, num_generations=2, max_completion_length=768, **COMMON)
         more["reward_funcs"] = import_module("trl.rewards").accuracy_reward
     trainer = getattr(trl, f"{method.upper()}Trainer")(
         model=model, args=args, train_dataset=data["train"], **more
@@ -43,7 +43,7 @@ def train(export: str, model: str, method: str, folder: str) -> list[dict[str, A
 
 
 def main() -> None:
-    """Three steps of each method; prints the loss of each."""
+    """Three steps of each method; prints the loss of each, and the rewards where there are any."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("export", help="the folder export of a job's output")
     parser.add_argument("--model", default=str(BUILT_IN / "qwq-nano"))
@@ -53,7 +53,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             steps = train(args.export, args.model, method, folder)
         losses = ", ".join(f"{step['loss']:.4f}" for step in steps)
-        print(f"{method}: {len(steps)} steps, losses {losses}")
+        rewards = [f"{step['reward']:.2f}" for step in steps if "reward" in step]
+        found = f", rewards {', '.join(rewards)}" if rewards else ""
+        print(f"{method}: {len(steps)} steps, losses {losses}{found}")
 
 
 if __name__ == "__main__":
