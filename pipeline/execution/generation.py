@@ -28,12 +28,16 @@ from pipeline.monitor.figures import length_bin
 from pipeline.monitor.reporter import EngineReporter
 from pipeline.planning import Pass
 from pipeline.reasoning.early_answer import Probe, is_below_floor
-from pipeline.reasoning.policy import SETTLED, Step, TracePolicy, TraceProgress
+from pipeline.reasoning.policy import SETTLED, ClosedBy, Step, TracePolicy, TraceProgress
 from pipeline.reasoning.repetition import RepetitionDetector, loop_onset
+from pipeline.reasoning.sampling import derive_again
 from pipeline.reasoning.think_format import State
 from pipeline.reasoning.trace import Trace, TraceMaker
 
 logger = logging.getLogger(__name__)
+# How often an answer after thinking that was closed early is drawn at most, until it says what the
+# probes agreed on.
+ANSWERS = 3
 
 
 class InFlight:
@@ -172,23 +176,33 @@ class Generator:
 
     async def _sample(self, sample: Sample) -> Trace:
         """The trace of one sample: step by step as the policy says; failed after a `RowError`."""
-        progress = sample.progress
-        room = self._policy.max_output_tokens(len(sample.prompt))
         try:
             needs_engine = sample.needs_engine()
             async with self._gate.turn(sample.suspicion), self._announced(sample), self._slots:
-                while progress.finish_reason is None:
-                    step = self._policy.next_step(progress, sample.seed, room)
-                    request = self._request(sample, step)
-                    with self.in_flight.running(request, sample.row_key):
-                        reason = await self._run_step(sample, step, request)
-                    self._policy.end_step(progress, reason, room)
+                await self._generate(sample, sample.seed)
                 self._reporter.done.generated += needs_engine
                 trace = await self._trace(sample)  # which may kill the process, too
+                for again in range(1, ANSWERS):
+                    if sample.suspicion >= Suspicion.POISON or not _contradicts_probes(trace):
+                        break
+                    sample.progress.answer_again(trace.asked_tokens)
+                    await self._generate(sample, derive_again(sample.seed, -again))
+                    trace = await self._trace(sample)
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
         return trace
+
+    async def _generate(self, sample: Sample, seed: int) -> None:
+        """Go on with the sample, step by step, until its trace has ended."""
+        progress = sample.progress
+        room = self._policy.max_output_tokens(len(sample.prompt))
+        while progress.finish_reason is None:
+            step = self._policy.next_step(progress, seed, room)
+            request = self._request(sample, step)
+            with self.in_flight.running(request, sample.row_key):
+                reason = await self._run_step(sample, step, request)
+            self._policy.end_step(progress, reason, room)
 
     @asynccontextmanager
     async def _announced(self, sample: Sample) -> AsyncIterator[None]:
@@ -332,6 +346,13 @@ class Generator:
         if _is_compared(trace):
             done.compared += 1
             done.agreeing += bool(trace.early_agrees)
+
+
+def _contradicts_probes(trace: Trace) -> bool:
+    """Whether thinking was closed because probes agreed, and the answer is not what they said."""
+    if trace.closed_by != ClosedBy.EARLY_ANSWER:
+        return False
+    return trace.early_agrees is False or trace.state == State.UNPARSED
 
 
 def _is_compared(trace: Trace) -> bool:

@@ -100,7 +100,8 @@ class TraceProgress:
     ``token_ids`` are those of the present try: thinking, then, if it was closed for it, the closing
     phrase (``closing_tokens`` of them from ``closed_at``), then the answer. ``carried``: how many
     an earlier engine had generated. ``tries`` and ``wasted_tokens``: the tries that went in
-    circles and were given up; the latter also of thinking and of probes that were cut off.
+    circles and were given up; the latter also of thinking and of probes that were cut off, and of
+    answers that were drawn again.
     ``closed_by`` stays None where the model closed its thinking itself and only the answer is a
     pass of its own. ``finish_reason`` ends it. ``probes``: of the present try; those of given-up
     tries are among the wasted tokens.
@@ -133,6 +134,19 @@ class TraceProgress:
         self.wasted_tokens += len(self.token_ids) - at
         self.carried = min(self.carried, at)
         del self.token_ids[at:]
+
+    def answer_again(self, asked_tokens: int = 0) -> None:
+        """Give the answer up that followed closed thinking.
+
+        ``asked_tokens``: what asking for it once more had taken.
+        """
+        assert self.closed_at is not None
+        begins = self.closed_at + self.closing_tokens
+        with self.lock:
+            self.wasted_tokens += len(self.token_ids) - begins + asked_tokens
+            self.carried = min(self.carried, self.closed_at)
+            del self.token_ids[begins:]
+            self.finish_reason = None
 
     def close(self, closing: Sequence[int], by: ClosedBy | None) -> None:
         """Close the thinking with the tokens ``closing``, or lead over to the answer with them."""

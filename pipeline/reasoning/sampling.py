@@ -192,7 +192,10 @@ def continued_seed(seed: int, tokens: int) -> int:
 
 
 def derive_again(seed: int, tries: int) -> int:
-    """The seed with which a trace that went in circles ``tries`` times begins again."""
+    """The seed with which a trace that went in circles ``tries`` times begins again.
+
+    Below zero: with which its answer is drawn again.
+    """
     return hash48(f"{seed}\0again\0{tries}")
 
 

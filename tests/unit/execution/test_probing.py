@@ -28,10 +28,12 @@ class ThinkingEngine:
     """Thinks ``thought`` four tokens at a time, and meanwhile answers probes as ``says``.
 
     ``says``: what a probe after so many tokens says, or its error. While a probe runs the thinking
-    waits, up to ``at_most`` tokens ahead of it.
+    waits, up to ``at_most`` tokens ahead of it. ``answers``: of closed thinking, the last one again
+    and again; ``seeds``: with which they were asked for.
     """
 
     context_tokens = 1000
+    answers: Sequence[str] = (r"So \boxed{5}.",)
 
     @property
     def load(self) -> EngineLoad:
@@ -41,13 +43,16 @@ class ThinkingEngine:
         self._whole, self._says, self._ahead = TOKENIZER.encode(thought), says, ahead
         self.probed, self.running, self.most = list[int](), 0, 0
         self.is_probing, self.first_probe = False, asyncio.Event()
+        self.seeds = list[int]()
 
     async def generate(self, request: Request, on_tokens: Callable[[Sequence[int]], bool]) -> str:
         carried = TOKENIZER.decode(list(request.carried_token_ids))
         if request.id.endswith(":probe"):
             return await self._probe(carried.index(f"\n\n{EARLY_STOP}"), on_tokens)
         if EARLY_STOP in carried:
-            on_tokens(TOKENIZER.encode(r"So \boxed{5}."))
+            answer = self.answers[min(len(self.seeds), len(self.answers) - 1)]
+            self.seeds.append(request.seed)
+            on_tokens(TOKENIZER.encode(answer))
             return "stop"
         self.running += 1
         self.most = max(self.most, self.running)
@@ -104,10 +109,12 @@ def trace_of(
     thought: str = f"{THOUGHT}</think>It is \\boxed{{6}}.",
     progress: TraceProgress | None = None,
     control: bool = False,
+    answers: Sequence[str] = ThinkingEngine.answers,
     **early: Any,
 ) -> tuple[Trace, ThinkingEngine, EngineReporter]:
     """The trace of one sample, its engine, and what was reported."""
     engine = ThinkingEngine(thought, says)
+    engine.answers = answers
 
     async def work() -> tuple[Trace, EngineReporter]:
         generator, reporter = generator_of(engine, **early)
@@ -133,6 +140,24 @@ def test_thinking_is_closed_when_probes_agree_and_the_answer_follows() -> None:
     assert (done.probe_tokens, done.compared) == (6, 0)
     spent = trace.think_tokens + trace.answer_tokens + trace.wasted_tokens + trace.probe_tokens
     assert done.spent_tokens == spent
+
+
+@pytest.mark.parametrize("other", [r"So \boxed{7}.", "So it is."])
+def test_answer_that_is_not_what_the_probes_agreed_on_is_drawn_again(other: str) -> None:
+    right = r"So \boxed{5}."
+    trace, engine, reporter = trace_of(lambda at: "5}", answers=[other, other, right])
+    assert (trace.parsed, trace.answer, trace.early_agrees) == ("5", right, True)
+    assert len(set(engine.seeds)) == 3
+    once, _, _ = trace_of(lambda at: "5}")
+    assert trace.wasted_tokens == once.wasted_tokens + 2 * len(other)
+    spent = trace.think_tokens + trace.answer_tokens + trace.wasted_tokens + trace.probe_tokens
+    assert reporter.done.spent_tokens == spent
+
+
+def test_answer_that_stays_another_than_the_probes_is_kept_and_says_so() -> None:
+    trace, engine, _ = trace_of(lambda at: "5}", answers=[r"So \boxed{7}."])
+    assert len(engine.seeds) == 3
+    assert (trace.parsed, trace.early_answer, trace.early_agrees) == ("7", "5", False)
 
 
 def test_control_group_is_probed_but_thinks_to_its_end() -> None:
