@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.job import StageKind, outcome
+from jobs.label_examples import EXAMPLES, Examples
 from jobs.label_export import PLACES, export_review
 from jobs.label_report import Counts, report_lines
 from jobs.label_reviewed import Reviewed
@@ -93,7 +94,7 @@ class LabelJob(RowJob):
 
     def own_files(self) -> OwnFiles:
         """What the job writes beside its traces."""
-        places = (self.folder, REVIEW, REPORT, *PLACES)
+        places = (self.folder, REVIEW, REPORT, EXAMPLES, *PLACES)
         return OwnFiles(self.output.path, self.traces, places, self.before)
 
 
@@ -119,7 +120,7 @@ def _rows_of(job: LabelJob, part: FinishedPart) -> Iterator[tuple[str, Any]]:
 
 def write(job: LabelJob) -> Counts:
     """Write ``labels`` and the review file from the traces, one part at a time."""
-    counts = Counts()
+    counts, examples = Counts(), Examples(job)
     parts = {part.name: part for part in finished_parts(job.traces)}
     reviewed = Reviewed(job)
     if len(reviewed):
@@ -134,8 +135,13 @@ def write(job: LabelJob) -> Counts:
             yield labeled(job, piece, part.names, sources[start:end], reviewed)
             start = end
 
-    write_rows(job, list(parts), tables, lambda table: counts.add(table, job))
+    def count(table: pa.Table) -> None:
+        counts.add(table, job)
+        examples.add(table)
+
+    write_rows(job, list(parts), tables, count)
     export_review(job)
+    examples.write()
     return counts
 
 

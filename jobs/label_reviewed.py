@@ -128,9 +128,8 @@ class Reviewed:
 
     def _add(self, where: str, row: Mapping[str, Any], cell: Any) -> None:
         section = self._job.label
-        if (
-            section.labels is not None and not section.several and isinstance(cell, list)
-        ):  # tools give a list of one
+        is_one_label = section.labels is not None and not section.several
+        if is_one_label and isinstance(cell, list):  # as tools give it
             if len(cell) > 1:
                 raise InputError(f"{where}: {cell!r} are several labels; only one is possible")
             cell = next(iter(cell), None)
@@ -155,9 +154,10 @@ def _row_and_text(row: Mapping[str, Any], text_column: str) -> tuple[str | None,
     if SOURCE_ROW in row:
         source_row, text = row[SOURCE_ROW], row.get(text_column)
     elif "annotations" in row:
-        source_row, text = row["data"].get(SOURCE_ROW), row["data"].get(TEXT)
+        data = row.get("data") or {}
+        source_row, text = data.get(SOURCE_ROW), data.get(TEXT)
     else:
-        source_row, text = row["id"], row["fields"].get(TEXT)
+        source_row, text = row.get("id"), (row.get("fields") or {}).get(TEXT)
     return value_by_people(source_row), text if isinstance(text, str) else None
 
 

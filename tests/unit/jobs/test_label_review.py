@@ -85,6 +85,9 @@ def test_labels_of_people_win_and_their_rows_are_not_reviewed_again(
     assert [row["model_label"] for row in labels] == ["good", "good", "bad", None]
     assert [row["reviewed_label"] for row in labels] == [None, "bad", None, None]
     assert [row["source_row"] for row in _rows(tmp_path, "review.parquet")] == ["a.parquet:3"]
+    [example] = _rows(tmp_path, "examples.parquet")
+    assert example["label"] == '{"label": "bad"}'
+    assert "<text>\nSo-so,\nI think\n</text>\n" in example["prompt"]
     lines = list(report_lines(counts, job))
     assert "reviewed: 1 rows (0 as the model said, 1 changed)" in lines
     assert any("not the accuracy of all rows" in line for line in lines)
