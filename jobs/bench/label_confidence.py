@@ -123,7 +123,8 @@ class FirstTokens:
         from transformers import AutoModelForCausalLM
 
         run = job.run
-        self._model = AutoModelForCausalLM.from_pretrained(resolve_model(run.model.path)).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(resolve_model(run.model.path))
+        self._model = model.eval()
         self._tokenizer = load_tokenizer(run.model.path)
         self._renderer = PromptRenderer(self._tokenizer, None, run.think_format)
         self._columns, self._suffix = PromptColumns(template=run.prompt.template), run.suffix_text
