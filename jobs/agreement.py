@@ -19,23 +19,29 @@ def agreement_lines(pairs: Pairs, scale: Sequence[str] = ()) -> Iterator[str]:
     A row to which the model gave no label counts as wrong. ``scale``: all scores in order, where
     labels are scores. Kappa has quadratic weights then, and is of the rows with a score.
     """
-    groups = {
-        "all rows": pairs,
-        "all samples agree": {pair: rows for pair, rows in pairs.items() if pair[2]},
-        "some differ": {pair: rows for pair, rows in pairs.items() if not pair[2]},
-    }
-    scores = [_scores(name, group, scale) for name, group in groups.items() if group]
+    groups = groups_of(pairs).items()
+    scores = [[name, *scores_line(group, scale)] for name, group in groups if group]
     kappa = "Cohen's kappa" + (" (quadratic weights)" if scale else "")
     yield from table_lines(["compared with people", "rows", "accuracy", kappa], scores)
     yield from _confusion_lines(pairs, scale)
 
 
-def _scores(name: str, pairs: Pairs, scale: Sequence[str]) -> Sequence[str]:
+def groups_of(pairs: Pairs) -> Mapping[str, Pairs]:
+    """All rows, those whose samples agree, and those whose samples differ; each may be empty."""
+    return {
+        "all rows": pairs,
+        "all samples agree": {pair: rows for pair, rows in pairs.items() if pair[2]},
+        "some differ": {pair: rows for pair, rows in pairs.items() if not pair[2]},
+    }
+
+
+def scores_line(pairs: Pairs, scale: Sequence[str] = ()) -> Sequence[str]:
+    """Rows, accuracy and Cohen's kappa; ``scale`` as `agreement_lines` has it."""
     from sklearn.metrics import accuracy_score
 
     gold, labels, weights = _columns(pairs)
     accuracy = accuracy_score(gold, labels, sample_weight=weights)
-    return name, f"{sum(weights):,}", f"{accuracy:.1%}", _kappa(pairs, scale)
+    return f"{sum(weights):,}", f"{accuracy:.1%}", _kappa(pairs, scale)
 
 
 def _kappa(pairs: Pairs, scale: Sequence[str]) -> str:

@@ -7,6 +7,7 @@
     python -m jobs.bench overhead       # the pipeline's own cost, with an instant engine
     python -m jobs.bench start          # from the command to the first token
     python -m jobs.bench estimates      # estimates of pilots beside what the runs took
+    python -m jobs.bench label_confidence   # votes beside probabilities of a label
     python -m jobs.bench loops          # what the loop detector finds in traces at hand
     python -m jobs.bench scale          # planning and resuming ten million rows
 

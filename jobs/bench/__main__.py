@@ -11,6 +11,7 @@ from jobs.bench import (
     engines,
     estimates,
     kv_cache,
+    label_confidence,
     loops,
     overhead,
     queues,
@@ -98,6 +99,9 @@ def main() -> None:
         "--index", type=int, default=20_000, help="questions to measure the speed with"
     )
     sub.set_defaults(main=contamination.main)
+
+    sub = commands.add_parser("label_confidence", help="votes beside probabilities of a label")
+    sub.set_defaults(main=label_confidence.main)
 
     sub = commands.add_parser("scale", help="planning and resuming ten million rows")
     sub.add_argument("--at", help="folder or URL for the data; default: below --out")

@@ -15,6 +15,7 @@ ANSWER_FORMATS = Registry[type[AnswerFormat]](
         "boxed": "pipeline.answers.boxed:Boxed",
         "choice": "pipeline.answers.choice:Choice",
         "json": "pipeline.answers.json:Json",
+        "sets": "pipeline.answers.sets:Sets",
     },
 )
 
@@ -32,7 +33,7 @@ def answer_format(name: str, form: JsonForm | None = None) -> AnswerFormat:
 
 
 def parsed_formats() -> str:
-    """The built-in formats that programs read, for messages: "boxed, choice or json"."""
+    """The built-in formats that programs read, for messages: "boxed, choice, json or sets"."""
     *names, last = (name for name in ANSWER_FORMATS.names if ANSWER_FORMATS[name].is_parsed)
     return f"{', '.join(names)} or {last}"
 

@@ -59,7 +59,7 @@ class Json(AnswerFormat):
         """``reference`` itself; None: missing, or no value that fits the schema."""
         if self.is_missing(reference):
             return None
-        fits = self.form is None or any(map(self.form.parse, _spellings(reference)))
+        fits = self.form is None or any(map(self.form.parse, spellings(reference)))
         return reference if fits else None
 
     def _reading(self, references: Sequence[object]) -> Reading:
@@ -67,14 +67,14 @@ class Json(AnswerFormat):
 
     def matches(self, parsed: str, reference: object) -> bool:
         """Whether both are the same value; a reference is a value, or JSON text of one."""
-        return parsed in _spellings(reference)
+        return parsed in spellings(reference)
 
     def group(self, values: Sequence[str]) -> tuple[list[list[int]], int]:
         """Each value apart: equal values have the same canonical text."""
         return [[i] for i in range(len(values))], 0
 
 
-def _spellings(reference: object) -> Iterator[str]:
+def spellings(reference: object) -> Iterator[str]:
     """What ``reference`` may mean, as canonical JSON: text may be JSON or the value itself.
 
     Arrow gives all objects of a column the same keys, null where a row has none.

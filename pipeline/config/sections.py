@@ -186,7 +186,7 @@ class PromptConfig(Section):
     suffix: str | None = Field(
         None,
         description="Text after the last user turn. `math` and `choice` stand for Qwen's own "
-        "wordings, `json` for one with the schema.",
+        "wordings, `json` and `sets` for one with the schema.",
     )
 
     @field_validator("template")
@@ -202,13 +202,13 @@ class AnswerConfig(Section):
 
     format: str = Field(
         "text",
-        description="`text` (programs do not read it), `boxed`, `choice`, `json`, or a format of "
-        "your own as `package.module:Class`.",
+        description="`text` (programs do not read it), `boxed`, `choice`, `json`, `sets` (JSON "
+        "whose arrays have no order), or a format of your own as `package.module:Class`.",
     )
     json_schema: dict[str, Any] | str | None = Field(
         None,
-        description="Required by `json`: a JSON Schema, a file that holds one, or a pydantic model "
-        "as `package.module:Class`.",
+        description="Required by `json` and `sets`: a JSON Schema, a file that holds one, or a "
+        "pydantic model as `package.module:Class`.",
     )
     reference_column: str | None = Field(
         None, description="Input column with the right answer. Not with format `text`."
@@ -216,7 +216,7 @@ class AnswerConfig(Section):
     ask_again: bool = Field(
         False,
         description="Asks once more, in a few tokens, for an answer that is not in the format. Not "
-        "with formats `text` and `json`.",
+        "with formats `text`, `json` and `sets`.",
     )
 
     @field_validator("format")
@@ -236,7 +236,7 @@ class AnswerConfig(Section):
                 "a pydantic model as package.module:Class"
             )
         if self.json_schema is not None and not kind.needs_schema:
-            raise ValueError(f"json_schema needs format: json, not {self.format}")
+            raise ValueError(f"json_schema needs format: json or sets, not {self.format}")
         form = self.load_format().form
         if form is not None:
             form.check()

@@ -60,6 +60,18 @@ def test_labels_are_written_beside_the_traces(
     assert again == labeled
     (out / "__qwq" / "files.txt").unlink()  # as earlier versions left it
     assert label.label(job, ()) == 0
+    mine = tmp_path / "mine.csv"
+    mine.write_text(f"source_row,reviewed_label\n{review[0]['source_row']},ham\n")
+    section = job.label.model_copy(update={"reviewed": str(mine)})
+    assert label.label(job.model_copy(update={"label": section}), ()) == 0
+    came_back = pq.read_table(out / "labels").to_pylist()
+    assert [came_back[0][name] for name in ("label", "label_by", "review")] == [
+        "ham",
+        "reviewer",
+        None,
+    ]
+    assert came_back[1:] == labeled[1:]
+    assert pq.read_table(out / "examples.parquet").num_rows == 0, "it has no text to ask about"
     (out / "labels" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"has not written, .*: labels/notes.txt; move them"):
         label.label(job, ())

@@ -113,7 +113,7 @@ def test_references_that_can_not_be_are_refused(tmp_path: Path, make_config: Mak
     with pytest.raises(InputError, match=r"answer.reference_column is gold, but the input has"):
         prepare(make_config(answer={"format": "boxed", "reference_column": "gold"}))
     with pytest.raises(
-        ConfigError, match=r"reference_column needs a format: boxed, choice or json"
+        ConfigError, match=r"reference_column needs a format: boxed, choice, json or sets"
     ):
         make_config(answer={"reference_column": "right"})
 

@@ -40,7 +40,7 @@ def test_unknown_format_says_what_is_accepted() -> None:
         answer_format("boxd")
     with pytest.raises(ValueError, match=r"^math:pi is not a subclass of .*AnswerFormat"):
         answer_format("math:pi")
-    assert parsed_formats() == "boxed, choice or json"
+    assert parsed_formats() == "boxed, choice, json or sets"
 
 
 def test_no_answer_is_wrong_and_no_reference_is_no_verdict() -> None:

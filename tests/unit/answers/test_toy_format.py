@@ -47,7 +47,9 @@ def test_config_names_it_and_its_suffix() -> None:
 
 def test_it_has_no_schema_to_set() -> None:
     answer = {**CONFIG["answer"], "json_schema": {"type": "object"}}
-    with pytest.raises(ConfigError, match=r"answer: json_schema needs format: json, not tests\."):
+    with pytest.raises(
+        ConfigError, match=r"answer: json_schema needs format: json or sets, not tests\."
+    ):
         parse_config({**CONFIG, "answer": answer})
 
 

@@ -81,7 +81,7 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("answer.format=no_such:A", "answer.format: no_such:A can't be loaded: No module"),
         ("answer.format=math:pi", "answer.format: math:pi is not a subclass of pipeline.answers."),
         ("answer.format=json", "answer: format json needs json_schema: a JSON Schema, a file"),
-        ("answer.json_schema={}", "answer: json_schema needs format: json, not text"),
+        ("answer.json_schema={}", "answer: json_schema needs format: json or sets, not text"),
         (
             "answer.ask_again=true",
             "answer: ask_again needs a format that reads free text, not text",

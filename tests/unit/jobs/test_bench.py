@@ -4,11 +4,20 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.bench.agreement import AGREE, SAMPLES, WAYS, simulate
 from jobs.bench.agreement import table as agreement_table
 from jobs.bench.engines import Killed, Result, earlier, killed_table, table
+from jobs.bench.label_confidence import (
+    LabeledText,
+    area_under_roc,
+    by_probability,
+    by_votes,
+    calibration_error,
+)
+from jobs.bench.label_confidence import table as confidence_table
 from jobs.bench.loops import Result as Loop
 from jobs.bench.loops import circling_tokens, traces
 from jobs.bench.loops import table as loop_table
@@ -33,6 +42,28 @@ def test_earlier_runs_are_read_back(tmp_path: Path) -> None:
     figures = {"results": [asdict(r) for r in RESULTS], "killed": [asdict(k) for k in KILLED]}
     path.write_text(json.dumps(figures))
     assert earlier(path) == (RESULTS, KILLED)
+
+
+def test_confidence_of_votes_and_of_probabilities_are_of_the_first_samples() -> None:
+    probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.9, 0.1]] * 2)
+    text = LabeledText(1, [0, 1, 1, -1, 0, 0, 0, 0], [10] * 8, probabilities)
+    assert [by_votes(text, n) for n in (1, 2, 4, 8)] == [(0, 1), (0, 0.5), (1, 0.5), (0, 0.625)]
+    assert by_probability(text, 1) == (0, pytest.approx(0.6))
+    assert by_probability(text, 2) == (1, pytest.approx(0.65))
+    assert by_votes(LabeledText(0, [-1, -1], [1, 1], probabilities), 2) == (-1, 0)
+    other = LabeledText(0, [0] * 8, [20] * 8, probabilities)
+    lines = confidence_table([text, other]).splitlines()
+    assert lines[2].startswith("| votes, n = 1 | 50.0% | 0.500 (")
+    assert len(lines) == 10
+    assert lines[-1].endswith("| 120 |")
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_success() -> None:
+    sure, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([True, False, True, True])
+    assert calibration_error(sure, right) == pytest.approx((0.45 + 0.45) / 2)
+    assert calibration_error(np.ones(3), np.ones(3, bool)) == 0
+    assert area_under_roc(sure, right) == pytest.approx(1 / 6)
+    assert np.isnan(area_under_roc(np.ones(3), np.ones(3, bool)))
 
 
 def test_no_way_beats_the_bound_and_known_lengths_come_close() -> None:

@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 from sklearn.metrics import cohen_kappa_score
 
 from jobs.agreement import agreement_lines
-from jobs.label import LabelJob, labeled, write
+from jobs.label import LabelJob, write
 from jobs.label_report import Counts, report_lines
+from jobs.label_rows import labeled as label_rows
 from jobs.row_job import ROWS
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, InvalidPromptError
@@ -60,6 +61,17 @@ def _traces(rows: list[list[str | None]], **columns: list[Any]) -> pa.Table:
     return pa.Table.from_pylist(found)
 
 
+class NotReviewed:
+    def get(self, source_row: str) -> str | None:
+        return None
+
+
+def labeled(job: LabelJob, traces: pa.Table, names: dict[str, str]) -> pa.Table:
+    """The rows of traces that nobody has reviewed."""
+    sources = [f"a.parquet:{i}" for i in range(traces.num_rows)]
+    return label_rows(job, traces, names, sources, NotReviewed())
+
+
 def test_the_text_is_data_between_tags_that_it_can_not_close() -> None:
     run = _job({"guideline": "Is {this} good?"}).run
     columns = PromptColumns(template=run.prompt.template)
@@ -97,6 +109,9 @@ def test_a_label_with_a_line_break_is_one_line_of_the_prompt() -> None:
         ({"labels": ["a", "(none)"]}, {}, "(none) stands for rows without a label"),
         ({"labels": {"a": "x", " ": "y"}}, {}, "a label is empty"),
         ({"labels": {True: "x", False: "y"}}, {}, "True is not text; put quotes around it"),
+        ({"several": True, "labels": None, "json_schema": {}}, {}, "several needs labels, not"),
+        ({"paths": True, "labels": ["a/b", "a//b"]}, {}, "label 'a//b' is no path"),
+        ({"review_tool": "argila"}, {}, "review_tool"),
         ({"rename": {"lable": "x"}}, {}, "unknown key lable; did you mean label?"),
         ({"text_column": "a:b"}, {}, "must be a column without"),
         ({"guidelines": "x"}, {}, "unknown key guidelines; did you mean guideline?"),
@@ -142,7 +157,10 @@ def test_a_row_has_what_its_samples_agree_on_and_the_thinking_of_one_that_says_s
     assert [row["review"] for row in found] == [
         "low agreement", "unparsed", "differs from gold", None,
     ]  # fmt: skip
-    assert set(found[0]) == {"text", "gold", *(column.name for column in job.added)}
+    added = [column.name for column in job.added]
+    assert list(found[0]) == ["text", "gold", "source_row", *added]
+    assert {row["label_by"] for row in found} == {"model", None}
+    assert [row["model_label"] for row in found] == [row["label"] for row in found]
     assert labeled(job, traces.slice(0, 0), NAMES).num_rows == 0
 
 
