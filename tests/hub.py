@@ -91,9 +91,11 @@ class Hub:
     dies_at: Callable[[str], bool] | None = None
     dies_after: Callable[[str], bool] | None = None
     fails: int = 0
+    is_dead: bool = False
     port: int = 0
     _server: ThreadingHTTPServer | None = None
     _lock: Any = field(default_factory=threading.RLock)
+    _life: Any = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
@@ -107,8 +109,10 @@ class Hub:
 
     def start(self) -> None:
         """Start it, unless it runs."""
-        if self._server is None:
-            self.dies_at = self.dies_after = None
+        with self._life:
+            if self._server is not None:
+                return
+            self.dies_at, self.dies_after, self.is_dead = None, None, False
             handler = type("Handler", (_Handler,), {"hub": self})
             self._server = _Server(("127.0.0.1", self.port), handler)
             self.port = self._server.server_address[1]
@@ -116,10 +120,11 @@ class Hub:
 
     def kill(self) -> None:
         """End it, with all connections; what it holds stays."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.shutdown()
-            server.server_close()
+        with self._life:
+            server, self._server = self._server, None
+            if server is not None:
+                server.shutdown()
+                server.server_close()
 
     def add(self, repo: str, files: Mapping[str, bytes], title: str = "add files") -> str:
         """Commit ``files`` to a data set, which is made if need be; returns the commit's id."""
@@ -199,11 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         line = f"{self.command} {self.path}"
         self.hub.requests.append(line)
-        if self.hub.dies_at is not None and self.hub.dies_at(line):
-            self._die()
-            return
-        status, headers, data = self._carried_out(body)
-        if self.hub.dies_after is not None and self.hub.dies_after(line):
+        with self.hub._lock:  # from the moment of its death on, it does nothing more
+            dies = self.hub.is_dead or (self.hub.dies_at is not None and self.hub.dies_at(line))
+            if not dies:
+                status, headers, data = self._carried_out(body)
+                dies = self.hub.dies_after is not None and self.hub.dies_after(line)
+            self.hub.is_dead = dies
+        if dies:
             self._die()
             return
         self.send_response(status)
@@ -215,9 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _die(self) -> None:
         self.close_connection = True
-        self.hub.dies_at = self.hub.dies_after = None
-        threading.Thread(target=self.hub.kill).start()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        self.hub.kill()
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -232,15 +237,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _carried_out(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         as_json = {"Content-Type": "application/json"}
         try:
-            with self.hub._lock:
-                if self.hub.fails:
-                    self.hub.fails -= 1
-                    raise Refusal(503, "Service Unavailable")
-                url = urlsplit(self.path)
-                query = {key: values[0] for key, values in parse_qs(url.query).items()}
-                result = _Request(self.hub, self.command, dict(self.headers), query, body).result(
-                    url.path
-                )
+            if self.hub.fails:
+                self.hub.fails -= 1
+                raise Refusal(503, "Service Unavailable")
+            url = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
+            result = _Request(self.hub, self.command, dict(self.headers), query, body).result(
+                url.path
+            )
         except Refusal as refusal:
             as_json["X-Error-Message"] = str(refusal)
             if refusal.code:

@@ -61,3 +61,13 @@ def evaluate(output: str, reference: str, as_qwen: bool) -> int:
     from jobs.evaluate import evaluate
 
     return evaluate(output, reference, as_qwen)
+
+
+@click.command()
+@output_folder
+@click.argument("target", metavar="hf://datasets/ORG/NAME")
+def push(output: str, target: str) -> None:
+    """Send finished parts and a card to a data set on the Hugging Face hub, each once."""
+    from jobs.push import push_and_report
+
+    push_and_report(output, target)

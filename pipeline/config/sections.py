@@ -93,6 +93,17 @@ class OutputConfig(Section):
         description="New names for output columns that clash with yours, as `state: trace_state`.",
     )
 
+    @field_validator("path")
+    @classmethod
+    def _is_no_dataset(cls, path: str) -> str:
+        if path.startswith("hf://"):
+            raise ValueError(
+                "hf:// can't be written to while a run goes on: the hub has no atomic create, "
+                "which keeps two drivers apart; write to a disk or s3://, and qwq-batch push what "
+                "is finished to the hub, as often as you like"
+            )
+        return path
+
     @field_validator("rename")
     @classmethod
     def _known_columns(cls, rename: dict[str, str]) -> dict[str, str]:
