@@ -71,3 +71,16 @@ def push(output: str, target: str) -> None:
     from jobs.push import push_and_report
 
     push_and_report(output, target)
+
+
+@click.command()
+@output_folder
+@click.option("--catalog", required=True, metavar="NAME", help="A catalog that pyiceberg knows.")
+@click.option("--table", required=True, metavar="NAMESPACE.TABLE", help="Made if need be.")
+def register(output: str, catalog: str, table: str) -> None:
+    """Add finished parts to an Iceberg table without rewriting them, each once."""
+    from jobs.register import register
+
+    done = register(output, catalog, table)
+    replaced = f", {done.replaced:,} replaced" if done.replaced else ""
+    print_text(f"{done.added:,} parts added{replaced}, {done.there:,} were there: {table}")
