@@ -18,8 +18,7 @@ from pipeline import console
 from pipeline.errors import OutputError
 from pipeline.output.layout import parse_listing
 from pipeline.output.ledger import Ledger
-from pipeline.output.summary import Summary, summarize
-from pipeline.planning import Shard, split_parts
+from pipeline.output.summary import Summary, recorded_summary
 from pipeline.printing import print_text
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
@@ -70,13 +69,7 @@ def _is_hidden(name: str) -> bool:
 
 def _card(ledger: Ledger, manifest: Mapping[str, Any]) -> bytes:
     """The card of a run's output, as far as it is."""
-    settings, known = manifest["settings"], ledger.known_shards()
-    shards = [
-        Shard(name, name, each["rows"], each["size"], each["tag"]).selecting_as(each)
-        for name, each in known.identities.items()
-    ]
-    parts = split_parts(shards, settings["output.rows_per_part"])
-    summary = summarize(ledger.store, parts, settings["sampling.n"], settings.get("sampling.agree"))
+    settings, summary = manifest["settings"], recorded_summary(ledger)
     head = {
         "tags": ["synthetic", "reasoning"],
         "size_categories": [size_category(summary.traces)],
