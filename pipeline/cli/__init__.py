@@ -25,7 +25,7 @@ COMMANDS = (
     runs.init, runs.run, runs.retry, runs.plan, runs.doctor, runs.estimate,
     outputs.show, outputs.status, outputs.report,
     jobs.label, jobs.judge, jobs.synthesize, jobs.stages, jobs.nightly, jobs.openai_batch,
-    outputs.evaluate, outputs.push, outputs.register,
+    outputs.evaluate, outputs.export, outputs.push, outputs.register,
 )  # fmt: skip
 
 

@@ -84,3 +84,13 @@ def register(output: str, catalog: str, table: str) -> None:
     done = register(output, catalog, table)
     replaced = f", {done.replaced:,} replaced" if done.replaced else ""
     print_text(f"{done.added:,} parts added{replaced}, {done.there:,} were there: {table}")
+
+
+@click.command()
+@output_folder
+@click.argument("target", metavar="FILE")
+def export(output: str, target: str) -> None:
+    """Write the rows of finished parts as JSON lines, to FILE.jsonl, .jsonl.gz or .jsonl.zst."""
+    from jobs.json_lines import export
+
+    print_text(f"{export(output, target):,} rows: {target}")
