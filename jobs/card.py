@@ -91,16 +91,21 @@ def card(
         "license": section["license"] or "unknown",
         "task_categories": ["text-generation"],
         "tags": ["synthetic", "reasoning"],
-        "size_categories": [next((s for n, s in SIZES if exported.chats < n), "n>100M")],
+        "size_categories": [size_category(exported.chats)],
         "configs": [_config(config, exported) for config in CONFIGS if exported.total(config)],
     }
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     body = [
         *_content_lines(exported, provenance.settings, section),
         *_selection_lines(counts, section),
-        *_provenance_lines(provenance),
+        *provenance_lines(provenance),
     ]
     return f"---\n{front}---\n" + "\n".join(body) + "\n"
+
+
+def size_category(rows: int) -> str:
+    """The size category of so many rows."""
+    return next((name for below, name in SIZES if rows < below), "n>100M")
 
 
 def _config(config: str, exported: Exported) -> dict[str, Any]:
@@ -178,7 +183,8 @@ def _selection_lines(counts: SampleCounts, section: Mapping[str, Any]) -> Iterat
     yield f"- Rules: {_settings({name: section[name] for name in RULES})}"
 
 
-def _provenance_lines(provenance: Provenance) -> Iterator[str]:
+def provenance_lines(provenance: Provenance) -> Iterator[str]:
+    """What made the data: settings, retries and software."""
     yield from ("", "## What made it", "")
     for section in SECTIONS:
         values = {

@@ -27,6 +27,7 @@ from jobs.export import FOLDERS, JSONL, Exported, export
 from jobs.job import TRACES, Outcome, StageKind, generate, outcome
 from jobs.judgements import Judgements
 from jobs.own_files import OwnFiles
+from jobs.push import push_and_report
 from jobs.samples import FOLDER as SAMPLES_FOLDER
 from jobs.samples import Checks, Samples
 from jobs.seeds import PromptShards
@@ -85,6 +86,8 @@ def synthesize(config: Synthesis, retry: Sequence[str] = ()) -> int:
     )
     _require_enough(config, samples.counts, bool(retry))
     console.refuse_all_failed(summary, run)
+    if config.synthesize.push_to is not None and not exported.is_empty:
+        push_and_report(config.below(EXPORT), config.synthesize.push_to)
     return 0
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.accept import AcceptanceRules
 from jobs.export import ExportRules
+from jobs.hub import dataset_of
 from jobs.job import Job
 from jobs.judgements import Required
 from jobs.preferences import Kind
@@ -13,7 +14,7 @@ from jobs.verifiers import load_verifier
 from pipeline import RunConfig
 from pipeline.answers.formats import parsed_formats
 from pipeline.config.section import Section
-from pipeline.errors import OutputError
+from pipeline.errors import ConfigError, OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.template import columns_of
@@ -95,8 +96,23 @@ class SynthesizeSection(Section):
     validation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of the seeds that is exported as split `validation`"
     )
+    push_to: str | None = Field(
+        None,
+        description="data set on the Hugging Face hub to which the export is pushed when the job "
+        "ends, as `hf://datasets/ORG/NAME`",
+    )
     license: str | None = Field(None, description="license of the data, for the card")
     source: str | None = Field(None, description="origin and license of the seeds, for the card")
+
+    @field_validator("push_to")
+    @classmethod
+    def _is_dataset(cls, push_to: str | None) -> str | None:
+        if push_to is not None:
+            try:
+                dataset_of(push_to)
+            except ConfigError as error:
+                raise ValueError(error.message) from None
+        return push_to
 
     @field_validator("expand")
     @classmethod

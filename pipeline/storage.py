@@ -249,6 +249,11 @@ class Storage:
         with self._errors("read"):
             return self.fs.open(self.path(name), "rb")
 
+    def copy_to(self, name: str, path: Path) -> None:
+        """Copy the file ``name`` to ``path`` on a local disk."""
+        with self._errors("read"):
+            self.fs.get_file(self.path(name), str(path))
+
     def read_end(self, info: FileInfo, count: int) -> bytes:
         """The last ``count`` bytes of a listed file, or all if it is smaller; one request."""
         with self._errors("read"):

@@ -19,6 +19,9 @@ ENGINE_SAVE_SECONDS = 18.0
 ENGINE_CLOSE_SECONDS = 10.0
 # How long a driver whose rows are all durable waits until the engines have shut down.
 DRIVER_CLOSE_SECONDS = 30.0
+# How long the report of a run is offered to `notify.url`: after a signal, and else.
+NOTIFY_STOPPED_SECONDS = 4.0
+NOTIFY_SECONDS = 60.0
 # How long before a time limit (of the config, or a scheduler's) a run begins to end.
 LIMIT_NOTICE_SECONDS = 60.0
 

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import format_asked_for, mistaken_suffix, parsed_formats
+from pipeline.config.notify import NotifyConfig
 from pipeline.config.section import Section
 from pipeline.config.sections import (
     AnswerConfig,
@@ -40,6 +41,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
     prices: PricesConfig = PricesConfig()
+    notify: NotifyConfig = NotifyConfig()
     ray: RayConfig = RayConfig()
 
     @field_validator("sampling")

@@ -23,7 +23,7 @@ class InputConfig(Section):
     """The prompts: Parquet files, and the columns that hold them."""
 
     path: Location = Field(
-        description="Folder, file or glob of Parquet files; local, `s3://` or any fsspec URL. The "
+        description="Folder, file or glob of Parquet files; local or `s3://`. The "
         "output of another run is one too."
     )
     columns: Annotated[list[str], Field(min_length=1)] | None = Field(
@@ -78,9 +78,7 @@ class InputConfig(Section):
 class OutputConfig(Section):
     """The traces: where they go, and in what shape."""
 
-    path: Location = Field(
-        description="Folder for this run alone; local, `s3://` or any fsspec URL."
-    )
+    path: Location = Field(description="Folder for this run alone; local or `s3://`.")
     rows_per_part: Annotated[int, Field(ge=1)] = Field(
         4096, description="Input rows of one output file."
     )
@@ -92,6 +90,17 @@ class OutputConfig(Section):
         default_factory=dict,
         description="New names for output columns that clash with yours, as `state: trace_state`.",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _is_no_dataset(cls, path: str) -> str:
+        if path.startswith("hf://"):
+            raise ValueError(
+                "hf:// can't be written to while a run goes on: the hub has no atomic create, "
+                "which keeps two drivers apart; write to a disk or s3://, and qwq-batch push what "
+                "is finished to the hub, as often as you like"
+            )
+        return path
 
     @field_validator("rename")
     @classmethod

@@ -25,6 +25,7 @@ from pipeline.execution.cluster import (
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
 from pipeline.execution.hung_engines import hung_engines_killed, node_lives
+from pipeline.execution.notify import notified
 from pipeline.execution.pilot import still_to_do, stratified_rows
 from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
 from pipeline.execution.prepare import PreparedRun, prepare
@@ -64,11 +65,12 @@ def run(
     ``limits``: those of ``config``, unless others are given. Raises `LimitReachedError` when one is
     reached, `StoppedError` after a signal, and other `QwqBatchError`s.
     """
-    prepared = prepare(config)
-    with exclusive_driver(prepared, observer, limits) as control:
-        prepared = prepared.open_output()
-        for run_pass in passes.to_run(prepared.ledger, prepared.parts, config.sampling.n):
-            execute_pass(prepared, run_pass, control)
+    with notified(config):
+        prepared = prepare(config)
+        with exclusive_driver(prepared, observer, limits) as control:
+            prepared = prepared.open_output()
+            for run_pass in passes.to_run(prepared.ledger, prepared.parts, config.sampling.n):
+                execute_pass(prepared, run_pass, control)
     return summary_of(prepared, config.sampling.n)
 
 
@@ -83,11 +85,12 @@ def retry(
     And those in which more than the share ``foreign`` of letters is in scripts that their prompt
     does not use. Raises as `run` does.
     """
-    prepared = prepare(config, RETRY_MAY_CHANGE)
-    with exclusive_driver(prepared, observer) as control:
-        run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
-        execute_pass(prepared, run_pass, control)
-        samples = passes.samples_per_row(prepared.ledger)
+    with notified(config):
+        prepared = prepare(config, RETRY_MAY_CHANGE)
+        with exclusive_driver(prepared, observer) as control:
+            run_pass = passes.to_retry(prepared.ledger, prepared.settings, states, foreign)
+            execute_pass(prepared, run_pass, control)
+            samples = passes.samples_per_row(prepared.ledger)
     return summary_of(prepared, samples)
 
 

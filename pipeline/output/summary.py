@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from pipeline.output.answers import not_compared_lines
 from pipeline.output.early import EarlySummary
-from pipeline.output.parts import read_footers
-from pipeline.planning import Part
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import AGREE, SAMPLES, read_footers
+from pipeline.planning import Part, Shard, split_parts
 from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
@@ -96,6 +97,19 @@ class Summary:
             yield from self.early.lines()
             if self.early.warning is not None:
                 yield self.early.warning
+
+
+def recorded_summary(ledger: Ledger) -> Summary:
+    """The summary of an output by its own record of settings and shards; there has to be a run."""
+    manifest, known = ledger.manifest(), ledger.known_shards()
+    assert manifest is not None
+    settings = manifest["settings"]
+    shards = [
+        Shard(name, name, each["rows"], each["size"], each["tag"]).selecting_as(each)
+        for name, each in known.identities.items()
+    ]
+    parts = split_parts(shards, settings["output.rows_per_part"])
+    return summarize(ledger.store, parts, settings[SAMPLES], settings.get(AGREE))
 
 
 def summarize(

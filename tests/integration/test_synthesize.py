@@ -20,6 +20,7 @@ from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, IncompleteRunError, InputError, OutputError
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.storage import Storage
+from tests.hub import Hub
 from tests.s3 import S3Server
 
 ROOT, SEEDS = Path(__file__).parents[2], 24
@@ -89,11 +90,16 @@ def test_rounds_end_when_so_many_are_accepted_and_a_restart_goes_on(
 
 
 def test_every_export_is_what_trainers_read(
-    tmp_path: Path, seeds: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, seeds: str, capsys: pytest.CaptureFixture[str], hub: Hub
 ) -> None:
     import datasets
 
-    assert synthesize(config(tmp_path, sampling={"n": 2}, prompt={"system": "Be exact."})) == 0
+    section = {"expand": {"how": ["Briefly", "In full"]}, "push_to": "hf://datasets/org/name"}
+    of_two = config(tmp_path, sampling={"n": 2}, prompt={"system": "Be exact."}, synthesize=section)
+    assert synthesize(of_two) == 0
+    exported = {path for path in (tmp_path / "out/export").rglob("*") if path.is_file()}
+    names = {str(path.relative_to(tmp_path / "out/export")) for path in exported}
+    assert set(hub.files("org/name")) == {name for name in names if not name.startswith("__")}
     kept = {row["sample_id"]: row for row in samples(tmp_path) if row["accepted"]}
     folder, cache = str(tmp_path / "out/export"), str(tmp_path / "cache")
     tokenizer = load_tokenizer("qwq-nano")

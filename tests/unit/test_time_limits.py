@@ -7,7 +7,8 @@ from pipeline.execution.cluster import MODEL_LOAD_SECONDS, SLOWEST_TOKENS_PER_SE
 
 
 def test_driver_that_gets_sigterm_has_left_ray_before_sigkill() -> None:
-    assert t.DRIVER_SAVE_SECONDS + t.CALL_SECONDS < t.GRACE_SECONDS
+    leaves = t.DRIVER_SAVE_SECONDS + t.CALL_SECONDS
+    assert leaves + t.NOTIFY_STOPPED_SECONDS < t.GRACE_SECONDS
 
 
 def test_actor_that_gets_sigterm_has_saved_and_closed_before_sigkill() -> None:

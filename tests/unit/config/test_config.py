@@ -116,6 +116,7 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("sampling={temperature: on, n: 2}", "sampling.temperature: must be a number; yes, no"),
         ("output.path=", "output.path: must be text"),
         ("output.path=' '", "output.path: is empty"),
+        ("output.path=hf://datasets/a/b", "the hub has no atomic create, which keeps two drivers"),
         ("prompt.suffix=json", "prompt.suffix json needs answer.format json"),
         ("sampling.agree=2", "sampling.agree needs an answer.format"),
         ("thinking.early_answer={}", "thinking.early_answer needs an answer.format"),

@@ -1,0 +1,129 @@
+"""How a run ended is told to a real HTTP server: complete, limit, failure, signal; and retried."""
+
+import json
+import logging
+import threading
+import time
+import types
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.run_config import RunConfig
+from pipeline.errors import ConfigError, InputError, LimitReachedError, StoppedError
+from pipeline.execution import notify
+from pipeline.execution.notify import notified
+from tests.conftest import MakeConfig, write_shards
+from tests.outputs import finish
+
+SECRET = "T0PSECRET"
+
+
+class Receiver(HTTPServer):
+    """Takes reports; ``refusals``: how many it answers with 503 first."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.reports, self.tries, self.refusals = list[dict[str, Any]](), 0, 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/hooks/{SECRET}?key={SECRET}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.tries += 1
+        taken = self.server.tries > self.server.refusals
+        if taken:
+            self.server.reports.append(body)
+        self.send_response(204 if taken else 503)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Tests are quiet."""
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None)
+    monkeypatch.setattr(notify, "time", clock)
+    server = Receiver()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def config(receiver: Receiver, tmp_path: Path, make_config: MakeConfig) -> RunConfig:
+    write_shards(tmp_path / "in", [4, 2])
+    return make_config(notify={"url": receiver.url})
+
+
+def test_complete_run_is_reported_with_its_counts(config: RunConfig, receiver: Receiver) -> None:
+    with notified(config):
+        finish(config)
+    [report] = receiver.reports
+    assert report.pop("seconds") >= 0
+    assert report == {
+        "output": config.output.path, "model": "qwq-nano", "ended": "complete", "message": None,
+        "rows": 6, "rows_expected": 6, "traces": 6, "states": {"finished": 6},
+        "prompt_tokens": 30, "think_tokens": 12, "answer_tokens": 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "ended", "message"),
+    [
+        (LimitReachedError("limits.minutes is reached"), "limit", "limits.minutes is reached"),
+        (StoppedError("ended by SIGTERM", 15), "stopped", "ended by SIGTERM"),
+        (InputError("a shard has changed"), "failed", "a shard has changed"),
+        (ZeroDivisionError(f"of {SECRET}"), "failed", None),
+    ],
+)
+def test_other_ends_are_reported_and_go_on(
+    config: RunConfig, receiver: Receiver, error: Exception, ended: str, message: str | None
+) -> None:
+    receiver.refusals = 2
+    with pytest.raises(type(error)), notified(config):
+        raise error
+    [report] = receiver.reports
+    assert (report["ended"], report["message"]) == (ended, message)
+    assert "states" not in report
+    assert receiver.tries == 3
+    assert SECRET not in json.dumps(report)
+
+
+def test_report_that_nobody_takes_is_a_warning_without_the_url(
+    config: RunConfig,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notify, "NOTIFY_SECONDS", 5)
+    receiver.refusals = 1000
+    with caplog.at_level(logging.DEBUG), notified(config):
+        finish(config)
+    assert 2 <= receiver.tries <= 4
+    assert "notify.url on 127.0.0.1 has not taken the report (status 503)" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_url_is_never_shown(config: RunConfig, make_config: MakeConfig) -> None:
+    finish(config)
+    stored = b"".join(p.read_bytes() for p in Path(config.output.path).rglob("*") if p.is_file())
+    assert SECRET.encode() not in stored
+    assert SECRET not in f"{config!r} {config} {config.model_dump()} {config.model_dump_json()}"
+    for wrong in (f"file:///{SECRET}", f"{SECRET}.example.org", f"https:/{SECRET}", [SECRET]):
+        with pytest.raises(ConfigError, match=r"notify\.url: is no https") as caught:
+            make_config(notify={"url": wrong})
+        assert SECRET not in str(caught.value)
