@@ -20,11 +20,16 @@ from pipeline.schema import OUR_COLUMNS, TRACE_COLUMNS
 
 
 class InputConfig(Section):
-    """The prompts: Parquet files, and the columns that hold them."""
+    """The prompts: Parquet, JSON lines, CSV or Arrow files, and the columns that hold them."""
 
     path: Location = Field(
-        description="Folder, file or glob of Parquet files; local, `s3://` or any fsspec URL. The "
-        "output of another run is one too."
+        description="Folder, file or glob of Parquet, JSON lines, CSV or Arrow files; local, "
+        "`s3://` or any fsspec URL. The output of another run is one too."
+    )
+    types: dict[str, Literal["string", "int64", "float64", "bool"]] = Field(
+        default_factory=dict,
+        description="Types of columns of CSV, which are text otherwise, as `level: int64`. In "
+        "JSON, `string` turns all values of a column into text, lists and objects into JSON.",
     )
     columns: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
@@ -73,6 +78,11 @@ class InputConfig(Section):
         """What the run takes of its files."""
         columns = None if self.columns is None else tuple(self.columns)
         return InputQuery(columns, self.where, self.unit)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that identify a run, by full name, as far as they are not the defaults."""
+        return {**self.query.settings, **({"input.types": dict(self.types)} if self.types else {})}
 
 
 class OutputConfig(Section):
