@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
+from tests import hub as stub_hub
+from tests.hub import Hub
 from tests.s3 import S3Server, serve
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -120,3 +122,23 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     return s3_server
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stub of the Hugging Face hub that huggingface_hub talks to, in this process and its children."""
+    from huggingface_hub import HfFileSystem, constants
+
+    with stub_hub.serve() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        cache, template = str(tmp_path / "hub-cache"), "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setenv("HF_HUB_CACHE", cache)
+        monkeypatch.setattr(
+            constants, "HF_HUB_CACHE", cache
+        )  # it reads its environment when imported
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        HfFileSystem.clear_instance_cache()
+        yield server
