@@ -70,7 +70,9 @@ class RunConfig(Section):
         """
         if not names:
             return self
-        keys = ("prompt_column", "messages_column", "tools_column", "length_column")
+        keys = (
+            "prompt_column", "context_column", "messages_column", "tools_column", "length_column",
+        )  # fmt: skip
         columns = {key: names.get(old, old) for key in keys if (old := getattr(self.input, key))}
         template, reference = self.prompt.template, self.answer.reference_column
         if template is not None:
@@ -104,7 +106,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _asks_for_what_there_is(self) -> Self:
         named = self.input
-        columns = (named.prompt_column, named.messages_column, named.tools_column)
+        columns = (
+            named.prompt_column, named.context_column, named.messages_column, named.tools_column,
+        )  # fmt: skip
         if self.prompt.template is not None and any(columns):
             raise ValueError("prompt.template makes the prompt; no input column can be set besides")
         suffix, answer_format = self.prompt.suffix, self.answer.load_format()

@@ -13,6 +13,7 @@ from pipeline.config.locations import Location
 from pipeline.config.section import Section
 from pipeline.config.simulated import SimulatedConfig
 from pipeline.input.query import InputQuery, Unit
+from pipeline.prompts.columns import FinalAnswer
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
 from pipeline.registry import did_you_mean
@@ -24,12 +25,19 @@ class InputConfig(Section):
 
     path: Location = Field(
         description="Folder, file or glob of Parquet, JSON lines, CSV or Arrow files; local, "
-        "`s3://` or any fsspec URL. The output of another run is one too."
+        "`s3://` or any fsspec URL. The output of another run is one too, and "
+        "`hf://datasets/ORG/NAME` a data set of the Hugging Face hub."
     )
     types: dict[str, Literal["string", "int64", "float64", "bool"]] = Field(
         default_factory=dict,
         description="Types of columns of CSV, which are text otherwise, as `level: int64`. In "
         "JSON, `string` turns all values of a column into text, lists and objects into JSON.",
+    )
+    subset: str | None = Field(
+        None, description="Configuration of a data set of the hub, where it has several."
+    )
+    split: str | None = Field(
+        None, description="Split of a data set of the hub, where it has several."
     )
     columns: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
@@ -51,10 +59,21 @@ class InputConfig(Section):
         description="Text column with the prompt. Default: `prompt` or `messages`, whichever the "
         "files have.",
     )
+    context_column: str | None = Field(
+        None,
+        description="Text column that follows the prompt after a blank line, in rows that have "
+        "some, as `input` follows `instruction`.",
+    )
     messages_column: str | None = Field(
         None,
-        description="Column with a list of `{role, content}`; earlier turns, `tool_calls` and so "
-        "on are kept.",
+        description="Column with a list of `{role, content}`, or of `{from, value}`; earlier "
+        "turns, `tool_calls` and so on are kept. Default: also `conversations`.",
+    )
+    final_answer: FinalAnswer = Field(
+        "refuse",
+        description="What to do with a conversation that ends with the assistant's turn: `refuse` "
+        "fails the row, `drop` generates that turn anew. As the reference: `drop`, and "
+        "`answer.reference_column` is the column of messages.",
     )
     tools_column: str | None = Field(
         None,
@@ -82,7 +101,11 @@ class InputConfig(Section):
     @property
     def settings(self) -> dict[str, Any]:
         """Those that identify a run, by full name, as far as they are not the defaults."""
-        return {**self.query.settings, **({"input.types": dict(self.types)} if self.types else {})}
+        given = {"types": dict(self.types) or None, "subset": self.subset, "split": self.split}
+        given["final_answer"] = None if self.final_answer == "refuse" else self.final_answer
+        given["context_column"] = self.context_column
+        more = {f"input.{name}": value for name, value in given.items() if value is not None}
+        return {**self.query.settings, **more}
 
 
 class OutputConfig(Section):

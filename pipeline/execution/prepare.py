@@ -247,8 +247,9 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
     prompts = found.schema
     section, reference = config.input, config.answer.reference_column
     named = PromptColumns(
-        section.prompt_column, section.messages_column, section.tools_column, config.prompt.template
-    )
+        section.prompt_column, section.messages_column, section.tools_column,
+        config.prompt.template, section.context_column, section.final_answer,
+    )  # fmt: skip
     try:
         columns = prompt_columns(prompts, named)
         if reference is not None and reference not in prompts.names:

@@ -9,7 +9,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import InputConfig
 from pipeline.errors import InputError
 from pipeline.input.arrow_rows import ArrowFiles
-from pipeline.input.converted import Format, convert
+from pipeline.input.converted import Format, convert, recorded_settings
 from pipeline.input.csv_rows import CsvFiles
 from pipeline.input.files import (
     ARROW_FORMAT,
@@ -19,6 +19,7 @@ from pipeline.input.files import (
     InputFiles,
     list_input,
 )
+from pipeline.input.hub import HUB, Copies, list_data_set, pinned, pinned_revision
 from pipeline.input.json_rows import JsonFiles
 from pipeline.input.shards import Input, find_shards
 from pipeline.output.layout import INPUT_SHARDS
@@ -28,6 +29,7 @@ from pipeline.storage import Storage
 
 FORMATS: dict[str, Callable[[Mapping[str, str]], Format]] = {
     JSON_FORMAT: JsonFiles, CSV_FORMAT: CsvFiles, ARROW_FORMAT: lambda _: ArrowFiles(),
+    PARQUET_FORMAT: lambda _: Copies(),
 }  # fmt: skip
 TYPED = (JSON_FORMAT, CSV_FORMAT)
 SHOWN_TYPE = 40  # characters
@@ -40,11 +42,29 @@ def find_input(config: RunConfig) -> Input:
     if the output has files that are not of a run.
     """
     ledger = Ledger(Storage(config.output.path))
-    known, found = ledger.known_shards(), list_input(config.input.path)
-    if ledger.manifest() is None and found.format != PARQUET_FORMAT:
-        ledger.refuse_other_files()
+    known, is_new = ledger.known_shards(), ledger.manifest() is None
     shards = Storage(f"{config.output.path.rstrip('/')}/{INPUT_SHARDS}")
+    found = _listed(config.input, shards, is_new)
+    if is_new and _is_converted(found):
+        ledger.refuse_other_files()
     return find_shards_of(found, config.input, shards, known)
+
+
+def _listed(section: InputConfig, shards: Storage, is_new: bool) -> InputFiles:
+    """The files of the input; of the hub, those of the revision with which the run began."""
+    if not section.path.startswith(HUB):
+        if section.subset or section.split:
+            raise InputError(
+                "input.subset and input.split are for data sets of the hub (hf://), and "
+                f"input.path is {section.path}; leave them out"
+            )
+        return list_input(section.path)
+    revision = None if is_new else recorded_settings(shards).get("revision")
+    return list_data_set(pinned(section.path, revision), section.subset, section.split)
+
+
+def _is_converted(found: InputFiles) -> bool:
+    return found.format != PARQUET_FORMAT or found.url.startswith(HUB)
 
 
 def find_shards_of(
@@ -56,13 +76,18 @@ def find_shards_of(
             f"input.types is for JSON and CSV; {found.format} files tell the types of their "
             "columns, so leave it out"
         )
-    if found.format == PARQUET_FORMAT:
+    if not _is_converted(found):
         return find_shards(found, known, section.query)
-    types = {"types": section.types} if section.types else {}
+    settings = {"types": section.types, "subset": section.subset, "split": section.split}
+    if found.url.startswith(HUB):
+        settings["revision"] = pinned_revision(found.url)
+    settings = {name: value for name, value in settings.items() if value}
     format_ = FORMATS[found.format](section.types)
-    schema = convert(found, format_, shards, known.identities, types)
+    schema = convert(found, format_, shards, known.identities, settings)
     made = find_shards(shards.url, known, section.query)
     notes = [*found.notes, *made.notes]
+    if "revision" in settings:
+        notes.append(f"{section.path} is read at revision {settings['revision']}")
     if schema is not None and not known.identities:
         notes.append(f"{found.format} is read as Parquet with {_columns(schema)}; see input.types")
     return replace(made, notes=tuple(notes))

@@ -72,30 +72,33 @@ def list_input(url: str) -> InputFiles:
     has. A file of unknown ending is taken for Parquet if it is named, or matches a glob. Raises
     `InputError` if the files are of several formats.
     """
-    every, left_out = re.compile(""), list[str]()
-    store, files = find_files(url, every, left_out)
-    is_folder = Storage(url).is_folder()
-    by_format = defaultdict[str | None, list[FileInfo]](list)
-    for info in files:
-        by_format[format_of(info.name)].append(info)
-    unknown = by_format.pop(None, [])
-    formats = list(by_format)
+    left_out = list[str]()
+    store, files = find_files(url, re.compile(""), left_out)
+    return of_one_format(InputFiles(url, store, "", files, left_out), Storage(url).is_folder())
+
+
+def of_one_format(found: InputFiles, is_folder: bool) -> InputFiles:
+    """Those files of ``found`` that are read, with their format; raises as `list_input`."""
+    by_format, unknown = defaultdict[str, list[FileInfo]](list), list[FileInfo]()
+    for info in found.files:
+        format_ = format_of(info.name)
+        (unknown if format_ is None else by_format[format_]).append(info)
+    left_out = list(found.left_out)
     if is_folder:
-        formats = [PARQUET_FORMAT] if PARQUET_FORMAT in formats else formats
         left_out += [info.name for info in unknown]
     elif unknown:  # a Parquet file may have any name
         by_format[PARQUET_FORMAT] += unknown
-        formats = list(by_format)
-    if len(formats) > 1:
+    if len(by_format) > 1 and not (is_folder and PARQUET_FORMAT in by_format):
         examples = ", ".join(f"{each[0].name} ({name})" for name, each in by_format.items())
         raise InputError(
-            f"input.path {url} has files of several formats: {examples}; choose one with a glob "
-            f"such as {_glob(url)}"
+            f"input.path {found.url} has files of several formats: {examples}; choose one with a "
+            f"glob such as {_glob(found.url)}"
         )
-    chosen = formats[0] if formats else PARQUET_FORMAT
+    is_parquet = PARQUET_FORMAT in by_format or not by_format
+    chosen = PARQUET_FORMAT if is_parquet else next(iter(by_format))
     left_out += [i.name for name, each in by_format.items() if name != chosen for i in each]
     taken = sorted(by_format.get(chosen, []), key=lambda info: info.name)
-    return InputFiles(url, store, chosen, taken, sorted(left_out))
+    return InputFiles(found.url, found.store, chosen, taken, sorted(left_out))
 
 
 def _glob(url: str) -> str:

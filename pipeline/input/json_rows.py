@@ -161,7 +161,7 @@ def _list_items(store: Storage, name: str) -> Iterator[tuple[int, Any]]:
         except UnicodeDecodeError:
             raise InputError(f"{name}: is not UTF-8; convert it, for example with iconv") from None
     line, counted = 1, 0
-    position = _SPACE.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    position = _SPACE.match(text, text.index("[") + 1).end()
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
@@ -169,9 +169,9 @@ def _list_items(store: Storage, name: str) -> Iterator[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{name}:{line}: is not JSON: {first_line(error)}") from None
         yield line, value
-        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = _SPACE.match(text, position).end()
         if text[position : position + 1] == ",":
-            position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
+            position = _SPACE.match(text, position + 1).end()
         elif text[position : position + 1] != "]":
             raise InputError(f"{name}:{line}: no comma or ] follows the object that begins there")
 

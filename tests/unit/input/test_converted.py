@@ -134,7 +134,13 @@ def test_bytes_that_are_no_text_or_end_early_are_told(tmp_path: Path) -> None:
 
 
 def test_a_column_of_anything_can_be_had_as_text(tmp_path: Path) -> None:
-    rows = [{"answer": 5}, {"answer": "5"}, {"answer": [1, {"ü": {}}]}, {"answer": None}, {}]
+    rows: list[dict[str, Any]] = [
+        {"answer": 5},
+        {"answer": "5"},
+        {"answer": [1, {"ü": {}}]},
+        {"answer": None},
+        {},
+    ]
     put(tmp_path, "in/a.jsonl", text(rows))
     table = read(tmp_path, types={"answer": "string"})
     assert table["answer"].to_pylist() == ["5", "5", '[1, {"ü": {}}]', None, None]

@@ -85,7 +85,9 @@ def test_patterns_follow_links_and_tell_what_folders_they_leave_out(tmp_path: Pa
     flat = find_shards(f"{tmp_path}/in/*.parquet")
     assert [shard.name for shard in flat.shards] == ["a.parquet"]
     assert "table.parquet (a folder; add /*.parquet to the path to have its files)" in flat.notes[0]
-    with pytest.raises(InputError, match=r"no Parquet, .* files there, but table.parquet \(a folder; "):
+    with pytest.raises(
+        InputError, match=r"no Parquet, .* files there, but table.parquet \(a folder; "
+    ):
         find_shards(f"{tmp_path}/in/t*.parquet")
 
 
