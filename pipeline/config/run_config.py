@@ -8,11 +8,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import format_asked_for, mistaken_suffix, parsed_formats
+from pipeline.config.input import InputConfig
 from pipeline.config.section import Section
 from pipeline.config.sections import (
     AnswerConfig,
     EngineConfig,
-    InputConfig,
     LimitsConfig,
     ModelConfig,
     OutputConfig,

@@ -272,10 +272,10 @@ def _folder_hint(found: Input) -> str:
     if not keys:
         return ""
     return (
-        f". Folder names such as {next(iter(keys.values()))} are not read as columns; write "
-        f"{', '.join(keys)} into the files, for example with DuckDB: COPY (FROM "
-        "read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' (FORMAT parquet, "
-        "PER_THREAD_OUTPUT true)"
+        f". Folder names such as {next(iter(keys.values()))} are no columns, since they are whole "
+        "numbers, or since the run began without them; write them into the files, for example with "
+        "DuckDB: COPY (FROM read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' "
+        "(FORMAT parquet, PER_THREAD_OUTPUT true)"
     )
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline.config.input import InputConfig
 from pipeline.config.run_config import RunConfig
-from pipeline.config.sections import InputConfig
 from pipeline.errors import InputError
 from pipeline.input.arrow_rows import ArrowFiles
 from pipeline.input.converted import Format, convert, recorded_settings
@@ -58,7 +58,9 @@ def _listed(section: InputConfig, shards: Storage, is_new: bool) -> InputFiles:
                 "input.subset and input.split are for data sets of the hub (hf://), and "
                 f"input.path is {section.path}; leave them out"
             )
-        return list_input(section.path)
+        return list_input(section.path, section.files)
+    if section.files:
+        raise InputError("input.files is not for data sets of the hub; name files in input.path")
     revision = None if is_new else recorded_settings(shards).get("revision")
     return list_data_set(pinned(section.path, revision), section.subset, section.split)
 

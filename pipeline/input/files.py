@@ -65,16 +65,44 @@ class InputFiles:
         ]
 
 
-def list_input(url: str) -> InputFiles:
+def list_input(url: str, names_url: str | None = None) -> InputFiles:
     """The files at ``url`` (folder, file or glob) that are read.
 
     Of a folder these are its Parquet files; without any, those of the one other format that it
-    has. A file of unknown ending is taken for Parquet if it is named, or matches a glob. Raises
-    `InputError` if the files are of several formats.
+    has. A file of unknown ending is taken for Parquet if it is named, or matches a glob.
+    ``names_url``: a text file that names them, one a line, as they are called below ``url``. Raises
+    `InputError` if the files are of several formats, or one that is named is missing.
     """
     left_out = list[str]()
     store, files = find_files(url, re.compile(""), left_out)
+    if names_url is not None:
+        listed = _listed(files, names_url, url)
+        return of_one_format(InputFiles(url, store, "", listed), is_folder=False)
     return of_one_format(InputFiles(url, store, "", files, left_out), Storage(url).is_folder())
+
+
+def _listed(files: Sequence[FileInfo], names_url: str, url: str) -> list[FileInfo]:
+    """Those of ``files`` that the text file ``names_url`` names; raises `InputError`."""
+    folder, slash, name = names_url.rpartition("/")
+    try:
+        text = Storage(folder + slash if slash else ".").read(name).decode("utf-8-sig")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        what = "is not there" if isinstance(error, FileNotFoundError) else "is not UTF-8"
+        raise InputError(f"input.files {names_url} {what}; it is a list of file names") from None
+    present = {info.name: info for info in files}
+    chosen = dict[str, FileInfo]()
+    for number, line in enumerate(text.splitlines(), 1):
+        if not (wanted := line.strip()):
+            continue
+        if wanted not in present:
+            raise InputError(
+                f"{names_url}:{number}: {wanted} is no file below input.path {url}; names are "
+                "relative to that"
+            )
+        chosen[wanted] = present[wanted]
+    if not chosen:
+        raise InputError(f"input.files {names_url} names no file")
+    return list(chosen.values())
 
 
 def of_one_format(found: InputFiles, is_folder: bool) -> InputFiles:

@@ -1,7 +1,7 @@
 """Find prompt shards: their files, their rows as the footers count them, and their columns."""
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -14,6 +14,7 @@ from pipeline.errors import InputError, first_line
 from pipeline.input.column_types import fit, plain, unify
 from pipeline.input.earlier_run import EarlierRun, carried_columns, the_run
 from pipeline.input.files import PARQUET_FORMAT, InputFiles, list_input, named
+from pipeline.input.hive import text_keys, with_folder_columns
 from pipeline.input.query import ALL, InputQuery, RowSelector
 from pipeline.input.source_rows import refuse_other_types
 from pipeline.local_disk import FileInfo
@@ -88,6 +89,10 @@ def find_shards(
         info.name: footer
         for info, footer in zip(new, map_in_threads(partial(_footer, store), new), strict=True)
     }
+    keys = _folder_keys([info.name for info in files], known)
+    for name, footer in footers.items():
+        schema = with_folder_columns(footer.schema, name, keys)
+        footers[name] = footer._replace(schema=schema)
     shards = []
     for info in files:
         rows, digest = (
@@ -109,6 +114,15 @@ def find_shards(
         notes.append(f"{taken:,} of {rows:,} rows are taken, by input.where and input.unit")
     notes += found.notes
     return Input(url, shards, schema, tuple(notes), run, stage, deciding)
+
+
+def _folder_keys(names: Sequence[str], known: KnownShards) -> list[str]:
+    """The keys of folders that are columns; of a run that has begun, those that it has."""
+    keys = text_keys(names)
+    if known.schema is None:
+        return keys
+    deciding = () if known.deciding is None else known.deciding.names
+    return [key for key in keys if key in (*known.schema.names, *deciding)]
 
 
 def _written_by(

@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.execution.prepare import prepare
 from pipeline.input.shards import find_shards
+from pipeline.insight import preview
 from tests.conftest import MakeConfig
 
 ONE = pa.table({"prompt": ["x"]})
@@ -116,15 +117,64 @@ def test_name_too_long_for_the_output_is_refused_before_anything_runs(
         prepare(make_config())
 
 
-def test_folder_names_are_no_columns_and_that_is_said_where_one_is_missing(
+def test_folder_names_are_columns_for_templates_conditions_and_outputs(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    folder = tmp_path / "in/date=2026-01-01/lang=en"
+    for folder in (
+        "day=2026-01-01/lang=en",
+        "day=2026-01-01/lang=pt%20BR",
+        "lang=__HIVE_DEFAULT_PARTITION__",
+    ):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        pq.write_table(ONE, tmp_path / "in" / folder / "a.parquet")
+    template = {"template": "In {lang}: {prompt}"}
+    prepared = prepare(make_config(prompt=template))
+    assert prepared.traces.names[:3] == [*ONE.column_names, "day", "lang"]
+    first, second, third = preview.prompts(prepared, 3)
+    assert "In en: " in first["prompt"]
+    assert "In pt BR: " in second["prompt"]
+    assert third["error"] == "invalid_prompt: lang is null"
+    # pandas reads a folder by Arrow, which takes the folder's name for a category.
+    out = tmp_path / "read/lang=en"
+    out.mkdir(parents=True)
+    pq.write_table(prepared.traces.empty_table().select(["lang"]), out / "a.parquet")
+    assert pq.read_table(tmp_path / "read").column_names == ["lang"]
+    some = prepare(make_config(input={"where": "lang = 'en'"}))
+    assert [part.rows for part in some.parts] == [1, 0, 0]
+    fewer = prepare(make_config(input={"columns": ONE.column_names}))
+    assert "lang" not in fewer.traces.names
+
+
+def test_folders_of_whole_numbers_are_no_columns_and_that_is_said(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = tmp_path / "in/year=2026"
     folder.mkdir(parents=True)
     pq.write_table(ONE, folder / "a.parquet")
-    prepare(make_config())
-    with pytest.raises(InputError, match=r"names lang, .*date=2026-01-01 are not read as columns"):
-        prepare(make_config(prompt={"template": "In {lang}: {prompt}"}))
+    assert "year" not in prepare(make_config()).traces.names
+    with pytest.raises(InputError, match=r"names year, .*year=2026 are no columns, since"):
+        prepare(make_config(prompt={"template": "In {year}: {prompt}"}))
+
+
+def test_a_file_list_names_what_is_read(tmp_path: Path, make_config: MakeConfig) -> None:
+    for name in ("a.parquet", "de/b.parquet", "c.parquet"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(ONE, tmp_path / "in" / name)
+    listed = tmp_path / "list.txt"
+    listed.write_text("de/b.parquet\n\na.parquet\n")
+    config = make_config(input={"files": str(listed)})
+    prepared = prepare(config)
+    assert [shard.name for shard in prepared.shards] == ["a.parquet", "de/b.parquet"]
+    assert prepared.notes == ()
+    listed.write_text("a.parquet\nb.parquet\n")
+    with pytest.raises(InputError, match=r"list.txt:2: b.parquet is no file below input.path "):
+        prepare(config)
+    listed.write_text("")
+    with pytest.raises(InputError, match=r"names no file"):
+        prepare(config)
+    listed.unlink()
+    with pytest.raises(InputError, match=r"list.txt is not there"):
+        prepare(config)
 
 
 def test_link_from_the_input_to_the_output_is_refused(
