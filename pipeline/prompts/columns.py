@@ -45,7 +45,7 @@ def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumn
     usual = next(filter(None, present), {})
     columns = configured
     if not columns.prompt and not columns.messages and len(usual) == 1:
-        columns = replace(columns, **usual)
+        columns = replace(columns, prompt=usual.get("prompt"), messages=usual.get("messages"))
     if columns.context and not columns.prompt:
         raise InputError("input.context_column needs input.prompt_column, whose text it follows")
     if columns.messages and not columns.tools and "tools" in schema.names:
