@@ -19,7 +19,7 @@ from jobs.accept import JUDGE, UNJUDGED
 from pipeline.errors import InputError, first_line
 from pipeline.execution.prepare import PreparedRun
 from pipeline.input.earlier_run import stage_name
-from pipeline.input.shards import PARQUET_NAMES, find_files
+from pipeline.input.files import PARQUET_NAMES, find_files
 from pipeline.input.source_rows import SourceRows
 from pipeline.output.reader import FinishedPart
 from pipeline.prompts.render import TableRow

@@ -8,38 +8,31 @@ Below ``output.path``, the requests become prompt shards in ``requests``, and th
 input. ``errors.jsonl`` has those that failed, if any. Nothing starts while a line is malformed.
 """
 
-import hashlib
-import io
 import json
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, groupby, islice
-from typing import Any
+from itertools import groupby, islice
+from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from jobs.job import Job, generate
 from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
-from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.errors import ConfigError, InputError
+from pipeline.input.converted import SOURCES, convert, shard_names, write_tables
+from pipeline.input.files import JSON_FORMAT, lines, list_input
 from pipeline.local_disk import FileInfo
 from pipeline.output.ledger import Ledger
 from pipeline.output.reader import finished_parts
 from pipeline.storage import Storage, check_reachable
 
-REQUEST_FILES = re.compile(r"\.jsonl$")
 REQUESTS, RESULTS, ERRORS = "requests", "results.jsonl", "errors.jsonl"
-# The files that the shards were made from. Parquet readers skip names that begin with "_".
-SOURCES = "_sources.yaml"
-ROWS_A_SHARD = 4096
-READ_BYTES = 2**20
+ROWS_A_TABLE = 4096
 MAX_ERRORS = 20  # printed at once
 SHOWN_CHARACTERS = 160  # of an example
 COLUMNS = (
@@ -50,7 +43,7 @@ COLUMNS = (
 
 @dataclass
 class Batch:
-    """The requests of an input: the number and digest of each file's, and their settings.
+    """The settings that the requests of an input ask for.
 
     ``defaults``: the settings that a run has one value of, with the run's own values. A request
     that does not set one asks for that value. ``requested``: for each such setting the values that
@@ -58,7 +51,6 @@ class Batch:
     """
 
     defaults: Mapping[str, Any]
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     requested: dict[str, list[tuple[Any, str]]] = field(default_factory=dict)
 
     def add(self, request: Request, where: str) -> None:
@@ -103,24 +95,13 @@ def _shown(value: Any) -> str:
     return "a JSON schema" if isinstance(value, Mapping) else str(value)
 
 
-def lines(store: Storage, name: str) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that are not blank, each with its position (``file:number``)."""
-    # Some of fsspec's files are slow or wrong at reading lines.
-    with store.open(name) as file, io.BufferedReader(file, READ_BYTES) as buffered:
-        for number, line in enumerate(buffered, 1):
-            if line.strip():
-                yield f"{name}:{number}", line
-
-
 def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str, Any]) -> Batch:
     """Check all requests; raises `InputError` with an error for each wrong line."""
     batch, errors, wrong = Batch(defaults), [], 0
     first_seen: dict[str, str] = {}
     for info in files:
-        digest, count = hashlib.blake2b(digest_size=16), 0
-        for where, line in lines(store, info.name):
-            digest.update(line)
-            count += 1
+        for number, line in lines(store, info.name):
+            where = f"{info.name}:{number}"
             try:
                 request = parse_request(line)
                 if (first := first_seen.setdefault(request.custom_id, where)) != where:
@@ -130,7 +111,6 @@ def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str,
                 wrong += 1
                 if wrong <= MAX_ERRORS:
                     errors.append(f"  {where}: {error}")
-        batch.sources[info.name] = {"requests": count, "digest": digest.hexdigest()}
     if wrong:
         more = f"\n  and {wrong - MAX_ERRORS:,} more" if wrong > MAX_ERRORS else ""
         raise InputError(
@@ -145,45 +125,31 @@ def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str,
 
 def files_of(job: Job) -> OwnFiles:
     """What the job writes beside its traces."""
-    before = rf"{REQUESTS}/({SOURCES}|.*\.\d+\.parquet)|{RESULTS}|{ERRORS}"
+    before = rf"{REQUESTS}/({SOURCES}|.*\.parquet)|{RESULTS}|{ERRORS}"
     return OwnFiles(job.output.path, job.traces, (f"{REQUESTS}/", RESULTS, ERRORS), before)
 
 
-def write_shards(
-    store: Storage, sources: Mapping[str, Mapping[str, Any]], shards: Storage, own: OwnFiles
-) -> None:
-    """Write the missing prompt shards; raises `OutputError` if input files have changed.
+class RequestFiles:
+    """Batch files as prompt shards with the columns of `ROWS`; their lines have been checked."""
 
-    A shard is never written twice, because a run knows its shards by name and time. Input files may
-    be added.
-    """
-    try:
-        known = yaml.safe_load(shards.read(SOURCES))
-    except FileNotFoundError:
-        known = {}
-    if changed := [name for name, source in known.items() if sources.get(name) != source]:
-        raise OutputError(
-            f"{', '.join(changed)} has changed since the job at {shards.url} began; put it back, "
-            "add new requests in a file of their own beside it, or choose another output.path"
-        )
-    names = {name: _shard_names(name, source["requests"]) for name, source in sources.items()}
-    own.claim(f"{REQUESTS}/{name}" for name in [SOURCES, *chain(*names.values())])
-    if known != sources:
-        shards.put(SOURCES, yaml.safe_dump(dict(sources), sort_keys=False).encode())
-    written = {info.name for info in shards.files()}
-    for name, shard_names in names.items():
-        if written.issuperset(shard_names):
-            continue
-        remaining = lines(store, name)
-        for shard in shard_names:
-            rows = [parse_request(line).row for _, line in islice(remaining, ROWS_A_SHARD)]
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, ROWS), sink, compression="zstd")
-            shards.create(shard, sink.getvalue())
+    def types(
+        self,
+        store: Storage,
+        files: Iterable[FileInfo],
+        fixed: pa.Schema | None,
+    ) -> pa.Schema:
+        """The same for all; see `pipeline.input.converted.Format`."""
+        return ROWS
+
+    def write(self, store: Storage, name: str, schema: pa.Schema | None, shard: IO[bytes]) -> None:
+        """Write the requests of the file ``name``; see `pipeline.input.converted.Format`."""
+        write_tables(_tables(store, name), ROWS if schema is None else schema, shard)
 
 
-def _shard_names(source: str, requests: int) -> list[str]:
-    return [f"{source}.{i:05}.parquet" for i in range(-(-requests // ROWS_A_SHARD))]
+def _tables(store: Storage, name: str) -> Iterator[pa.Table]:
+    rows = (parse_request(line).row for _, line in lines(store, name))
+    while group := list(islice(rows, ROWS_A_TABLE)):
+        yield pa.Table.from_pylist(group, ROWS)
 
 
 def default_settings(job: Job) -> dict[str, Any]:
@@ -202,20 +168,21 @@ def make_ready(job: Job) -> RunConfig:
     """Check the requests and write them as prompt shards; returns the run that reads these."""
     job.check_output()
     from pipeline.execution.prepare import refuse_output_in_input
-    from pipeline.input.shards import find_files
 
     for url in (job.input.path, job.output.path):
         check_reachable(url)
     refuse_output_in_input(job, Storage(job.output.path))
     own = files_of(job)
     own.refuse_others()
-    left_out = list[str]()
-    store, files = find_files(job.input.path, REQUEST_FILES, left_out)
-    if not files:
-        raise InputError(f"input.path {job.input.path}: no .jsonl files there")
-    if left_out:
-        console.warn(f"not read, because they are no .jsonl files: {', '.join(left_out)}")
-    batch = read_batch(store, files, default_settings(job))
+    found = list_input(job.input.path)
+    if found.format != JSON_FORMAT:
+        raise InputError(
+            f"input.path {job.input.path}: no JSON lines there; the names of such "
+            "files end in .jsonl"
+        )
+    for note in found.notes:
+        console.warn(note)
+    batch = read_batch(found.store, found.files, default_settings(job))
     shards = Storage(job.below(REQUESTS))
     columns = {"path": shards.url, "messages_column": "messages", "tools_column": "tools"}
     settings = batch.settings
@@ -223,7 +190,9 @@ def make_ready(job: Job) -> RunConfig:
         run = job.as_run(input=columns, **{name: keys for name, keys in settings.items() if keys})
     except ConfigError as error:
         raise ConfigError(f"{error}{_hint(str(error), batch)}") from None
-    write_shards(store, batch.sources, shards, own)
+    own.claim(f"{REQUESTS}/{name}" for name in [SOURCES, *shard_names(found).values()])
+    begun = Ledger(Storage(run.output.path)).known_shards().identities
+    convert(found, RequestFiles(), shards, begun)
     return run
 
 

@@ -20,9 +20,9 @@ from jobs.sections import RowSection
 from pipeline import console
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution.prepare import refuse_output_in_input
-from pipeline.input.shards import Input, find_shards
+from pipeline.execution.run_input import find_input
+from pipeline.input.shards import Input
 from pipeline.monitor.limits import Limits
-from pipeline.output.ledger import Ledger
 from pipeline.printing import print_text
 from pipeline.schema import conform
 from pipeline.storage import Storage
@@ -94,8 +94,7 @@ class RowJob(Job):
     @property
     def input_found(self) -> Input:
         """The input's shards and columns."""
-        known = Ledger(Storage(self.traces)).known_shards()
-        return find_shards(self.input.path, known, self.input.query)
+        return find_input(self.run)
 
     @property
     def as_carried(self) -> Self:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import console
-from pipeline.config.sections import InputConfig
+from pipeline.config.input import InputConfig
 from pipeline.errors import InputError, OutputError
 from pipeline.input.rows import read_rows
 from pipeline.input.shards import find_shards

@@ -44,7 +44,7 @@ from pipeline.config.section import Section
 from pipeline.engines import engine_type
 from pipeline.errors import ConfigError, OutputError, QwqBatchError
 from pipeline.input.conditions import check_expression
-from pipeline.input.shards import PARQUET_NAMES, find_files
+from pipeline.input.files import PARQUET_NAMES, find_files
 from pipeline.output.ledger import Ledger
 from pipeline.printing import print_text
 from pipeline.registry import Registry, did_you_mean

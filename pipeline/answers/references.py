@@ -71,12 +71,31 @@ def is_missing(reference: object) -> bool:
 
 
 def cells(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column, as `as_written`; of text that is not UTF-8, None."""
+    """The values of a column, as `as_written`; of text that is not UTF-8, None.
+
+    Of a conversation, the text of its final assistant turn; None if it ends with another's.
+    """
+    if _is_conversation(column.type):
+        return [_final_answer(value) for value in column.to_pylist()]
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:  # a file may hold text that is no UTF-8, which is no reference
         return [_text(x) for x in column.cast(pa.large_binary()).to_pylist()]
     return [as_written(x, column.type) for x in values] if _is_narrow(column.type) else values
+
+
+def _is_conversation(type_: Any) -> bool:
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+        return False
+    item = type_.value_type
+    names = {field.name for field in item.fields} if pa.types.is_struct(item) else set()
+    return {"role", "content"} <= names or {"from", "value"} <= names
+
+
+def _final_answer(turns: Sequence[dict[str, Any]] | None) -> Any:
+    last = turns[-1] if turns else {}
+    is_answer = "assistant" in (last.get("role"), last.get("from")) or last.get("from") == "gpt"
+    return (last.get("content") or last.get("value")) if is_answer else None
 
 
 def as_written(value: Any, type_: Any) -> Any:

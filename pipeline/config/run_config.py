@@ -8,12 +8,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import format_asked_for, mistaken_suffix, parsed_formats
+from pipeline.config.input import InputConfig
 from pipeline.config.notify import NotifyConfig
 from pipeline.config.section import Section
 from pipeline.config.sections import (
     AnswerConfig,
     EngineConfig,
-    InputConfig,
     LimitsConfig,
     ModelConfig,
     OutputConfig,
@@ -72,7 +72,9 @@ class RunConfig(Section):
         """
         if not names:
             return self
-        keys = ("prompt_column", "messages_column", "tools_column", "length_column")
+        keys = (
+            "prompt_column", "context_column", "messages_column", "tools_column", "length_column",
+        )  # fmt: skip
         columns = {key: names.get(old, old) for key in keys if (old := getattr(self.input, key))}
         template, reference = self.prompt.template, self.answer.reference_column
         if template is not None:
@@ -106,7 +108,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _asks_for_what_there_is(self) -> Self:
         named = self.input
-        columns = (named.prompt_column, named.messages_column, named.tools_column)
+        columns = (
+            named.prompt_column, named.context_column, named.messages_column, named.tools_column,
+        )  # fmt: skip
         if self.prompt.template is not None and any(columns):
             raise ValueError("prompt.template makes the prompt; no input column can be set besides")
         suffix, answer_format = self.prompt.suffix, self.answer.load_format()

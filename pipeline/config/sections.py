@@ -12,67 +12,10 @@ from pipeline.config.endpoint import EndpointConfig
 from pipeline.config.locations import Location
 from pipeline.config.section import Section
 from pipeline.config.simulated import SimulatedConfig
-from pipeline.input.query import InputQuery, Unit
 from pipeline.prompts.template import columns_of
 from pipeline.reasoning.sampling import PresetName
 from pipeline.registry import did_you_mean
 from pipeline.schema import OUR_COLUMNS, TRACE_COLUMNS
-
-
-class InputConfig(Section):
-    """The prompts: Parquet files, and the columns that hold them."""
-
-    path: Location = Field(
-        description="Folder, file or glob of Parquet files; local or `s3://`. The "
-        "output of another run is one too."
-    )
-    columns: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None,
-        description="The columns to carry into the output and to make prompts from, by their names "
-        "in the files; the others are not read. Default: all.",
-    )
-    where: str | None = Field(
-        None,
-        description="Take only rows for which this SQL expression is true, such as `state = "
-        "'finished' AND correct IS NOT TRUE`. DuckDB evaluates it on any column of the files.",
-    )
-    unit: Unit = Field(
-        "traces",
-        description="What a row is if the input is the output of a run: each of its `traces`, or "
-        "with `rows` the first trace of each row for which `where` holds.",
-    )
-    prompt_column: str | None = Field(
-        None,
-        description="Text column with the prompt. Default: `prompt` or `messages`, whichever the "
-        "files have.",
-    )
-    messages_column: str | None = Field(
-        None,
-        description="Column with a list of `{role, content}`; earlier turns, `tool_calls` and so "
-        "on are kept.",
-    )
-    tools_column: str | None = Field(
-        None,
-        description="Column with tool definitions: a list of objects, or JSON text of one. Default "
-        "for messages: `tools`, if there is one.",
-    )
-    length_column: str | None = Field(
-        None,
-        description="Numeric column that predicts trace lengths, such as an earlier run's tokens "
-        "or a guess. The last rows of the run start longest first, so no engine waits for a long "
-        "trace that began late.",
-    )
-    dedupe: bool = Field(
-        False,
-        description="Generate rows with identical model input once, and copy the traces to the "
-        "others.",
-    )
-
-    @property
-    def query(self) -> InputQuery:
-        """What the run takes of its files."""
-        columns = None if self.columns is None else tuple(self.columns)
-        return InputQuery(columns, self.where, self.unit)
 
 
 class OutputConfig(Section):

@@ -13,10 +13,11 @@ from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_type
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
+from pipeline.execution.run_input import find_input
 from pipeline.input.earlier_run import stage_name
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
 from pipeline.input.references import sample_references
-from pipeline.input.shards import Input, find_shards
+from pipeline.input.shards import Input
 from pipeline.output import passes
 from pipeline.output.early import EarlySummary
 from pipeline.output.layout import check_names
@@ -35,7 +36,8 @@ from pipeline.storage import Storage, check_reachable
 class PreparedRun:
     """A run that has passed every check, with all that its passes need.
 
-    ``config``: its input columns have the names under which they are carried. ``prompts``: the
+    ``config``: its input is the shards, whatever they were made of, and its input columns have the
+    names under which they are carried. ``source``: ``input.path`` as configured. ``prompts``: the
     schema of the input; ``traces``: of the output. ``lineage``: of the input.
     ``references``: how the right answers in the input are read; None if it has none. ``notes``:
     what people should know about the input. ``deciding``: as `Input` has it.
@@ -54,6 +56,7 @@ class PreparedRun:
     references: ReferenceSample | None = None
     notes: tuple[str, ...] = ()
     deciding: pa.Schema | None = None
+    source: str = ""
 
     @property
     def plan(self) -> Plan:
@@ -158,7 +161,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     manifest, known = ledger.manifest(), ledger.known_shards()
     if manifest is not None:
         config = _as_begun(config, manifest["settings"])
-    found = find_shards(config.input.path, known, config.input.query)
+    refuse_output_in_input(config, ledger.store)
+    found = find_input(config)
     config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
     # An output of an older version may have such names; it has to be finished as it is.
@@ -170,12 +174,9 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     settings |= engine.result_settings(config.engine)
     references = None
     if column := config.answer.reference_column:
-        references = sample_references(
-            config.input.path, found.shards, column, config.answer.load_format()
-        )
+        references = sample_references(found.url, found.shards, column, config.answer.load_format())
         if references.reading.kind:
             settings[REFERENCES] = references.reading.kind
-    refuse_output_in_input(config, ledger.store)
     _refuse_link_to_output(found, ledger.store)
     moved_from = None if manifest is None else manifest["settings"].get(INPUT)
     if moved_from and known.are_among(found.shards):
@@ -191,9 +192,11 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     check_names(parts, ledger.store)
     tiers = context_tiers(config)
     notes = (*found.notes, *_notes(known, found))
+    source, section = config.input.path, config.input.model_copy(update={"path": found.url})
+    config = config.model_copy(update={"input": section})
     return PreparedRun(
         config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
-        parts, tiers, references, notes, found.deciding,
+        parts, tiers, references, notes, found.deciding, source,
     )  # fmt: skip
 
 
@@ -244,8 +247,9 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
     prompts = found.schema
     section, reference = config.input, config.answer.reference_column
     named = PromptColumns(
-        section.prompt_column, section.messages_column, section.tools_column, config.prompt.template
-    )
+        section.prompt_column, section.messages_column, section.tools_column,
+        config.prompt.template, section.context_column, section.final_answer,
+    )  # fmt: skip
     try:
         columns = prompt_columns(prompts, named)
         if reference is not None and reference not in prompts.names:
@@ -268,10 +272,10 @@ def _folder_hint(found: Input) -> str:
     if not keys:
         return ""
     return (
-        f". Folder names such as {next(iter(keys.values()))} are not read as columns; write "
-        f"{', '.join(keys)} into the files, for example with DuckDB: COPY (FROM "
-        "read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' (FORMAT parquet, "
-        "PER_THREAD_OUTPUT true)"
+        f". Folder names such as {next(iter(keys.values()))} are no columns, since they are whole "
+        "numbers, or since the run began without them; write them into the files, for example with "
+        "DuckDB: COPY (FROM read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' "
+        "(FORMAT parquet, PER_THREAD_OUTPUT true)"
     )
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, StorageError, first_line
 from pipeline.input.earlier_run import EarlierRun
+from pipeline.input.hive import folder_columns
 from pipeline.input.source_rows import SourceRows
 from pipeline.planning import PartRef, Range, Shard
 from pipeline.schema import (
@@ -91,6 +92,7 @@ class _ShardFile:
     def __init__(self, parquet: pq.ParquetFile, shard: Shard, schema: pa.Schema) -> None:
         self._parquet, self._shard, self._schema = parquet, shard, schema
         self._names = file_columns(parquet, schema.names)
+        self._of_folders = folder_columns(shard.name, set(schema.names) - set(self._names))
 
     def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
         """The rows ``start`` to ``stop``; raises one of `DAMAGE`."""
@@ -144,6 +146,8 @@ class _ShardFile:
     def _as_carried(self, table: pa.Table, start: int, sources: SourceRows | None) -> pa.Table:
         """``table``, the rows of the file from ``start`` on, with the columns of the schema."""
         columns = {column: table[name] for column, name in self._names.items()}
+        for name, value in self._of_folders.items():
+            columns[name] = pa.array([value] * table.num_rows, pa.string())
         if sources is not None:
             columns[SOURCE_ROW] = sources.column(table, start)
         if not columns:  # a table without columns has no rows

@@ -1,9 +1,6 @@
 """Find prompt shards: their files, their rows as the footers count them, and their columns."""
 
-import glob
 import hashlib
-import re
-import shlex
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError, first_line
 from pipeline.input.column_types import fit, plain, unify
 from pipeline.input.earlier_run import EarlierRun, carried_columns, the_run
+from pipeline.input.files import PARQUET_FORMAT, InputFiles, list_input, named
+from pipeline.input.hive import text_keys, with_folder_columns
 from pipeline.input.query import ALL, InputQuery, RowSelector
 from pipeline.input.source_rows import refuse_other_types
 from pipeline.local_disk import FileInfo
@@ -26,36 +25,8 @@ from pipeline.storage import Storage, map_in_threads
 # The first read of a file's end: enough for nearly all footers, and little to fetch. Shards are
 # recognized by a digest of it, so another value would take all shards for changed.
 FOOTER_BYTES = 65_536
-# The endings of Parquet files, also with the codec behind it, as pandas' documentation has them.
-PARQUET_NAMES = re.compile(
-    r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|brotli|br|lz4))?$", re.IGNORECASE
-)
-# How to convert what people have instead of Parquet: by the ending, what to import as m, and the
-# table that a file holds. An ending may stand for two formats.
-CONVERSIONS = {
-    r"\.(jsonl|ndjson|json\.gz)(\.gz)?$": (
-        "pyarrow.json", "m.read_json({}, m.ReadOptions(block_size=2**30))",
-    ),
-    r"\.json$": (
-        "json",
-        "pa.Table.from_pylist((lambda t: m.loads(t if t.lstrip()[:1] == '[' else '[' + ','.join("
-        "filter(str.strip, t.split(chr(10)))) + ']'))(open({}, encoding='utf-8-sig').read()))",
-    ),
-    r"\.csv(\.gz)?$": (
-        "pyarrow.csv", "m.read_csv({}, parse_options=m.ParseOptions(newlines_in_values=True))",
-    ),
-    r"\.tsv(\.gz)?$": (
-        "pyarrow.csv", "m.read_csv({}, parse_options=m.ParseOptions(delimiter=chr(9)))",
-    ),
-    r"\.(arrow|feather)$": (
-        "pyarrow.ipc",
-        "(lambda b: (m.open_file if b[:6] == b'ARROW1' else m.open_stream)(b).read_all())"
-        "(open({}, 'rb').read())",
-    ),
-}  # fmt: skip
 # What the output of a run has: the name in `pipeline.output.layout`, which stands further on.
 MANIFEST = "__qwq/manifest.yaml"
-MAX_NAMED = 5
 ROWS_A_CHECK = 65_536
 
 
@@ -63,11 +34,14 @@ ROWS_A_CHECK = 65_536
 class Input:
     """The shards of an input, in the order of their names, and their common `schema`.
 
+    ``url``: where they are read from.
+
     ``notes``: what people should know, such as files that were left out. ``run``: the one that
     wrote the files, if any did; None if only known shards are there. ``stage``: its number in its
     chain; 0 for none. ``deciding``: the schema of the columns that decide which rows are taken.
     """
 
+    url: str
     shards: list[Shard]
     schema: pa.Schema
     notes: tuple[str, ...] = ()
@@ -94,8 +68,10 @@ class _Footer(NamedTuple):
     run: EarlierRun | None
 
 
-def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = ALL) -> Input:
-    """The Parquet files at ``url`` (folder, file or glob), sorted by name, and their rows.
+def find_shards(
+    source: str | InputFiles, known: KnownShards = NONE_KNOWN, query: InputQuery = ALL
+) -> Input:
+    """The Parquet files at ``source`` (folder, file or glob), sorted by name, and their rows.
 
     If ``known`` has a schema, that is the schema, and new shards have to fit it; otherwise it is
     `unify` of all shards. ``query`` says what is taken of them. Footers and rows of known shards
@@ -103,9 +79,9 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = A
     ``_`` or ``.`` are ignored, as all Parquet readers do. Raises `InputError` if there are no
     files, one can't be read, their columns clash, or ``query`` does not fit.
     """
-    left_out = list[str]()
-    store, files = find_files(url, PARQUET_NAMES, left_out)
-    _refuse_other_files(url, store, files, left_out)
+    found = list_input(source) if isinstance(source, str) else source
+    _refuse_other_files(found)
+    url, store, files = found.url, found.store, found.files
     location = Storage(url).location
     identities = {info.name: known.unchanged(location, info) for info in files}
     new = [info for info in files if identities[info.name] is None]
@@ -113,6 +89,10 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = A
         info.name: footer
         for info, footer in zip(new, map_in_threads(partial(_footer, store), new), strict=True)
     }
+    keys = _folder_keys([info.name for info in files], known)
+    for name, footer in footers.items():
+        schema = with_folder_columns(footer.schema, name, keys)
+        footers[name] = footer._replace(schema=schema)
     shards = []
     for info in files:
         rows, digest = (
@@ -132,12 +112,17 @@ def find_shards(url: str, known: KnownShards = NONE_KNOWN, query: InputQuery = A
         shards, deciding = _selected(url, shards, known, footers, selector)
         taken, rows = sum(s.rows for s in shards), sum(s.file_rows for s in shards)
         notes.append(f"{taken:,} of {rows:,} rows are taken, by input.where and input.unit")
-    if left_out:
-        notes.append(
-            f"{len(left_out):,} files or links are not read: {_named(left_out)}; the names of "
-            "Parquet files must end in .parquet or .pq"
-        )
-    return Input(shards, schema, tuple(notes), run, stage, deciding)
+    notes += found.notes
+    return Input(url, shards, schema, tuple(notes), run, stage, deciding)
+
+
+def _folder_keys(names: Sequence[str], known: KnownShards) -> list[str]:
+    """The keys of folders that are columns; of a run that has begun, those that it has."""
+    keys = text_keys(names)
+    if known.schema is None:
+        return keys
+    deciding = () if known.deciding is None else known.deciding.names
+    return [key for key in keys if key in (*known.schema.names, *deciding)]
 
 
 def _written_by(
@@ -211,71 +196,21 @@ def _selected(
     return [recorded.get(shard.name, shard) for shard in shards], deciding
 
 
-def find_files(
-    url: str, names: re.Pattern[str], left_out: list[str] | None = None
-) -> tuple[Storage, list[FileInfo]]:
-    """The files at ``url`` (folder, file or glob), and the folder that their names start from.
-
-    ``names``: what the file names must have, if ``url`` is a folder. ``left_out`` gets the names of
-    the others. Hidden files are ignored, as in `find_shards`.
-    """
-    left_out = [] if left_out is None else left_out
-    segments = url.rstrip("/").split("/")
-    wildcards = [i for i, segment in enumerate(segments) if set(segment) & set("*?[")]
-    if Storage(url).is_file():
-        folder, pattern = "/".join(segments[:-1]), glob.escape(segments[-1])
-    elif wildcards and not Storage(url).is_folder():
-        folder, pattern = "/".join(segments[: wildcards[0]]), "/".join(segments[wildcards[0] :])
-    else:
-        folder, pattern = url, ""
-    store = Storage(folder or ("/" if url.startswith("/") else "."))
-    files = store.glob(pattern, left_out) if pattern else store.files(left_out=left_out)
-    files = [info for info in files if not _hidden(info.name)]
-    left_out[:] = [name for name in left_out if not _hidden(name)]
-    if not pattern:
-        left_out += [info.name for info in files if not names.search(info.name)]
-        files = [info for info in files if names.search(info.name)]
-    for info in files:
-        if any("\ud800" <= character <= "\udfff" for character in info.name):
-            raise InputError(f"{info.name!r}: the name of this file is not UTF-8; rename it")
-    return store, files
-
-
-def _refuse_other_files(
-    url: str, store: Storage, files: Sequence[FileInfo], left_out: Sequence[str]
-) -> None:
+def _refuse_other_files(found: InputFiles) -> None:
     """Raise `InputError` if there is no Parquet file, or one of another format was named."""
-    if not files:
-        there = f", but {_named(left_out)}" if left_out else ""
-        if not left_out and store.exists(MANIFEST):
+    if not found.files:
+        there = f", but {named(found.left_out)}" if found.left_out else ""
+        if not found.left_out and found.store.exists(MANIFEST):
             there = "; it is the output of a run that has not finished a part yet"
-        hint = next(filter(None, map(partial(_conversion, store), left_out)), "")
-        raise InputError(f"input.path {url}: no Parquet files there{there}{hint}")
-    for info in files:
-        if not PARQUET_NAMES.search(info.name) and (hint := _conversion(store, info.name)):
-            raise InputError(f"input.path {url}: {info.name} is not a Parquet file{hint}")
+        raise InputError(f"input.path {found.url}: no {_ACCEPTED} files there{there}")
+    if found.format != PARQUET_FORMAT:
+        raise InputError(
+            f"input.path {found.url}: {found.files[0].name} is not a Parquet file, and only these "
+            "are read here"
+        )
 
 
-def _conversion(store: Storage, name: str) -> str:
-    """The command that makes a Parquet file of the file ``name``; empty if none is known."""
-    path = store.path(name) if store.is_local else name.rsplit("/", maxsplit=1)[-1]
-    for ending, (module, table) in CONVERSIONS.items():
-        if found := re.search(ending, path, re.IGNORECASE):
-            target = f"{path[: found.start()]}.parquet"
-            imports = f"import pyarrow as pa, pyarrow.parquet as p, {module} as m"
-            code = f"{imports}; p.write_table({table.format(repr(path))}, {target!r})"
-            first = "convert it" if store.is_local else "download it and convert it"
-            return f"; {first}:\n  python -c {shlex.quote(code)}"
-    return ""
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
-
-
-def _hidden(name: str) -> bool:
-    return any(segment.startswith(("_", ".")) for segment in name.split("/"))
+_ACCEPTED = "Parquet, JSON lines, CSV or Arrow"
 
 
 def _footer(store: Storage, info: FileInfo) -> _Footer:

@@ -22,7 +22,7 @@ from pipeline.engines.memory import weight_bytes
 from pipeline.errors import QwqBatchError
 from pipeline.execution.nodes import installed_version
 from pipeline.execution.prepare import prepare, refuse_output_in_input
-from pipeline.input.shards import find_shards
+from pipeline.execution.run_input import find_input
 from pipeline.insight import preview
 from pipeline.insight.findings import GIB, Finding
 from pipeline.insight.gpu_checks import check_gpus
@@ -273,8 +273,7 @@ def _clock(store: Storage, name: str, began: float) -> Iterator[Finding]:
 
 
 def _input(config: RunConfig) -> Iterator[Finding]:
-    known = Ledger(Storage(config.output.path)).known_shards()
-    found = find_shards(config.input.path, known, config.input.query)
+    found = find_input(config)
     rows = sum(shard.rows for shard in found.shards)
     yield Finding(
         "ok",

@@ -78,7 +78,7 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     """The plan as a person reads it: input, output, engines, sampling, and the first prompt."""
     config, plan = prepared.config, prepared.plan
     shards = {part.shard.name for part in plan.parts}
-    yield f"input     {config.input.path}: {len(shards):,} shards, {plan.rows:,} rows"
+    yield f"input     {prepared.source}: {len(shards):,} shards, {plan.rows:,} rows"
     for note in prepared.notes:
         yield f"note      {note}"
     yield (

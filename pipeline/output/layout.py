@@ -3,6 +3,7 @@
     en/shard-00007.00001.parquet                        a finished part
     __qwq/manifest.yaml                                 the settings that identify the run
     __qwq/shards.yaml                                   the input shards and their schema
+    __qwq/input/en/shard-00007.parquet                  a shard that was made of another format
     __qwq/journal/en/shard-00007.00001/4096-4112.rows   a fragment: a finished block, as Parquet
     __qwq/running/en/shard-00007.00001/1f3c.running     a checkpoint: one engine's running traces
     __qwq/passes/00001.yaml                             a retry or a top-up
@@ -31,6 +32,7 @@ from pipeline.storage import Storage
 BOOKKEEPING = "__qwq"
 MANIFEST = f"{BOOKKEEPING}/manifest.yaml"
 SHARDS = f"{BOOKKEEPING}/shards.yaml"
+INPUT_SHARDS = f"{BOOKKEEPING}/input"
 JOURNAL = f"{BOOKKEEPING}/journal"
 CHECKPOINTS = f"{BOOKKEEPING}/running"
 PASSES = f"{BOOKKEEPING}/passes"

@@ -80,7 +80,7 @@ class Ledger:
         """
         manifest = self.manifest()
         if manifest is None:
-            self._check_empty()
+            self.refuse_other_files()
             return
         prefixes = tuple(may_change)
         existing = {REFERENCES: settings.get(REFERENCES), **manifest["settings"]}
@@ -97,7 +97,8 @@ class Ledger:
                 + "\nset these back to continue that run, or choose another output.path"
             )
 
-    def _check_empty(self) -> None:
+    def refuse_other_files(self) -> None:
+        """Raise `OutputError` if the output has files, though no run has begun in it."""
         names = [info.name for info in self.store.files()]
         foreign = [name for name in names if not name.startswith(f"{BOOKKEEPING}/")]
         if foreign:

@@ -28,7 +28,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "input.prompt_column": columns.prompt,
         "input.messages_column": columns.messages,
         "input.tools_column": columns.tools,
-        **config.input.query.settings,
+        **config.input.settings,
         "output.rows_per_part": config.output.rows_per_part,
         "output.raw_text": config.output.raw_text,
         "output.rename": dict(config.output.rename),

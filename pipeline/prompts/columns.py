@@ -1,11 +1,17 @@
 """Choose the input columns that make a prompt; no I/O."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.prompts.template import columns_of
+
+FinalAnswer = Literal["refuse", "drop"]
+# The names of such columns in most data sets; the later ones count where the first are missing.
+USUAL = ({"prompt": "prompt", "messages": "messages"}, {"messages": "conversations"})
+_NAMES = ("prompt", "messages", "tools", "context")
 
 
 @dataclass(frozen=True)
@@ -13,13 +19,16 @@ class PromptColumns:
     """The columns of a prompt: exactly one of ``prompt``, ``messages`` and ``template`` is set.
 
     ``prompt``, ``messages``, ``tools``: column names. ``template``: as `pipeline.prompts.template`
-    describes.
+    describes. ``context``: a column whose text follows the prompt, in rows that have some.
+    ``final_answer``: what to do with assistant turns at the end of messages.
     """
 
     prompt: str | None = None
     messages: str | None = None
     tools: str | None = None
     template: str | None = None
+    context: str | None = None
+    final_answer: FinalAnswer = "refuse"
 
 
 def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumns:
@@ -32,10 +41,13 @@ def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumn
         return configured
     if configured.prompt and configured.messages:
         raise InputError("set one of input.prompt_column and input.messages_column, not both")
-    usual = [name for name in ("prompt", "messages") if name in schema.names]
+    present = ({k: name for k, name in names.items() if name in schema.names} for names in USUAL)
+    usual = next(filter(None, present), {})
     columns = configured
     if not columns.prompt and not columns.messages and len(usual) == 1:
-        columns = replace(columns, **{usual[0]: usual[0]})
+        columns = replace(columns, prompt=usual.get("prompt"), messages=usual.get("messages"))
+    if columns.context and not columns.prompt:
+        raise InputError("input.context_column needs input.prompt_column, whose text it follows")
     if columns.messages and not columns.tools and "tools" in schema.names:
         columns = replace(columns, tools="tools")
     if columns.prompt or columns.messages:
@@ -49,7 +61,9 @@ def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumn
 
 def _check_present(schema: pa.Schema, configured: PromptColumns) -> None:
     """Raise `InputError` for the setting that names a column which ``schema`` lacks."""
-    settings = {f"input.{key}_column is": [name] for key, name in vars(configured).items() if name}
+    settings = {
+        f"input.{key}_column is": [name] for key in _NAMES if (name := getattr(configured, key))
+    }
     if configured.template is not None:
         settings = {"prompt.template names": columns_of(configured.template)}
     for setting, names in settings.items():

@@ -35,10 +35,15 @@ def row_messages(
     if columns.template is not None:
         messages = [{"role": "user", "content": _filled(columns.template, row)}]
     elif columns.prompt is not None:
-        messages = [{"role": "user", "content": _require_text(row[columns.prompt], columns.prompt)}]
+        text = _require_text(row[columns.prompt], columns.prompt)
+        if columns.context is not None:
+            text += _context(row[columns.context], columns.context)
+        messages = [{"role": "user", "content": text}]
     else:
         assert columns.messages is not None
-        messages = _messages(row[columns.messages], columns.messages)
+        messages = _messages(
+            row[columns.messages], columns.messages, columns.final_answer == "drop"
+        )
     if system is not None:
         if messages[0]["role"] == "system" and not messages[0]["content"].strip():
             del messages[0]
@@ -106,8 +111,18 @@ def _require_text(value: Any, where: str) -> str:
     return value
 
 
-def _messages(value: Any, column: str) -> list[Message]:
-    """The conversation in a cell; it must have a user turn, and end before the assistant's."""
+def _context(value: Any, column: str) -> str:
+    """What follows a prompt of which ``value`` is the context: nothing if that is null or blank."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    return f"\n\n{_require_text(value, column)}"
+
+
+def _messages(value: Any, column: str, drops_answer: bool) -> list[Message]:
+    """The conversation in a cell; it must have a user turn, and end before the assistant's.
+
+    ``drops_answer``: leave out the assistant's turns at the end.
+    """
     # Arrow gives all messages of a column the same keys, with null for those a message lacks.
     given = without_nulls(value)
     if isinstance(value, str):
@@ -116,11 +131,13 @@ def _messages(value: Any, column: str) -> list[Message]:
         what = "empty" if given == [] else _type_name(given)
         raise InvalidPromptError(f"{column} must be a list of {{role, content}}, not {what}")
     messages = [_message(item, f"{column}[{i}]") for i, item in enumerate(given)]
-    if messages[-1]["role"] == "assistant":
+    if messages[-1]["role"] == "assistant" and not drops_answer:
         raise InvalidPromptError(
             f"{column}: the conversation ends with an assistant turn, so there is nothing to "
-            "answer; remove that turn to have it generated anew"
+            "answer; input.final_answer=drop generates that turn anew"
         )
+    while messages and messages[-1]["role"] == "assistant":
+        del messages[-1]
     if all(message["role"] != "user" for message in messages):
         raise InvalidPromptError(f"{column}: the conversation has no user turn; add one")
     return messages

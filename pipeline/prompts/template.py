@@ -1,7 +1,8 @@
 """Prompts made of several columns: ``Translate {text:document} into {language}.``; no I/O.
 
 The row's value replaces a column name in braces. With ``:tag`` after the name, the value is put on
-separate lines between ``<tag>`` and ``</tag>``, so that the model sees where the data ends. With
+separate lines between ``<tag>`` and ``</tag>``, so that the model sees where the data ends. The tag
+``letters`` writes a list as the options of a question: ``A. …``, ``B. …``, each on a line. With
 ``:tag!`` a blank text fails the row, as null does. Double braces stand for a single one.
 """
 
@@ -11,12 +12,14 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from string import ascii_uppercase
 from typing import Any
 
 from pipeline.errors import InvalidPromptError
 
 # Python writes larger floats with an exponent.
 LARGEST_WHOLE = 10**16
+LETTERS = "letters"
 TAG = re.compile(r"[^\W\d][\w.-]*!?")
 
 
@@ -62,11 +65,24 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     for text, column, tag in fields(template):
         pieces.append(text)
         if column is not None:
+            if tag == LETTERS:
+                pieces.append(_options(row[column], column))
+                continue
             value = _as_text(row[column], column)
             if tag.endswith("!") and not value.strip():
                 raise InvalidPromptError(f"{column} is blank")
             pieces.append(between(tag.removesuffix("!"), value) if tag else value)
     return "".join(pieces)
+
+
+def _options(value: Any, column: str) -> str:
+    """A list as lettered lines; raises `InvalidPromptError` for other values and long lists."""
+    if not isinstance(value, list) or not 0 < len(value) <= len(ascii_uppercase):
+        raise InvalidPromptError(f"{column} is no list of 1 to 26 options")
+    texts = (_as_text(item, f"an option in {column}") for item in value)
+    return "\n".join(
+        f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False)
+    )
 
 
 def between(tag: str, text: str) -> str:

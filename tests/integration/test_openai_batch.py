@@ -62,7 +62,7 @@ def test_a_batch_file_comes_back_as_the_api_gives_it(
     assert failed["response"]["body"]["error"]["code"] == "context_length_exceeded"
     before = (tmp_path / "out/results.jsonl").read_bytes()
     (tmp_path / "out/results.jsonl").unlink()
-    part = next((tmp_path / "out/traces").glob("in.jsonl.00000.00001.parquet"))
+    part = next((tmp_path / "out/traces").glob("in.00001.parquet"))
     part.unlink()
     assert run(tmp_path) == 0
     assert (tmp_path / "out/results.jsonl").read_bytes() == before

@@ -1,11 +1,7 @@
 """Which files are shards: all that people call Parquet; the others are told, with what to do."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +10,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.execution.prepare import prepare
 from pipeline.input.shards import find_shards
+from pipeline.insight import preview
 from tests.conftest import MakeConfig
 
 ONE = pa.table({"prompt": ["x"]})
@@ -63,47 +60,6 @@ def test_what_is_not_read_is_told_by_name(tmp_path: Path) -> None:
     assert "gone.parquet (a link that leads nowhere)" in globbed.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.jsonl", '{"prompt": "What\\n is 1?"}\n'),
-        ("a.csv", 'prompt\n"What\n is 1?"\n'),
-        ("a.tsv", "prompt\nWhat is 1?\n"),
-        ("a.json", '[{"prompt": "What\\n is 1?"}]'),
-        ("a.json", '{"prompt": "What is\u2028 1?"}\n\n{"prompt": "b"}\n'),
-        ("it's $HOME `x`.jsonl", '{"prompt": "What is 1?"}\n'),
-    ],
-)
-@pytest.mark.parametrize("as_folder", [True, False])
-def test_other_formats_are_refused_with_a_command_that_converts_them(
-    tmp_path: Path, name: str, text: str, as_folder: bool
-) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_text(text)
-    converted = convert(tmp_path / "in", tmp_path / "in" / ("" if as_folder else name))
-    assert converted.column_names == ["prompt"]
-    assert converted["prompt"][0].as_py().startswith("What")
-
-
-def convert(folder: Path, path: Path) -> pa.Table:
-    """What the command makes that the refusal of ``path`` shows, pasted into a shell."""
-    with pytest.raises(InputError, match=r"convert it:\n  python -c ") as caught:
-        find_shards(str(path))
-    command = str(caught.value).partition("\n")[2].strip().replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, cwd="/", check=True)
-    [made] = folder.glob("*.parquet")
-    return pq.read_table(made)
-
-
-@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
-def test_arrow_files_are_converted_whether_they_are_streams_or_not(
-    tmp_path: Path, write: Callable[..., Any]
-) -> None:
-    with write(str(tmp_path / "data.arrow"), ONE.schema) as writer:
-        writer.write_table(ONE)
-    assert convert(tmp_path, tmp_path) == ONE
-
-
 def test_a_file_is_no_pattern_though_its_name_looks_like_one(tmp_path: Path) -> None:
     (tmp_path / "a[1]").mkdir()
     for name in ("train[0].parquet", "train0.parquet", "a[1]/x?.parquet", "a[1]/xy.parquet"):
@@ -130,7 +86,9 @@ def test_patterns_follow_links_and_tell_what_folders_they_leave_out(tmp_path: Pa
     flat = find_shards(f"{tmp_path}/in/*.parquet")
     assert [shard.name for shard in flat.shards] == ["a.parquet"]
     assert "table.parquet (a folder; add /*.parquet to the path to have its files)" in flat.notes[0]
-    with pytest.raises(InputError, match=r"no Parquet files there, but table.parquet \(a folder; "):
+    with pytest.raises(
+        InputError, match=r"no Parquet, .* files there, but table.parquet \(a folder; "
+    ):
         find_shards(f"{tmp_path}/in/t*.parquet")
 
 
@@ -159,15 +117,64 @@ def test_name_too_long_for_the_output_is_refused_before_anything_runs(
         prepare(make_config())
 
 
-def test_folder_names_are_no_columns_and_that_is_said_where_one_is_missing(
+def test_folder_names_are_columns_for_templates_conditions_and_outputs(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    folder = tmp_path / "in/date=2026-01-01/lang=en"
+    for folder in (
+        "day=2026-01-01/lang=en",
+        "day=2026-01-01/lang=pt%20BR",
+        "lang=__HIVE_DEFAULT_PARTITION__",
+    ):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        pq.write_table(ONE, tmp_path / "in" / folder / "a.parquet")
+    template = {"template": "In {lang}: {prompt}"}
+    prepared = prepare(make_config(prompt=template))
+    assert prepared.traces.names[:3] == [*ONE.column_names, "day", "lang"]
+    first, second, third = preview.prompts(prepared, 3)
+    assert "In en: " in first["prompt"]
+    assert "In pt BR: " in second["prompt"]
+    assert third["error"] == "invalid_prompt: lang is null"
+    # pandas reads a folder by Arrow, which takes the folder's name for a category.
+    out = tmp_path / "read/lang=en"
+    out.mkdir(parents=True)
+    pq.write_table(prepared.traces.empty_table().select(["lang"]), out / "a.parquet")
+    assert pq.read_table(tmp_path / "read").column_names == ["lang"]
+    some = prepare(make_config(input={"where": "lang = 'en'"}))
+    assert [part.rows for part in some.parts] == [1, 0, 0]
+    fewer = prepare(make_config(input={"columns": ONE.column_names}))
+    assert "lang" not in fewer.traces.names
+
+
+def test_folders_of_whole_numbers_are_no_columns_and_that_is_said(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = tmp_path / "in/year=2026"
     folder.mkdir(parents=True)
     pq.write_table(ONE, folder / "a.parquet")
-    prepare(make_config())
-    with pytest.raises(InputError, match=r"names lang, .*date=2026-01-01 are not read as columns"):
-        prepare(make_config(prompt={"template": "In {lang}: {prompt}"}))
+    assert "year" not in prepare(make_config()).traces.names
+    with pytest.raises(InputError, match=r"names year, .*year=2026 are no columns, since"):
+        prepare(make_config(prompt={"template": "In {year}: {prompt}"}))
+
+
+def test_a_file_list_names_what_is_read(tmp_path: Path, make_config: MakeConfig) -> None:
+    for name in ("a.parquet", "de/b.parquet", "c.parquet"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(ONE, tmp_path / "in" / name)
+    listed = tmp_path / "list.txt"
+    listed.write_text("de/b.parquet\n\na.parquet\n")
+    config = make_config(input={"files": str(listed)})
+    prepared = prepare(config)
+    assert [shard.name for shard in prepared.shards] == ["a.parquet", "de/b.parquet"]
+    assert prepared.notes == ()
+    listed.write_text("a.parquet\nb.parquet\n")
+    with pytest.raises(InputError, match=r"list.txt:2: b.parquet is no file below input.path "):
+        prepare(config)
+    listed.write_text("")
+    with pytest.raises(InputError, match=r"names no file"):
+        prepare(config)
+    listed.unlink()
+    with pytest.raises(InputError, match=r"list.txt is not there"):
+        prepare(config)
 
 
 def test_link_from_the_input_to_the_output_is_refused(

@@ -56,7 +56,7 @@ def test_all_that_is_wrong_is_told_at_once(make_config: MakeConfig, tmp_path: Pa
     config = make_config(model={"path": "/nowhere"}, input={"path": str(tmp_path / "none")})
     told = "\n".join(str(finding) for finding in found(config, "error"))
     assert told.count("/nowhere is not a model folder") == 1
-    assert "no Parquet files there" in told
+    assert "no Parquet, JSON lines, CSV or Arrow files there" in told
 
 
 def test_rows_that_would_fail_are_counted(config: RunConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batch files: what is taken, what is refused and in which words, and results as the API's."""
 
+import gzip
 import io
 import json
 from importlib.util import find_spec
@@ -11,13 +12,16 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from jobs.job import Job
-from jobs.openai_batch import SOURCES, make_ready, result_line
+from jobs.openai_batch import make_ready, result_line
 from jobs.openai_lines import ROWS, ResultLines, parse_request
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.input.shards import find_shards
+from pipeline.output.ledger import Ledger
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.messages import row_messages, row_tools
 from pipeline.prompts.render import TableRow
+from pipeline.storage import Storage
 
 ASK = [{"role": "user", "content": "hi"}]
 COLUMNS = PromptColumns(messages="messages", tools="tools")
@@ -60,7 +64,7 @@ def test_a_request_becomes_a_row_that_the_pipeline_renders(tmp_path: Path) -> No
             line("b", tools=[TOOL], tool_choice="none"),
         )
     )
-    table = pq.read_table(tmp_path / "out/requests/in.jsonl.00000.parquet")
+    table = pq.read_table(tmp_path / "out/requests/in.parquet")
     assert table.schema == ROWS
     assert table["custom_id"].to_pylist() == ["a", "b"]
     first, second = TableRow(table, 0), TableRow(table, 1)
@@ -214,26 +218,24 @@ def test_a_policy_that_the_pipeline_refuses_says_how_to_override(
 def test_shards_are_written_once_files_may_be_added_and_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.openai_batch.ROWS_A_SHARD", 2)
+    monkeypatch.setattr("jobs.openai_batch.ROWS_A_TABLE", 2)
     folder = {"input": {"path": str(tmp_path / "in")}}
     (tmp_path / "in").mkdir()
     (tmp_path / "in/b.jsonl").write_text("\n\n".join(line(str(i)) for i in range(5)))
+    run = make_ready(job(tmp_path, **folder))
+    found, ledger = find_shards(run.input.path), Ledger(Storage(run.output.path))
+    ledger.record_shards(found.shards, found.schema, run.input.path)  # as the run does
+    shard = tmp_path / "out/requests/b.parquet"
+    assert pq.read_table(shard)["custom_id"].to_pylist() == ["0", "1", "2", "3", "4"]
+    assert pq.ParquetFile(shard).num_row_groups == 3
+    content = shard.read_bytes()
+    shard.unlink()  # as after a crash
+    (tmp_path / "in/c.jsonl.gz").write_bytes(gzip.compress(line("new").encode()))
     make_ready(job(tmp_path, **folder))
-    shards = sorted((tmp_path / "out/requests").glob("*.parquet"))
-    assert [path.name for path in shards] == [f"b.jsonl.{i:05}.parquet" for i in range(3)]
-    assert [pq.read_table(path)["custom_id"].to_pylist() for path in shards] == [
-        ["0", "1"], ["2", "3"], ["4"]
-    ]  # fmt: skip
-    times = [path.stat().st_mtime_ns for path in shards]
-    shards[1].unlink()  # as after a crash
-    (tmp_path / "in/c.jsonl").write_text(line("new"))
-    make_ready(job(tmp_path, **folder))
-    assert [shards[i].stat().st_mtime_ns for i in (0, 2)] == [times[0], times[2]]
-    assert pq.read_table(shards[1])["custom_id"].to_pylist() == ["2", "3"]
-    assert (tmp_path / "out/requests/c.jsonl.00000.parquet").exists()
-    assert (tmp_path / "out/requests" / SOURCES).exists()
+    assert shard.read_bytes() == content
+    assert pq.read_table(tmp_path / "out/requests/c.parquet")["custom_id"].to_pylist() == ["new"]
     (tmp_path / "in/b.jsonl").write_text(line("0", n=1))
-    with pytest.raises(OutputError, match=r"^b.jsonl has changed since the job at "):
+    with pytest.raises(OutputError, match=r"^b.jsonl has changed since the run at "):
         make_ready(job(tmp_path, **folder))
 
 
@@ -335,7 +337,7 @@ def test_tool_calls_are_the_apis() -> None:
 def test_lines_of_any_length_are_read_one_by_one(tmp_path: Path) -> None:
     long = line("long", [{"role": "user", "content": "x" * 3_000_000}])
     make_ready(job(tmp_path, line("a"), long, line("b")))
-    table = pq.read_table(tmp_path / "out/requests/in.jsonl.00000.parquet")
+    table = pq.read_table(tmp_path / "out/requests/in.parquet")
     assert table["custom_id"].to_pylist() == ["a", "long", "b"]
 
 

@@ -22,8 +22,8 @@ from jobs.near_duplicates import NearDuplicates
 from jobs.seeds import PromptShards, combinations, expanded
 from jobs.synthesize_config import Synthesis
 from pipeline.answers.boxed import Boxed
+from pipeline.config.input import InputConfig
 from pipeline.config.load import parse_as, parse_config
-from pipeline.config.sections import InputConfig
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.planning import Pass
 from pipeline.prompts.columns import PromptColumns

@@ -285,7 +285,7 @@ def test_prompt_that_is_not_text_is_refused(value: object, reason: str) -> None:
         ),
         (
             [ASKED, {"role": "assistant", "content": "old"}],
-            "ends with an assistant turn, so there is nothing to answer; remove that turn",
+            "ends with an assistant turn, so there is nothing to answer; input.final_answer=drop",
         ),
         (
             [{"from": "human", "value": "q"}, {"from": "gpt", "value": "old"}],

@@ -1,0 +1,193 @@
+"""JSON lines, and JSON files that hold one list, as Parquet shards."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+import pyarrow as pa
+
+from pipeline.errors import InputError, first_line
+from pipeline.input.converted import write_tables
+from pipeline.input.files import lines, opened
+from pipeline.input.json_kinds import Kind, MisfitError
+from pipeline.local_disk import FileInfo
+from pipeline.storage import Storage
+
+Row = dict[str, Any]
+ROWS_A_TABLE = 2048
+READ_CHARACTERS = 2**20
+
+
+class JsonFiles:
+    """Files of objects, each of which becomes a row.
+
+    ``types``: of columns to which the user gives one, by its name in `json_kinds.TOLD`.
+    """
+
+    def __init__(self, types: Mapping[str, str] | None = None) -> None:
+        self._told = dict(types or {})
+
+    def types(
+        self, store: Storage, files: Iterable[FileInfo], fixed: pa.Schema | None
+    ) -> pa.Schema:
+        """The columns of ``files``, all lines of which are read; see `converted.Format`."""
+        kinds = {} if fixed is None else {f.name: Kind.holding(f.type) for f in fixed}
+        kinds |= {n: Kind.told(name) for n, name in self._told.items() if n in kinds or not fixed}
+        seen = set[str]()
+        for info in files:
+            for where, row in rows_with_places(store, info.name):
+                seen.update(row)
+                _learn(kinds, row, where, fixed is not None)
+        if not kinds:
+            raise InputError(f"the JSON files at {store.url} have no rows")
+        if missing := [name for name in self._told if name not in seen and fixed is None]:
+            raise InputError(
+                f"input.types names {', '.join(missing)}, but the files have only the keys "
+                f"{', '.join(sorted(seen))}"
+            )
+        return pa.schema([(name, _type(name, kind)) for name, kind in kinds.items()])
+
+    def write(self, store: Storage, name: str, schema: pa.Schema | None, shard: IO[bytes]) -> None:
+        """Write the rows of the file ``name``; see `converted.Format`."""
+        assert schema is not None
+        write_tables(self._tables(store, name, schema), schema, shard)
+
+    def _tables(self, store: Storage, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        kinds = {name: Kind.told(told) for name, told in self._told.items()}
+        places, rows = list[str](), list[Row]()
+        for where, row in rows_with_places(store, name):
+            places.append(where)
+            rows.append({**row, **{n: kind.value(row.get(n)) for n, kind in kinds.items()}})
+            if len(rows) == ROWS_A_TABLE:
+                yield _table(rows, places, schema)
+                places, rows = [], []
+        if rows:
+            yield _table(rows, places, schema)
+
+
+def _learn(kinds: dict[str, Kind], row: Row, where: str, is_fixed: bool) -> None:
+    """Take the values of ``row`` into ``kinds``; raises `InputError`."""
+    for name, value in row.items():
+        kind = kinds.get(name)
+        if kind is None:
+            if is_fixed and value is not None:
+                raise InputError(
+                    f"{where}: has a key {name}, which the files that the run began with lack; "
+                    "take it out, or choose another output.path"
+                )
+            kind = kinds[name] = Kind()
+        try:
+            kind.add(kind.value(value), is_fixed)
+        except MisfitError as error:
+            raise _misfit(f"{where}: ", name, error) from None
+
+
+def _misfit(where: str, column: str, error: MisfitError) -> InputError:
+    return InputError(
+        f"{where}{column}{''.join(error.path)} {error}; correct the value, or have the whole "
+        f"column as text (what is no text, as JSON) with input.types: {{{column}: string}}"
+    )
+
+
+def _type(name: str, kind: Kind) -> pa.DataType:
+    try:
+        return kind.type
+    except MisfitError as error:
+        raise _misfit("", name, error) from None
+
+
+def _table(rows: list[Row], places: list[str], schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        try:
+            columns.append(pa.array(values, field.type))
+        except (pa.ArrowException, ValueError, TypeError):
+            raise _unfit(values, places, field) from None
+    return pa.table(columns, schema=schema)
+
+
+def _unfit(values: list[Any], places: list[str], field: pa.Field) -> InputError:
+    """The error for the first of ``values`` that can't be had as ``field``."""
+    for value, where in zip(values, places, strict=True):
+        try:
+            pa.array([value], field.type)
+        except UnicodeEncodeError:
+            return InputError(
+                f"{where}: {field.name} has half of a surrogate pair (\\ud800 to \\udfff), which "
+                "is no text; correct the value"
+            )
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            return InputError(f"{where}: {field.name}: {first_line(error)}; correct the value")
+    return InputError(f"{places[0]}: {field.name} does not fit {field.type}")
+
+
+def rows_with_places(store: Storage, name: str) -> Iterator[tuple[str, Row]]:
+    """The objects of a file, each with its place (``file:line``); raises `InputError`."""
+    with opened(store, name) as file:
+        start = file.peek(READ_CHARACTERS).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]  # type: ignore[attr-defined]
+    if start == b"[" and ".json" in name.lower() and ".jsonl" not in name.lower():
+        found = _list_items(store, name)
+    else:
+        found = ((number, _parsed(line, f"{name}:{number}")) for number, line in lines(store, name))
+    for number, value in found:
+        if not isinstance(value, dict):
+            raise InputError(
+                f'{name}:{number}: must be an object such as {{"prompt": "…"}}, which becomes '
+                f"a row, not {type(value).__name__}"
+            )
+        yield f"{name}:{number}", value
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return _DECODER.decode(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{where}: is not UTF-8; convert the file, for example with iconv"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON: {first_line(error)}{_HINT}") from None
+
+
+_HINT = "; each line must be one JSON object. Correct the line or take it out"
+
+
+def _list_items(store: Storage, name: str) -> Iterator[tuple[int, Any]]:
+    """The items of the one list in a file, each with the number of the line where it begins."""
+    with opened(store, name) as file:
+        try:
+            text = file.read().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InputError(f"{name}: is not UTF-8; convert it, for example with iconv") from None
+    line, counted = 1, 0
+    position = _SPACE.match(text, text.index("[") + 1).end()
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{name}:{line}: is not JSON: {first_line(error)}") from None
+        yield line, value
+        position = _SPACE.match(text, position).end()
+        if text[position : position + 1] == ",":
+            position = _SPACE.match(text, position + 1).end()
+        elif text[position : position + 1] != "]":
+            raise InputError(f"{name}:{line}: no comma or ] follows the object that begins there")
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated} is there twice in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
+_SPACE = json.decoder.WHITESPACE  # type: ignore[attr-defined]
