@@ -21,6 +21,7 @@ from pipeline.engines import Engine, EngineLoad, OnTokens, Request, engine_slots
 from pipeline.errors import EngineDeadError, RowError
 from pipeline.execution.agreement import AgreeingRow, SpareSlots
 from pipeline.execution.probing import Prober, Probing, short_answer
+from pipeline.execution.row_policies import RowPolicies
 from pipeline.execution.samples import Sample
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
 from pipeline.monitor.engine_processes import RowKey
@@ -77,7 +78,7 @@ class Generator:
         self._attempt = run_pass.attempt
         self._agree = None if run_pass.is_retry else config.sampling.agree
         self._spare = SpareSlots(engine_slots(config), lambda: self.load)
-        self._policy = TracePolicy(
+        policy = TracePolicy(
             config.sampling,
             config.thinking,
             engine.context_tokens,
@@ -86,6 +87,7 @@ class Generator:
             maker.answer_pass,
             partial(loop_onset, decode=maker.text),
         )
+        self._policies = RowPolicies(policy, maker, config.input.sampling_column is not None)
         self.in_flight = InFlight()
         self._gate, self._suspects = CrashIsolationGate(), list[RowKey]()
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
@@ -172,23 +174,24 @@ class Generator:
 
     async def _sample(self, sample: Sample) -> Trace:
         """The trace of one sample: step by step as the policy says; failed after a `RowError`."""
-        progress = sample.progress
-        room = self._policy.max_output_tokens(len(sample.prompt))
+        progress, policy = sample.progress, self._policies.policy(sample.settings)
+        room = policy.max_output_tokens(len(sample.prompt))
         try:
             needs_engine = sample.needs_engine()
             async with self._gate.turn(sample.suspicion), self._announced(sample), self._slots:
                 while progress.finish_reason is None:
-                    step = self._policy.next_step(progress, sample.seed, room)
+                    step = policy.next_step(progress, sample.seed, room)
                     request = self._request(sample, step)
                     with self.in_flight.running(request, sample.row_key):
                         reason = await self._run_step(sample, step, request)
-                    self._policy.end_step(progress, reason, room)
+                    policy.end_step(progress, reason, room)
                 self._reporter.done.generated += needs_engine
                 trace = await self._trace(sample)  # which may kill the process, too
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
-        return trace
+        sampled_with = self._policies.sampled_with(sample.settings)
+        return trace if sampled_with is None else replace(trace, sampled_with=sampled_with)
 
     @asynccontextmanager
     async def _announced(self, sample: Sample) -> AsyncIterator[None]:
@@ -274,7 +277,7 @@ class Generator:
         self._reporter.done.spent_tokens += tokens
 
     async def _trace(self, sample: Sample) -> Trace:
-        trace = self._maker.trace(
+        trace = self._policies.maker(sample.settings).trace(
             sample.progress,
             sample.prompt,
             sample=sample.key[2],
@@ -300,7 +303,8 @@ class Generator:
         tokens = len(sample.prompt) + len(after) + self._asking.tokens
         if tokens > self._engine.context_tokens:
             return trace
-        request = self._request(sample, Step(self._policy.sampling, sample.seed, False))
+        sampling = self._policies.policy(sample.settings).sampling
+        request = self._request(sample, Step(sampling, sample.seed, False))
         request = replace(request, id=f"{request.id}:asked", carried_token_ids=tuple(after))
         try:
             with self.in_flight.running(request, sample.row_key):

@@ -11,11 +11,16 @@ from pipeline.answers.references import REFERENCES, ReferenceSample
 from pipeline.config.load import fingerprint_of
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_type
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.input.earlier_run import stage_name
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
 from pipeline.input.references import sample_references
+from pipeline.input.row_settings import (
+    SettingsByRow,
+    check_row_settings,
+    check_settings_type,
+)
 from pipeline.input.shards import Input, find_shards
 from pipeline.output import passes
 from pipeline.output.early import EarlySummary
@@ -27,6 +32,7 @@ from pipeline.planning import KnownShards, Lineage, Part, Pass, Plan, Shard, spl
 from pipeline.prompts.columns import PromptColumns, prompt_columns
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.reasoning.early_answer import ControlGroup
+from pipeline.reasoning.row_settings import SCHEMA
 from pipeline.schema import TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage, check_reachable
 
@@ -38,7 +44,8 @@ class PreparedRun:
     ``config``: its input columns have the names under which they are carried. ``prompts``: the
     schema of the input; ``traces``: of the output. ``lineage``: of the input.
     ``references``: how the right answers in the input are read; None if it has none. ``notes``:
-    what people should know about the input. ``deciding``: as `Input` has it.
+    what people should know about the input. ``deciding``: as `Input` has it. ``by_row``: what its
+    rows set themselves; None without ``input.sampling_column``.
     """
 
     config: RunConfig
@@ -54,6 +61,15 @@ class PreparedRun:
     references: ReferenceSample | None = None
     notes: tuple[str, ...] = ()
     deciding: pa.Schema | None = None
+    by_row: SettingsByRow | None = None
+
+    def sized(self, config: RunConfig) -> RunConfig:
+        """``config`` with the largest limit of tokens that any row has: what must hold them all."""
+        most = 0 if self.by_row is None else self.by_row.max_tokens
+        if not most:
+            return config
+        sampling = config.sampling.model_copy(update={"max_tokens": most})
+        return config.model_copy(update={"sampling": sampling})
 
     @property
     def plan(self) -> Plan:
@@ -190,11 +206,39 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     parts = tuple(split_parts(found.shards, config.output.rows_per_part))
     check_names(parts, ledger.store)
     tiers = context_tiers(config)
-    notes = (*found.notes, *_notes(known, found))
+    by_row = settings_by_row(config, found)
+    notes = (*found.notes, *_notes(known, found), *(() if by_row is None else by_row.notes()))
     return PreparedRun(
         config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
-        parts, tiers, references, notes, found.deciding,
+        parts, tiers, references, notes, found.deciding, by_row,
     )  # fmt: skip
+
+
+def settings_by_row(config: RunConfig, found: Input) -> SettingsByRow | None:
+    """What the rows of the input set themselves, all of it checked; None if they can't.
+
+    Raises `InputError` that names the wrong rows, `ConfigError` for a setting of the run with which
+    rows can't have schemas of their own.
+    """
+    column = config.input.sampling_column
+    if column is None:
+        return None
+    by_row = check_row_settings(
+        config.input.path, found.shards, found.schema, column, config.sampling
+    )
+    if by_row.fields[SCHEMA]:
+        hinders = {
+            f"answer.format: {config.answer.format}": config.answer.format not in ("text", "json"),
+            "answer.reference_column": config.answer.reference_column is not None,
+            "thinking.early_answer": config.thinking.early_answer is not None,
+        }
+        if found_hinders := [name for name, is_set in hinders.items() if is_set]:
+            raise ConfigError(
+                f"{by_row.fields[SCHEMA]:,} rows have a json_schema of their own (column "
+                f"{column}), which is not possible with {', '.join(found_hinders)}; take it out of "
+                "the config (the formats text and json go with it), or the schemas out of the rows"
+            )
+    return by_row
 
 
 def _as_begun(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -254,6 +298,8 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
                 f"{', '.join(prompts.names)}"
             )
         check_column(prompts, section.length_column)
+        if section.sampling_column is not None:
+            check_settings_type(prompts, section.sampling_column)
     except InputError as error:
         left_out = "; input.columns leaves out all others" if section.columns else ""
         raise InputError(error.message + left_out + _folder_hint(found)) from None

@@ -23,12 +23,14 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
 
     The engine's are `EngineType.result_settings`.
     """
+    sampling = config.input.sampling_column
     return {
         "input.path": Storage(config.input.path).location,
         "input.prompt_column": columns.prompt,
         "input.messages_column": columns.messages,
         "input.tools_column": columns.tools,
         **config.input.query.settings,
+        **({"input.sampling_column": sampling} if sampling else {}),
         "output.rows_per_part": config.output.rows_per_part,
         "output.raw_text": config.output.raw_text,
         "output.rename": dict(config.output.rename),
