@@ -25,7 +25,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.job import Job, generate
-from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
+from jobs.openai_lines import (
+    OWN,
+    ROWS,
+    ROWS_WITH_OWN,
+    SAMPLING,
+    ResultLines,
+    parse_request,
+)
+from jobs.openai_settings import MAX_ERRORS, Batch, wrong_lines
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.errors import ConfigError, InputError, OutputError
@@ -36,71 +44,16 @@ from pipeline.storage import Storage, check_reachable
 
 REQUEST_FILES = re.compile(r"\.jsonl$")
 REQUESTS, RESULTS, ERRORS = "requests", "results.jsonl", "errors.jsonl"
-# The files that the shards were made from. Parquet readers skip names that begin with "_".
-SOURCES = "_sources.yaml"
+# The files that the shards were made from, and the settings that each request has for itself.
+# Parquet readers skip names that begin with "_".
+SOURCES, BY_ROW = "_sources.yaml", "_by_row.yaml"
 ROWS_A_SHARD = 4096
 READ_BYTES = 2**20
-MAX_ERRORS = 20  # printed at once
 SHOWN_CHARACTERS = 160  # of an example
 COLUMNS = (
     "think", "answer", "state", "finish_reason", "prompt_tokens", "think_tokens", "answer_tokens",
     "sample", "error",
 )  # fmt: skip
-
-
-@dataclass
-class Batch:
-    """The requests of an input: the number and digest of each file's, and their settings.
-
-    ``defaults``: the settings that a run has one value of, with the run's own values. A request
-    that does not set one asks for that value. ``requested``: for each such setting the values that
-    requests ask for (two at most), each with the first line that does.
-    """
-
-    defaults: Mapping[str, Any]
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-    requested: dict[str, list[tuple[Any, str]]] = field(default_factory=dict)
-
-    def add(self, request: Request, where: str) -> None:
-        """Record the settings of ``request``, which is at ``where``."""
-        for name, default in self.defaults.items():
-            value, line = request.settings[name], where
-            if value is None:
-                value, line = default, f"{where} (which says none)"
-            values = self.requested.setdefault(name, [])
-            if len(values) < 2 and all(value != other for other, _ in values):
-                values.append((value, line))
-
-    @property
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """What all requests ask for, by section and key; raises `ConfigError` if they differ."""
-        differing = [
-            f"  {name.partition('.')[2]}: {_shown(one)} at {line}, {_shown(other)} at {other_line}"
-            for name, values in self.requested.items() if len(values) > 1
-            for (one, line), (other, other_line) in [values]
-        ]  # fmt: skip
-        if differing:
-            raise ConfigError(
-                "the requests differ in settings that a run has one value of:\n"
-                + "\n".join(differing)
-                + "\nsplit the file and run each part to an output.path of its own, or set one "
-                "value for all: --set sampling.NAME=VALUE, and --set answer.format=text or "
-                "answer.json_schema=FILE with answer.format=json for the form of the answer"
-            )
-        sections: dict[str, dict[str, Any]] = {"sampling": {}, "answer": {}}
-        for name, [(value, _)] in self.requested.items():
-            section, _, key = name.partition(".")
-            if value != self.defaults[name]:
-                sections[section][key] = value
-        if sections["answer"]:
-            sections["answer"]["format"] = "json"
-        return sections
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return "a JSON schema" if isinstance(value, Mapping) else str(value)
 
 
 def lines(store: Storage, name: str) -> Iterator[tuple[str, bytes]]:
@@ -132,12 +85,7 @@ def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str,
                     errors.append(f"  {where}: {error}")
         batch.sources[info.name] = {"requests": count, "digest": digest.hexdigest()}
     if wrong:
-        more = f"\n  and {wrong - MAX_ERRORS:,} more" if wrong > MAX_ERRORS else ""
-        raise InputError(
-            f"{wrong:,} lines of the batch can't be run, so nothing was started:\n"
-            + "\n".join(errors)
-            + more
-        )
+        raise InputError(wrong_lines(errors, wrong))
     if not first_seen:
         raise InputError(f"there are no requests in {', '.join(info.name for info in files)}")
     return batch
@@ -149,37 +97,59 @@ def files_of(job: Job) -> OwnFiles:
     return OwnFiles(job.output.path, job.traces, (f"{REQUESTS}/", RESULTS, ERRORS), before)
 
 
-def write_shards(
-    store: Storage, sources: Mapping[str, Mapping[str, Any]], shards: Storage, own: OwnFiles
-) -> None:
+def write_shards(store: Storage, batch: Batch, shards: Storage, own: OwnFiles) -> None:
     """Write the missing prompt shards; raises `OutputError` if input files have changed.
 
     A shard is never written twice, because a run knows its shards by name and time. Input files may
-    be added.
+    be added, if their requests differ in the same settings.
     """
-    try:
-        known = yaml.safe_load(shards.read(SOURCES))
-    except FileNotFoundError:
-        known = {}
+    sources, by_row = batch.sources, batch.by_row
+    known = _noted(shards, SOURCES, {})
     if changed := [name for name, source in known.items() if sources.get(name) != source]:
         raise OutputError(
             f"{', '.join(changed)} has changed since the job at {shards.url} began; put it back, "
             "add new requests in a file of their own beside it, or choose another output.path"
         )
+    begun = _noted(shards, BY_ROW, [])
+    if known and begun != by_row:
+        raise OutputError(
+            f"the job at {shards.url} began with requests that have {_listed(begun)} of their own; "
+            f"now it is {_listed(by_row)}: leave the config and the files as they were, or choose "
+            "another output.path"
+        )
     names = {name: _shard_names(name, source["requests"]) for name, source in sources.items()}
-    own.claim(f"{REQUESTS}/{name}" for name in [SOURCES, *chain(*names.values())])
+    notes = [SOURCES, BY_ROW] if by_row else [SOURCES]
+    own.claim(f"{REQUESTS}/{name}" for name in [*notes, *chain(*names.values())])
+    if by_row and begun != by_row:
+        shards.put(BY_ROW, yaml.safe_dump(by_row).encode())
+    elif begun != by_row:
+        shards.delete([BY_ROW])
     if known != sources:
-        shards.put(SOURCES, yaml.safe_dump(dict(sources), sort_keys=False).encode())
+        shards.put(SOURCES, yaml.safe_dump(sources, sort_keys=False).encode())
     written = {info.name for info in shards.files()}
     for name, shard_names in names.items():
         if written.issuperset(shard_names):
             continue
         remaining = lines(store, name)
         for shard in shard_names:
-            rows = [parse_request(line).row for _, line in islice(remaining, ROWS_A_SHARD)]
+            requests = [parse_request(line) for _, line in islice(remaining, ROWS_A_SHARD)]
+            rows = [{**each.row, OWN: each.own_settings(by_row)} for each in requests]
+            table = pa.Table.from_pylist(rows, ROWS_WITH_OWN if by_row else ROWS)
             sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, ROWS), sink, compression="zstd")
+            pq.write_table(table, sink, compression="zstd")
             shards.create(shard, sink.getvalue())
+
+
+def _noted(shards: Storage, name: str, nothing: Any) -> Any:
+    """What the job has written into a file of its notes."""
+    try:
+        return yaml.safe_load(shards.read(name))
+    except FileNotFoundError:
+        return nothing
+
+
+def _listed(by_row: Sequence[str]) -> str:
+    return ", ".join(name.partition(".")[2] for name in by_row) or "no settings"
 
 
 def _shard_names(source: str, requests: int) -> list[str]:
@@ -187,7 +157,7 @@ def _shard_names(source: str, requests: int) -> list[str]:
 
 
 def default_settings(job: Job) -> dict[str, Any]:
-    """The settings that requests may decide, each with its value if they don't.
+    """The settings that requests may decide, each with its value for requests that don't.
 
     What the config sets, it decides for all requests.
     """
@@ -219,11 +189,13 @@ def make_ready(job: Job) -> RunConfig:
     shards = Storage(job.below(REQUESTS))
     columns = {"path": shards.url, "messages_column": "messages", "tools_column": "tools"}
     settings = batch.settings
+    if batch.by_row:
+        columns["sampling_column"] = OWN
     try:
         run = job.as_run(input=columns, **{name: keys for name, keys in settings.items() if keys})
     except ConfigError as error:
         raise ConfigError(f"{error}{_hint(str(error), batch)}") from None
-    write_shards(store, batch.sources, shards, own)
+    write_shards(store, batch, shards, own)
     return run
 
 
