@@ -30,6 +30,7 @@ from pipeline.output.manifest import run_settings, software_versions
 from pipeline.output.parts import SAMPLES, read_footers
 from pipeline.planning import KnownShards, Lineage, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
+from pipeline.prompts.examples import with_examples
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.reasoning.row_settings import SCHEMA
@@ -177,6 +178,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     found = find_shards(config.input.path, known, config.input.query)
     config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
+    if (examples := config.prompt.examples) is not None:
+        columns = with_examples(columns, examples.path, examples.answer_column, config.suffix_text)
     # An output of an older version may have such names; it has to be finished as it is.
     is_new = manifest is None
     output, optional = config.output, config.optional_fields

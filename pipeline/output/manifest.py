@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.run_config import RunConfig
 from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.examples import digest_of
 from pipeline.storage import Storage
 
 # Prefixes of the settings that a retry may change. (It can't change the number of samples.)
@@ -43,6 +44,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.template": columns.template,
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.suffix_text,
+        **({"prompt.examples": digest_of(columns.examples)} if columns.examples else {}),
         **{f"sampling.{key}": value for key, value in vars(config.sampling).items()},
         **{f"thinking.{key}": value for key, value in config.thinking.settings().items()},
         "answer.format": config.answer.format,

@@ -1,6 +1,7 @@
 """Choose the input columns that make a prompt; no I/O."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,13 +14,21 @@ class PromptColumns:
     """The columns of a prompt: exactly one of ``prompt``, ``messages`` and ``template`` is set.
 
     ``prompt``, ``messages``, ``tools``: column names. ``template``: as `pipeline.prompts.template`
-    describes.
+    describes. ``examples``: turns that stand before those of every row, after its system turn.
     """
 
     prompt: str | None = None
     messages: str | None = None
     tools: str | None = None
     template: str | None = None
+    examples: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a row must have."""
+        if self.template is not None:
+            return columns_of(self.template)
+        return [name for name in (self.prompt, self.messages) if name is not None]
 
 
 def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumns:
@@ -35,7 +44,8 @@ def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumn
     usual = [name for name in ("prompt", "messages") if name in schema.names]
     columns = configured
     if not columns.prompt and not columns.messages and len(usual) == 1:
-        columns = replace(columns, **{usual[0]: usual[0]})
+        prompt, messages = ("prompt", None) if usual == ["prompt"] else (None, "messages")
+        columns = replace(columns, prompt=prompt, messages=messages)
     if columns.messages and not columns.tools and "tools" in schema.names:
         columns = replace(columns, tools="tools")
     if columns.prompt or columns.messages:
@@ -49,7 +59,9 @@ def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumn
 
 def _check_present(schema: pa.Schema, configured: PromptColumns) -> None:
     """Raise `InputError` for the setting that names a column which ``schema`` lacks."""
-    settings = {f"input.{key}_column is": [name] for key, name in vars(configured).items() if name}
+    keys = ("prompt", "messages", "tools")
+    named = {key: name for key in keys if (name := getattr(configured, key))}
+    settings = {f"input.{key}_column is": [name] for key, name in named.items()}
     if configured.template is not None:
         settings = {"prompt.template names": columns_of(configured.template)}
     for setting, names in settings.items():
