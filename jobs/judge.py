@@ -25,11 +25,12 @@ from jobs.row_job import RowJob, carry_out, whole_rows, write_rows
 from pipeline import RunConfig
 from pipeline.errors import IncompleteRunError
 from pipeline.output.reader import FinishedPart, finished_parts
-from pipeline.schema import OUR_COLUMNS
+from pipeline.schema import OUR_COLUMNS, SAMPLED_FIELDS
 
 SWAPPED_TRACES = "traces-swapped"
 # Of the judge's traces: the input may be traces, with such columns of their own.
-RENAMED = {name: f"judge_{name}" for name in OUR_COLUMNS}
+ONLY_BY_ROW = {field.name for field in SAMPLED_FIELDS}
+RENAMED = {name: f"judge_{name}" for name in OUR_COLUMNS if name not in ONLY_BY_ROW}
 
 
 class JudgeJob(RowJob):

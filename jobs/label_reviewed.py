@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jobs.label_export import QUESTION, TEXT, argilla_answers, label_studio_answers
 from jobs.sections import value_by_people
 from pipeline.errors import InputError, first_line
-from pipeline.input.shards import PARQUET_NAMES, find_files
+from pipeline.input.files import PARQUET_NAMES, find_files
 from pipeline.schema import SOURCE_ROW, plain_rows
 from pipeline.storage import Storage
 

@@ -20,7 +20,15 @@ from typing import IO, Any
 import pyarrow as pa
 
 from jobs.job import Job, generate
-from jobs.openai_lines import ROWS, SAMPLING, Request, ResultLines, parse_request
+from jobs.openai_lines import (
+    OWN,
+    ROWS,
+    ROWS_WITH_OWN,
+    SAMPLING,
+    ResultLines,
+    parse_request,
+)
+from jobs.openai_settings import MAX_ERRORS, Batch, wrong_lines
 from jobs.own_files import OwnFiles
 from pipeline import RunConfig, console
 from pipeline.errors import ConfigError, InputError
@@ -33,66 +41,11 @@ from pipeline.storage import Storage, check_reachable
 
 REQUESTS, RESULTS, ERRORS = "requests", "results.jsonl", "errors.jsonl"
 ROWS_A_TABLE = 4096
-MAX_ERRORS = 20  # printed at once
 SHOWN_CHARACTERS = 160  # of an example
 COLUMNS = (
     "think", "answer", "state", "finish_reason", "prompt_tokens", "think_tokens", "answer_tokens",
     "sample", "error",
 )  # fmt: skip
-
-
-@dataclass
-class Batch:
-    """The settings that the requests of an input ask for.
-
-    ``defaults``: the settings that a run has one value of, with the run's own values. A request
-    that does not set one asks for that value. ``requested``: for each such setting the values that
-    requests ask for (two at most), each with the first line that does.
-    """
-
-    defaults: Mapping[str, Any]
-    requested: dict[str, list[tuple[Any, str]]] = field(default_factory=dict)
-
-    def add(self, request: Request, where: str) -> None:
-        """Record the settings of ``request``, which is at ``where``."""
-        for name, default in self.defaults.items():
-            value, line = request.settings[name], where
-            if value is None:
-                value, line = default, f"{where} (which says none)"
-            values = self.requested.setdefault(name, [])
-            if len(values) < 2 and all(value != other for other, _ in values):
-                values.append((value, line))
-
-    @property
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """What all requests ask for, by section and key; raises `ConfigError` if they differ."""
-        differing = [
-            f"  {name.partition('.')[2]}: {_shown(one)} at {line}, {_shown(other)} at {other_line}"
-            for name, values in self.requested.items() if len(values) > 1
-            for (one, line), (other, other_line) in [values]
-        ]  # fmt: skip
-        if differing:
-            raise ConfigError(
-                "the requests differ in settings that a run has one value of:\n"
-                + "\n".join(differing)
-                + "\nsplit the file and run each part to an output.path of its own, or set one "
-                "value for all: --set sampling.NAME=VALUE, and --set answer.format=text or "
-                "answer.json_schema=FILE with answer.format=json for the form of the answer"
-            )
-        sections: dict[str, dict[str, Any]] = {"sampling": {}, "answer": {}}
-        for name, [(value, _)] in self.requested.items():
-            section, _, key = name.partition(".")
-            if value != self.defaults[name]:
-                sections[section][key] = value
-        if sections["answer"]:
-            sections["answer"]["format"] = "json"
-        return sections
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return "a JSON schema" if isinstance(value, Mapping) else str(value)
 
 
 def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str, Any]) -> Batch:
@@ -112,12 +65,7 @@ def read_batch(store: Storage, files: Sequence[FileInfo], defaults: Mapping[str,
                 if wrong <= MAX_ERRORS:
                     errors.append(f"  {where}: {error}")
     if wrong:
-        more = f"\n  and {wrong - MAX_ERRORS:,} more" if wrong > MAX_ERRORS else ""
-        raise InputError(
-            f"{wrong:,} lines of the batch can't be run, so nothing was started:\n"
-            + "\n".join(errors)
-            + more
-        )
+        raise InputError(wrong_lines(errors, wrong))
     if not first_seen:
         raise InputError(f"there are no requests in {', '.join(info.name for info in files)}")
     return batch
@@ -129,8 +77,14 @@ def files_of(job: Job) -> OwnFiles:
     return OwnFiles(job.output.path, job.traces, (f"{REQUESTS}/", RESULTS, ERRORS), before)
 
 
+@dataclass
 class RequestFiles:
-    """Batch files as prompt shards with the columns of `ROWS`; their lines have been checked."""
+    """Batch files as prompt shards; their lines have been checked.
+
+    ``by_row``: the settings that each request has for itself, in a column of the shards.
+    """
+
+    by_row: Sequence[str]
 
     def types(
         self,
@@ -139,17 +93,18 @@ class RequestFiles:
         fixed: pa.Schema | None,
     ) -> pa.Schema:
         """The same for all; see `pipeline.input.converted.Format`."""
-        return ROWS
+        return ROWS_WITH_OWN if self.by_row else ROWS
 
     def write(self, store: Storage, name: str, schema: pa.Schema | None, shard: IO[bytes]) -> None:
         """Write the requests of the file ``name``; see `pipeline.input.converted.Format`."""
-        write_tables(_tables(store, name), ROWS if schema is None else schema, shard)
+        assert schema is not None
+        write_tables(self._tables(store, name, schema), schema, shard)
 
-
-def _tables(store: Storage, name: str) -> Iterator[pa.Table]:
-    rows = (parse_request(line).row for _, line in lines(store, name))
-    while group := list(islice(rows, ROWS_A_TABLE)):
-        yield pa.Table.from_pylist(group, ROWS)
+    def _tables(self, store: Storage, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        requests = (parse_request(line) for _, line in lines(store, name))
+        while group := list(islice(requests, ROWS_A_TABLE)):
+            rows = [{**each.row, OWN: each.own_settings(self.by_row)} for each in group]
+            yield pa.Table.from_pylist(rows, schema)
 
 
 def default_settings(job: Job) -> dict[str, Any]:
@@ -186,13 +141,16 @@ def make_ready(job: Job) -> RunConfig:
     shards = Storage(job.below(REQUESTS))
     columns = {"path": shards.url, "messages_column": "messages", "tools_column": "tools"}
     settings = batch.settings
+    if batch.by_row:
+        columns["sampling_column"] = OWN
     try:
         run = job.as_run(input=columns, **{name: keys for name, keys in settings.items() if keys})
     except ConfigError as error:
         raise ConfigError(f"{error}{_hint(str(error), batch)}") from None
     own.claim(f"{REQUESTS}/{name}" for name in [SOURCES, *shard_names(found).values()])
     begun = Ledger(Storage(run.output.path)).known_shards().identities
-    convert(found, RequestFiles(), shards, begun)
+    own_settings = {"own settings": ", ".join(batch.by_row)} if batch.by_row else {}
+    convert(found, RequestFiles(batch.by_row), shards, begun, own_settings)
     return run
 
 

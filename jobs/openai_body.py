@@ -9,7 +9,7 @@ from pipeline.prompts.messages import joined_parts
 
 # Fields that change no result; and fields that change none at this value, or at null.
 IGNORED = frozenset({
-    "model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
+    "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
     "prompt_cache_key", "prompt_cache_retention", "prediction", "request_id", "priority",
     "cache_salt",
 })  # fmt: skip
@@ -138,6 +138,7 @@ class Body(Strict):
     """The body of a chat completion request."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    model: str | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     response_format: ResponseFormat | None = None

@@ -7,7 +7,7 @@ are ignored; all others are refused by name.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from jobs.openai_body import Body, Strict
 from pipeline.reasoning.think_format import State
 
-# Fields of a body that are settings of the whole run, in its section `sampling`.
+# Fields of a body that are settings of a run, in its section `sampling`.
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "n",
     "max_tokens", "seed",
@@ -48,6 +48,9 @@ MESSAGE = pa.struct([
 ROWS = pa.schema(
     [("custom_id", pa.string()), ("messages", pa.list_(MESSAGE)), ("tools", pa.string())]
 )
+# The column with what requests set themselves, of a batch in which they differ: JSON text.
+OWN = "settings"
+ROWS_WITH_OWN = ROWS.append(pa.field(OWN, pa.string()))
 
 
 class Request(Strict):
@@ -74,13 +77,20 @@ class Request(Strict):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its values for settings of the whole run, by key; None if it sets none."""
+        """Its values for settings of a run, by key; None if it sets none."""
         body = self.body
         settings = {f"sampling.{name}": getattr(body, name) for name in SAMPLING}
         if body.max_completion_tokens is not None:
             settings["sampling.max_tokens"] = body.max_completion_tokens
         schema = None if body.response_format is None else body.response_format.answer_schema
         return {**settings, "answer.json_schema": schema}
+
+    def own_settings(self, names: Iterable[str]) -> str | None:
+        """What it says itself of the settings ``names``, as the cell of `OWN`; None: nothing."""
+        settings = self.settings
+        own = {name.partition(".")[2]: settings[name] for name in names}
+        own = {name: value for name, value in own.items() if value is not None}
+        return json.dumps(own, ensure_ascii=False) if own else None
 
 
 def parse_request(line: bytes) -> Request:

@@ -61,6 +61,8 @@ class RowJob(Job):
                     f"{name}.{key} is set by the job, from its section {self.section_name}; leave "
                     "it out"
                 )
+        if self.input.sampling_column is not None:
+            raise ValueError("input.sampling_column: the rows of this job share their settings")
         return self
 
     @property

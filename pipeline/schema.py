@@ -48,7 +48,24 @@ EARLY_FIELDS: tuple[pa.Field, ...] = (
 EARLY_COLUMNS: tuple[str, ...] = tuple(field.name for field in EARLY_FIELDS)
 # Only of runs with ``answer.ask_again``.
 ASKED_FIELDS: tuple[pa.Field, ...] = (pa.field("asked_tokens", pa.int32(), nullable=False),)
-OPTIONAL_FIELDS = (*EARLY_FIELDS, *ASKED_FIELDS)
+# Only of runs with ``input.sampling_column``: what each trace was sampled with, the run's settings
+# with those of its row.
+SAMPLED_FIELDS: tuple[pa.Field, ...] = (
+    pa.field(
+        "sampled_with",
+        pa.struct([
+            ("temperature", pa.float64()),
+            ("top_p", pa.float64()),
+            ("top_k", pa.int64()),
+            ("min_p", pa.float64()),
+            ("presence_penalty", pa.float64()),
+            ("repetition_penalty", pa.float64()),
+            ("max_tokens", pa.int64()),
+            ("json_schema", pa.string()),
+        ]),
+    ),
+)  # fmt: skip
+OPTIONAL_FIELDS = (*EARLY_FIELDS, *ASKED_FIELDS, *SAMPLED_FIELDS)
 # All names that our columns can have.
 OUR_COLUMNS = (*TRACE_COLUMNS, *(field.name for field in OPTIONAL_FIELDS))
 

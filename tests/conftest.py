@@ -34,7 +34,13 @@ MakeConfig = Callable[..., RunConfig]
 # what they start. Those of the real engine are one group, because two of them on two cores would
 # slow each other down more than they save.
 GROUPS = ("faults", "vllm", "integration", "model", "e2e", "unit")
-REAL_ENGINE = ("e2e/test_answers", "e2e/test_jobs", "e2e/test_vllm", "faults/test_endpoints")
+REAL_ENGINE = (
+    "e2e/test_answers",
+    "e2e/test_jobs",
+    "e2e/test_row_settings",
+    "e2e/test_vllm",
+    "faults/test_endpoints",
+)
 
 
 def group_of(nodeid: str) -> str:

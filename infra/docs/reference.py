@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jobs.judge_prompt import JudgeSection
-from jobs.label import LabelSection
+from jobs.label_section import LabelSection
 from jobs.synthesize_config import SynthesizeSection
 from pipeline.config.run_config import RunConfig
 from pipeline.reasoning.sampling import PRESETS

@@ -15,7 +15,7 @@ import re
 import pyarrow as pa
 
 from infra.nano.shards import write_shards
-from jobs.label import LabelSection
+from jobs.label_section import LabelSection
 from pipeline.answers.json import Json
 from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.messages import row_messages

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from infra.nano import messages
 from infra.nano.checks import CHECKS, LABEL_CHECKS, near, with_checks
 from infra.nano.words import HELD_OUT_WORDS
-from jobs.label import LabelSection
+from jobs.label_section import LabelSection
 from pipeline.prompts.template import between
 
 MATH_SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."

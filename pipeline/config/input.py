@@ -79,6 +79,12 @@ class InputConfig(Section):
         "or a guess. The last rows of the run start longest first, so no engine waits for a long "
         "trace that began late.",
     )
+    sampling_column: str | None = Field(
+        None,
+        description="Column with settings of each row's own: an object, or JSON text of one, with "
+        "some of `temperature`, `top_p`, `top_k`, `min_p`, `presence_penalty`, "
+        "`repetition_penalty`, `max_tokens`, `seed`, `json_schema`. Null: the run's.",
+    )
     dedupe: bool = Field(
         False,
         description="Generate rows with identical model input once, and copy the traces to the "

@@ -25,7 +25,7 @@ from pipeline.prompts.template import with_columns_renamed
 from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
 from pipeline.reasoning.think_format import ThinkFormat
-from pipeline.schema import ASKED_FIELDS, EARLY_FIELDS, trace_fields
+from pipeline.schema import ASKED_FIELDS, EARLY_FIELDS, SAMPLED_FIELDS, trace_fields
 
 
 class RunConfig(Section):
@@ -74,6 +74,7 @@ class RunConfig(Section):
             return self
         keys = (
             "prompt_column", "context_column", "messages_column", "tools_column", "length_column",
+            "sampling_column",
         )  # fmt: skip
         columns = {key: names.get(old, old) for key in keys if (old := getattr(self.input, key))}
         template, reference = self.prompt.template, self.answer.reference_column
@@ -97,12 +98,17 @@ class RunConfig(Section):
     def optional_fields(self) -> list[pa.Field]:
         """Our columns, under our names, that only runs with certain settings have."""
         early = EARLY_FIELDS if self.thinking.early_answer is not None else ()
-        return [*early, *(ASKED_FIELDS if self.answer.ask_again else ())]
+        asked = ASKED_FIELDS if self.answer.ask_again else ()
+        return [*early, *asked, *(SAMPLED_FIELDS if self.input.sampling_column else ())]
 
     @property
     def suffix_text(self) -> str | None:
         """The text after the user's turn, a named suffix spelled out."""
-        asked_for = format_asked_for(self.prompt.suffix, self.answer.load_format())
+        return self.suffix_for(self.answer.load_format())
+
+    def suffix_for(self, answers: AnswerFormat) -> str | None:
+        """As `suffix_text`, for a row with answers of another format."""
+        asked_for = format_asked_for(self.prompt.suffix, answers)
         return self.prompt.suffix if asked_for is None else asked_for.suffix
 
     @model_validator(mode="after")

@@ -125,6 +125,16 @@ class ModelConfig(Section):
     )
 
 
+class ExamplesConfig(Section):
+    """Few-shot examples: rows of a file, which stand before every prompt as earlier turns."""
+
+    path: Location = Field(
+        description="Parquet or `.jsonl` file. A row's user turn is made as the prompts are, from "
+        "the same columns."
+    )
+    answer_column: str = Field("answer", description="Column with the text that answers it.")
+
+
 class PromptConfig(Section):
     """Text that makes the prompt, or is added to it."""
 
@@ -140,6 +150,7 @@ class PromptConfig(Section):
         description="Text after the last user turn. `math` and `choice` stand for Qwen's own "
         "wordings, `json` and `sets` for one with the schema.",
     )
+    examples: ExamplesConfig | None = Field(None, description="Few-shot examples.")
 
     @field_validator("template")
     @classmethod

@@ -71,8 +71,10 @@ def make_context_tiers(config: RunConfig, model: Mapping[str, Any]) -> tuple[Con
     return (*tiers, ContextTier(NO_ENGINE, 0, engine.model_copy(update=none)))
 
 
-def assign(tiers: tuple[ContextTier, ...], prompt_tokens: Any, max_tokens: int) -> Any:
+def assign(tiers: tuple[ContextTier, ...], prompt_tokens: Any, max_tokens: Any) -> Any:
     """The tier numbers of rows; ``prompt_tokens``: an integer array, as the result.
+
+    ``max_tokens``: of each row's output, an array of the same shape, or one number for all.
 
     The first tier with room for the whole output; the longest, if it has room for any output; else
     the last.

@@ -25,11 +25,12 @@ from pipeline.execution.cluster import results
 from pipeline.execution.context_tiers import divide
 from pipeline.execution.copies import Copies, RowIndex
 from pipeline.execution.prepare import PassContext, PreparedRun
+from pipeline.execution.row_prompts import RowPrompts
 from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
 from pipeline.input.rows import ROWS_A_READ_TASK, read_bundle
 from pipeline.output import passes
 from pipeline.planning import Pass, Range, bundles
-from pipeline.prompts.messages import row_messages, row_tools
+from pipeline.prompts.messages import row_tools
 from pipeline.prompts.render import TableRow
 from pipeline.schema import SAMPLES_COLUMN, UNREADABLE_COLUMN, with_origin
 
@@ -78,15 +79,23 @@ def find_copies(hashes: Any, done: int) -> tuple[Any, Any]:
 def hash_rows(context: PassContext, bundle: Sequence[Range]) -> Any:
     """The hashes of the rows of ``bundle``, shape (2, rows); 0 for a row without a prompt."""
     config, columns = context.config, context.columns
-    system, suffix = config.prompt.system, config.suffix_text
+    prompts = RowPrompts(config, columns)
+
+    def own(row: TableRow) -> list[Any]:
+        if config.input.sampling_column is None:
+            return []
+        settings = prompts.settings(row)
+        policy = settings.applied(config.sampling)
+        return [policy.model_dump(), settings.seed, settings.schema or config.answer.schema_text]
 
     def digest(row: TableRow) -> bytes:
         if row[UNREADABLE_COLUMN] is not None:
             return bytes(HASH_BYTES)
         try:
-            messages = row_messages(row, columns, system, suffix)
+            messages = prompts.messages(row)
             # Keys stay in the row's own order, because templates write them in it.
-            text = json.dumps([messages, row_tools(row, columns), row[SAMPLES_COLUMN]], default=str)
+            same = [messages, row_tools(row, columns), row[SAMPLES_COLUMN], *own(row)]
+            text = json.dumps(same, default=str)
         except Exception:  # rows hold anything; generation will report what is wrong
             return bytes(HASH_BYTES)
         return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()

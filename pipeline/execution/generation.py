@@ -21,6 +21,7 @@ from pipeline.engines import Engine, EngineLoad, OnTokens, Request, engine_slots
 from pipeline.errors import EngineDeadError, RowError
 from pipeline.execution.agreement import AgreeingRow, SpareSlots
 from pipeline.execution.probing import Prober, Probing, short_answer
+from pipeline.execution.row_policies import RowPolicies
 from pipeline.execution.samples import Sample
 from pipeline.monitor.crash_isolation import CrashIsolationGate, Suspicion
 from pipeline.monitor.engine_processes import RowKey
@@ -81,7 +82,7 @@ class Generator:
         self._attempt = run_pass.attempt
         self._agree = None if run_pass.is_retry else config.sampling.agree
         self._spare = SpareSlots(engine_slots(config), lambda: self.load)
-        self._policy = TracePolicy(
+        policy = TracePolicy(
             config.sampling,
             config.thinking,
             engine.context_tokens,
@@ -90,6 +91,7 @@ class Generator:
             maker.answer_pass,
             partial(loop_onset, decode=maker.text),
         )
+        self._policies = RowPolicies(policy, maker, config.input.sampling_column is not None)
         self.in_flight = InFlight()
         self._gate, self._suspects = CrashIsolationGate(), list[RowKey]()
         self._tasks: set[asyncio.Task[list[Trace]]] = set()
@@ -191,18 +193,20 @@ class Generator:
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
-        return trace
+        sampled_with = self._policies.sampled_with(sample.settings)
+        return trace if sampled_with is None else replace(trace, sampled_with=sampled_with)
 
     async def _generate(self, sample: Sample, seed: int) -> None:
         """Go on with the sample, step by step, until its trace has ended."""
         progress = sample.progress
-        room = self._policy.max_output_tokens(len(sample.prompt))
+        policy = self._policies.policy(sample.settings)
+        room = policy.max_output_tokens(len(sample.prompt))
         while progress.finish_reason is None:
-            step = self._policy.next_step(progress, seed, room)
+            step = policy.next_step(progress, seed, room)
             request = self._request(sample, step)
             with self.in_flight.running(request, sample.row_key):
                 reason = await self._run_step(sample, step, request)
-            self._policy.end_step(progress, reason, room)
+            policy.end_step(progress, reason, room)
 
     @asynccontextmanager
     async def _announced(self, sample: Sample) -> AsyncIterator[None]:
@@ -288,7 +292,7 @@ class Generator:
         self._reporter.done.spent_tokens += tokens
 
     async def _trace(self, sample: Sample) -> Trace:
-        trace = self._maker.trace(
+        trace = self._policies.maker(sample.settings).trace(
             sample.progress,
             sample.prompt,
             sample=sample.key[2],
@@ -314,7 +318,8 @@ class Generator:
         tokens = len(sample.prompt) + len(after) + self._asking.tokens
         if tokens > self._engine.context_tokens:
             return trace
-        request = self._request(sample, Step(self._policy.sampling, sample.seed, False))
+        sampling = self._policies.policy(sample.settings).sampling
+        request = self._request(sample, Step(sampling, sample.seed, False))
         request = replace(request, id=f"{request.id}:asked", carried_token_ids=tuple(after))
         try:
             with self.in_flight.running(request, sample.row_key):

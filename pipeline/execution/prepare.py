@@ -11,12 +11,17 @@ from pipeline.answers.references import REFERENCES, ReferenceSample
 from pipeline.config.load import fingerprint_of
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_type
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.execution.context_tiers import AS_CONFIGURED, ContextTier, make_context_tiers
 from pipeline.execution.run_input import find_input
 from pipeline.input.earlier_run import stage_name
 from pipeline.input.longest_first import ByColumn, ByTraces, Lengths, check_column
 from pipeline.input.references import sample_references
+from pipeline.input.row_settings import (
+    SettingsByRow,
+    check_row_settings,
+    check_settings_type,
+)
 from pipeline.input.shards import Input
 from pipeline.output import passes
 from pipeline.output.early import EarlySummary
@@ -26,8 +31,10 @@ from pipeline.output.manifest import run_settings, software_versions
 from pipeline.output.parts import SAMPLES, read_footers
 from pipeline.planning import KnownShards, Lineage, Part, Pass, Plan, Shard, split_parts
 from pipeline.prompts.columns import PromptColumns, prompt_columns
+from pipeline.prompts.examples import with_examples
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.reasoning.early_answer import ControlGroup
+from pipeline.reasoning.row_settings import SCHEMA
 from pipeline.schema import TRACE_COLUMNS, output_schema
 from pipeline.storage import Storage, check_reachable
 
@@ -40,7 +47,8 @@ class PreparedRun:
     names under which they are carried. ``source``: ``input.path`` as configured. ``prompts``: the
     schema of the input; ``traces``: of the output. ``lineage``: of the input.
     ``references``: how the right answers in the input are read; None if it has none. ``notes``:
-    what people should know about the input. ``deciding``: as `Input` has it.
+    what people should know about the input. ``deciding``: as `Input` has it. ``by_row``: what its
+    rows set themselves; None without ``input.sampling_column``.
     """
 
     config: RunConfig
@@ -57,6 +65,15 @@ class PreparedRun:
     notes: tuple[str, ...] = ()
     deciding: pa.Schema | None = None
     source: str = ""
+    by_row: SettingsByRow | None = None
+
+    def sized(self, config: RunConfig) -> RunConfig:
+        """``config`` with the largest limit of tokens that any row has: what must hold them all."""
+        most = 0 if self.by_row is None else self.by_row.max_tokens
+        if not most:
+            return config
+        sampling = config.sampling.model_copy(update={"max_tokens": most})
+        return config.model_copy(update={"sampling": sampling})
 
     @property
     def plan(self) -> Plan:
@@ -165,6 +182,8 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     found = find_input(config)
     config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
+    if (examples := config.prompt.examples) is not None:
+        columns = with_examples(columns, examples.path, examples.answer_column, config.suffix_text)
     # An output of an older version may have such names; it has to be finished as it is.
     is_new = manifest is None
     output, optional = config.output, config.optional_fields
@@ -191,13 +210,41 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     parts = tuple(split_parts(found.shards, config.output.rows_per_part))
     check_names(parts, ledger.store)
     tiers = context_tiers(config)
-    notes = (*found.notes, *_notes(known, found))
+    by_row = settings_by_row(config, found)
+    notes = (*found.notes, *_notes(known, found), *(() if by_row is None else by_row.notes()))
     source, section = config.input.path, config.input.model_copy(update={"path": found.url})
     config = config.model_copy(update={"input": section})
     return PreparedRun(
         config, columns, found.schema, traces, settings, lineage, ledger, tuple(found.shards),
-        parts, tiers, references, notes, found.deciding, source,
+        parts, tiers, references, notes, found.deciding, source, by_row,
     )  # fmt: skip
+
+
+def settings_by_row(config: RunConfig, found: Input) -> SettingsByRow | None:
+    """What the rows of the input set themselves, all of it checked; None if they can't.
+
+    Raises `InputError` that names the wrong rows, `ConfigError` for a setting of the run with which
+    rows can't have schemas of their own.
+    """
+    column = config.input.sampling_column
+    if column is None:
+        return None
+    by_row = check_row_settings(
+        config.input.path, found.shards, found.schema, column, config.sampling
+    )
+    if by_row.fields[SCHEMA]:
+        hinders = {
+            f"answer.format: {config.answer.format}": config.answer.format not in ("text", "json"),
+            "answer.reference_column": config.answer.reference_column is not None,
+            "thinking.early_answer": config.thinking.early_answer is not None,
+        }
+        if found_hinders := [name for name, is_set in hinders.items() if is_set]:
+            raise ConfigError(
+                f"{by_row.fields[SCHEMA]:,} rows have a json_schema of their own (column "
+                f"{column}), which is not possible with {', '.join(found_hinders)}; take it out of "
+                "the config (the formats text and json go with it), or the schemas out of the rows"
+            )
+    return by_row
 
 
 def _as_begun(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -258,6 +305,8 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
                 f"{', '.join(prompts.names)}"
             )
         check_column(prompts, section.length_column)
+        if section.sampling_column is not None:
+            check_settings_type(prompts, section.sampling_column)
     except InputError as error:
         left_out = "; input.columns leaves out all others" if section.columns else ""
         raise InputError(error.message + left_out + _folder_hint(found)) from None

@@ -12,11 +12,12 @@ from pipeline.config.run_config import RunConfig
 from pipeline.errors import RowError
 from pipeline.execution.cluster import results
 from pipeline.execution.context_tiers import UNRENDERED, ContextTier, assign, divide
+from pipeline.execution.row_prompts import RowPrompts
 from pipeline.execution.task_deaths import ends_of, refuse_endless_deaths
 from pipeline.input.rows import read_bundle
 from pipeline.planning import Range, bundles
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.render import PromptRenderer, TableRow, render_row
+from pipeline.prompts.render import PromptRenderer, TableRow
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.reasoning.think_format import ThinkFormat
 from pipeline.schema import with_origin
@@ -38,8 +39,8 @@ def by_tier(
     grouped = list(bundles(todo, ROWS_A_TASK))
     common = ray.put((config, columns, prompts))
     counts = [_count.remote(common, bundle) for bundle in grouped]
-    for bundle, tokens in zip(grouped, results(counts), strict=True):
-        for tier, piece in divide(bundle, assign(tiers, tokens, config.sampling.max_tokens)):
+    for bundle, (tokens, limits) in zip(grouped, results(counts), strict=True):
+        for tier, piece in divide(bundle, assign(tiers, tokens, limits)):
             shares[tier].append(piece)
     return [(tier, tuple(share)) for tier, share in zip(tiers, shares, strict=True) if share]
 
@@ -47,20 +48,23 @@ def by_tier(
 def count_tokens(
     config: RunConfig, columns: PromptColumns, prompts: pa.Schema, bundle: Sequence[Range]
 ) -> Any:
-    """An int64 array of the prompt tokens of each row, in order; `UNRENDERED` without a prompt."""
-    renderer = _renderer(config.model.path, config.model.revision, config.think_format)
-    system, suffix = config.prompt.system, config.suffix_text
+    """What each row takes of a context: an int64 array of shape (2, rows).
 
-    def tokens(row: TableRow) -> int:
+    The tokens of its prompt, `UNRENDERED` without one; and its own limit of output tokens.
+    """
+    renderer = _renderer(config.model.path, config.model.revision, config.think_format)
+    prepared = RowPrompts(config, columns)
+
+    def tokens(row: TableRow) -> tuple[int, int]:
         try:
-            prompt = render_row(renderer, row, columns, system, suffix)
+            prompt = prepared.render(renderer, row)
         except RowError:
-            return UNRENDERED
-        return len(prompt.token_ids)
+            return UNRENDERED, config.sampling.max_tokens
+        return len(prompt.token_ids), prepared.max_tokens(row)
 
     tables = read_bundle(config.input.path, bundle, (), with_origin(prompts))
     rows = (TableRow(table, i) for table in tables for i in range(table.num_rows))
-    return np.fromiter(map(tokens, rows), np.int64)
+    return np.fromiter(map(tokens, rows), np.dtype((np.int64, 2))).T
 
 
 @ray.remote

@@ -195,15 +195,16 @@ def execute_tier(
     if control_group is not None:
         coordinator.note_control_group(control_group)
     samples = min(len(run_pass.samples), config.sampling.first_draw)
-    block_rows, blocks_in_flight = concurrency(config, samples, plan.rows_todo)
+    sized = prepared.sized(config)
+    block_rows, blocks_in_flight = concurrency(sized, samples, plan.rows_todo)
     rows_at_once = max(1, engine_slots(config) * config.engine.replicas // samples)
     source = PromptSource(
         context, plan.todo, prepared.lengths(run_pass), LONGEST_FIRST_WAVES * rows_at_once
     )
     sink = TraceSink(
-        context, coordinator, rows_a_write(rows_at_once, config.sampling.max_tokens, plan.rows_todo)
+        context, coordinator, rows_a_write(rows_at_once, sized.sampling.max_tokens, plan.rows_todo)
     )
-    configure_ray_data(config)
+    configure_ray_data(sized)
     # One read task at a time keeps rows in order, and is a thousand times as fast as the engines.
     prompts = ray.data.read_datasource(
         source, override_num_blocks=source.read_tasks, concurrency=1

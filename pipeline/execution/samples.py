@@ -8,14 +8,16 @@ import pyarrow as pa
 
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import EngineKilledError, RowError
+from pipeline.execution.row_prompts import RowPrompts
 from pipeline.monitor.crash_isolation import Suspicion
 from pipeline.monitor.engine_processes import RowKey
 from pipeline.output.checkpoints import Key
 from pipeline.planning import PartRef, Pass
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.render import PromptRenderer, TableRow, render_row
+from pipeline.prompts.render import PromptRenderer, TableRow
 from pipeline.reasoning.early_answer import is_control
 from pipeline.reasoning.policy import TraceProgress
+from pipeline.reasoning.row_settings import NO_SETTINGS, RowSettings, derive_own_seed
 from pipeline.reasoning.sampling import derive_seed
 from pipeline.reasoning.trace import Trace
 from pipeline.schema import PART_COLUMN, ROW_COLUMN, SAMPLES_COLUMN, UNREADABLE_COLUMN, trace_fields
@@ -47,7 +49,7 @@ class Sample:
 
     ``prompt``: token ids; empty if ``error`` says why there is no prompt. ``progress``: what
     earlier engines have generated, and what this one adds. ``suspicion``: of the row. ``control``:
-    whether its thinking is never closed early.
+    whether its thinking is never closed early. ``settings``: what the row sets itself.
     """
 
     key: Key
@@ -57,6 +59,7 @@ class Sample:
     progress: TraceProgress = field(default_factory=TraceProgress)
     suspicion: Suspicion = Suspicion.NONE
     control: bool = False
+    settings: RowSettings = NO_SETTINGS
 
     @property
     def row_key(self) -> RowKey:
@@ -96,8 +99,7 @@ class SampleBuilder:
     def __init__(
         self, config: RunConfig, columns: PromptColumns, run_pass: Pass, renderer: PromptRenderer
     ) -> None:
-        self._columns, self._renderer = columns, renderer
-        self._system, self._suffix = config.prompt.system, config.suffix_text
+        self._prompts, self._renderer = RowPrompts(config, columns), renderer
         self._seed, self._attempt = config.sampling.seed, run_pass.attempt
         early = config.thinking.early_answer
         self._control_share = 0.0 if early is None else early.control_share
@@ -115,23 +117,29 @@ class SampleBuilder:
         """
         prompt: Sequence[int] = ()
         problem: RowError | None = None
+        settings = NO_SETTINGS
         try:
+            settings = self._prompts.settings(row)
             has_begun = any(p.has_begun for p in progress)
             if suspicion > Suspicion.POISON or (suspicion == Suspicion.POISON and not has_begun):
                 raise poisoned()
-            rendered = render_row(self._renderer, row, self._columns, self._system, self._suffix)
-            prompt = rendered.token_ids
+            prompt = self._prompts.render(self._renderer, row).token_ids
         except RowError as error:
             problem = error.with_traceback(None)
         shard, row_number = origin.part.shard, origin.row
         control = is_control(self._seed, shard, row_number, self._control_share)
         return [
-            Sample(key, self._seed_of(key), prompt, problem, of_sample, suspicion, control)
+            Sample(
+                key, self._seed_of(key, settings), prompt, problem, of_sample, suspicion, control,
+                settings,
+            )
             for key, of_sample in zip(origin.keys, progress, strict=True)
-        ]
+        ]  # fmt: skip
 
-    def _seed_of(self, key: Key) -> int:
+    def _seed_of(self, key: Key, settings: RowSettings) -> int:
         ref, row, sample = key
+        if settings.seed is not None:
+            return derive_own_seed(settings.seed, sample, self._attempt)
         return derive_seed(self._seed, ref.shard, row, sample, self._attempt)
 
 

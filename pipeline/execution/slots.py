@@ -69,7 +69,8 @@ def with_slots(config: RunConfig, prepared: PreparedRun, tier: str, plan: Plan) 
     if kv_tokens < need.context:
         return config  # the engine will say so
     runs = all_figures(prepared.ledger.store)
-    context = expected_context(config, runs, _prompt_tokens(config, prepared, plan.todo), tier)
+    sized = prepared.sized(config)
+    context = expected_context(sized, runs, _prompt_tokens(config, prepared, plan.todo), tier)
     slots = slots_for(kv_tokens, context)
     logger.info("%d slots for an engine, for contexts of %.0f tokens on average", slots, context)
     return config.model_copy(update={"engine": kind.with_slots(engine, slots)})
@@ -79,6 +80,6 @@ def _prompt_tokens(config: RunConfig, prepared: PreparedRun, todo: Sequence[Rang
     """The tokens of a prompt, as the mean of some rows at the begin, in the middle, at the end."""
     places = {0, len(todo) // 2, len(todo) - 1}
     some = [next(iter(bundles([todo[place]], ROWS_A_SAMPLE)))[0] for place in sorted(places)]
-    tokens = count_tokens(config, prepared.columns, prepared.prompts, some)
+    tokens, _ = count_tokens(config, prepared.columns, prepared.prompts, some)
     known = tokens[tokens >= 0]
     return float(known.mean()) if len(known) else 0.0

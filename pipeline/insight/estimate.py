@@ -324,9 +324,11 @@ def _settings_advice(config: RunConfig, traces: Sequence[Trace]) -> Iterator[str
     unparsed = share(State.UNPARSED)
     if cut > NOTABLE_SHARE:
         budget = config.thinking.budget_tokens or "as much as max_tokens leaves"
+        column = config.input.sampling_column
+        own = "" if column is None else f", or what rows set in column {column}"
         yield (
             f"{cut:.0%} of the traces run out of tokens: raise sampling.max_tokens "
-            f"({config.sampling.max_tokens:,}) or thinking.budget_tokens ({budget})"
+            f"({config.sampling.max_tokens:,}{own}) or thinking.budget_tokens ({budget})"
         )
     if looped > NOTABLE_SHARE:
         yield (

@@ -14,12 +14,13 @@ from pipeline.execution.block_sizes import concurrency
 from pipeline.execution.context_tiers import assign
 from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
+from pipeline.execution.row_prompts import RowPrompts
 from pipeline.input.rows import read_rows
 from pipeline.insight.text import error_kind, shortened
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.planning import PARQUET, Plan, Range, bundles
-from pipeline.prompts.render import PromptRenderer, TableRow, render_row
+from pipeline.prompts.render import PromptRenderer, TableRow
 from pipeline.prompts.tokenizer import load_tokenizer
 from pipeline.schema import plain_rows
 from pipeline.storage import Storage
@@ -40,11 +41,10 @@ def prompts(prepared: PreparedRun, count: int) -> Iterator[dict[str, Any]]:
     config = prepared.config
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     renderer = PromptRenderer(tokenizer, think_format=config.think_format)
+    rendered = RowPrompts(config, prepared.columns)
     for row in _first_rows(prepared, count):
         try:
-            prompt = render_row(
-                renderer, row, prepared.columns, config.prompt.system, config.suffix_text
-            )
+            prompt = rendered.render(renderer, row)
         except RowError as error:
             yield {"prompt": None, "prompt_tokens": None, "error": str(error)}
             continue
@@ -87,7 +87,8 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     )
     yield f"columns   {', '.join(prepared.traces.names)}"
     engine = config.engine
-    block_rows, blocks = concurrency(config, config.sampling.first_draw, plan.rows_todo)
+    sized = prepared.sized(config)
+    block_rows, blocks = concurrency(sized, config.sampling.first_draw, plan.rows_todo)
     yield (
         f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
         f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
@@ -122,8 +123,8 @@ def _tier_lines(prepared: PreparedRun, plan: Plan) -> Iterator[str]:
     first = next(bundles(plan.todo, COUNTED_ROWS), [])
     if len(prepared.tiers) == 1 or not first:
         return
-    tokens = count_tokens(prepared.config, prepared.columns, prepared.prompts, first)
-    numbers = assign(prepared.tiers, tokens, prepared.config.sampling.max_tokens).tolist()
+    tokens, limits = count_tokens(prepared.config, prepared.columns, prepared.prompts, first)
+    numbers = assign(prepared.tiers, tokens, limits).tolist()
     sampled = len(numbers) < plan.rows_todo
     scope = f" of the first {len(numbers):,} to do" if sampled else ""
     for number, tier in enumerate(prepared.tiers):

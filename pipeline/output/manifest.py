@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.run_config import RunConfig
 from pipeline.prompts.columns import PromptColumns
+from pipeline.prompts.examples import digest_of
 from pipeline.storage import Storage
 
 # Prefixes of the settings that a retry may change. (It can't change the number of samples.)
@@ -23,12 +24,14 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
 
     The engine's are `EngineType.result_settings`.
     """
+    sampling = config.input.sampling_column
     return {
         "input.path": Storage(config.input.path).location,
         "input.prompt_column": columns.prompt,
         "input.messages_column": columns.messages,
         "input.tools_column": columns.tools,
         **config.input.settings,
+        **({"input.sampling_column": sampling} if sampling else {}),
         "output.rows_per_part": config.output.rows_per_part,
         "output.raw_text": config.output.raw_text,
         "output.rename": dict(config.output.rename),
@@ -41,6 +44,7 @@ def run_settings(config: RunConfig, columns: PromptColumns, chat_template: str) 
         "prompt.template": columns.template,
         "prompt.system": config.prompt.system,
         "prompt.suffix": config.suffix_text,
+        **({"prompt.examples": digest_of(columns.examples)} if columns.examples else {}),
         **{f"sampling.{key}": value for key, value in vars(config.sampling).items()},
         **{f"thinking.{key}": value for key, value in config.thinking.settings().items()},
         "answer.format": config.answer.format,

@@ -1,7 +1,7 @@
 """Choose the input columns that make a prompt; no I/O."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ class PromptColumns:
     ``prompt``, ``messages``, ``tools``: column names. ``template``: as `pipeline.prompts.template`
     describes. ``context``: a column whose text follows the prompt, in rows that have some.
     ``final_answer``: what to do with assistant turns at the end of messages.
+    ``examples``: turns that stand before those of every row, after its system turn.
     """
 
     prompt: str | None = None
@@ -29,6 +30,14 @@ class PromptColumns:
     template: str | None = None
     context: str | None = None
     final_answer: FinalAnswer = "refuse"
+    examples: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a row must have."""
+        if self.template is not None:
+            return columns_of(self.template)
+        return [name for name in (self.prompt, self.messages) if name is not None]
 
 
 def prompt_columns(schema: pa.Schema, configured: PromptColumns) -> PromptColumns:

@@ -5,7 +5,7 @@ content}``, or of ``{from, value}`` as ShareGPT has it, or JSON text of one.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.answers.json_schema import without_nulls
@@ -53,6 +53,12 @@ def row_messages(
         last = [message for message in messages if message["role"] == "user"][-1]
         last["content"] = f"{last['content']}\n{suffix}"
     return messages
+
+
+def after_examples(examples: Sequence[Message], messages: list[Message]) -> list[Message]:
+    """``messages`` with ``examples`` before them, but for a system turn at their begin."""
+    first = 1 if messages[0]["role"] == "system" else 0
+    return [*messages[:first], *examples, *messages[first:]]
 
 
 def row_tools(row: Mapping[str, Any], columns: PromptColumns) -> list[Any] | None:

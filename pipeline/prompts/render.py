@@ -26,7 +26,7 @@ from pipeline.errors import (
     UnreadableRowError,
 )
 from pipeline.prompts.columns import PromptColumns
-from pipeline.prompts.messages import Message, row_messages, row_tools
+from pipeline.prompts.messages import Message, after_examples, row_messages, row_tools
 from pipeline.reasoning.think_format import THINK_TAGS, ThinkFormat
 from pipeline.schema import UNREADABLE_COLUMN
 
@@ -57,7 +57,7 @@ def render_row(
     if reason := row.get(UNREADABLE_COLUMN):
         raise UnreadableRowError(reason)
     try:
-        messages = row_messages(row, columns, system, suffix)
+        messages = after_examples(columns.examples, row_messages(row, columns, system, suffix))
         # Chat templates expect text beside a tool call.
         messages = [{**message, "content": message["content"] or ""} for message in messages]
         return renderer.render(messages, row_tools(row, columns))

@@ -1,6 +1,7 @@
 """A trace: one sample of one row, made from the token ids that an engine generated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ class Trace:
     early_agrees: bool | None = None
     early_correct: bool | None = None
     asked_tokens: int = 0
+    sampled_with: Mapping[str, Any] | None = None
 
 
 class Pieces(NamedTuple):
@@ -99,6 +101,12 @@ class TraceMaker:
         self.closing: list[int] = tokenizer.encode(
             closing_text(think_format), add_special_tokens=False
         )
+
+    def answering(self, answer_format: AnswerFormat) -> "TraceMaker":
+        """The same for answers of another format."""
+        other = copy(self)
+        other._answer_format = answer_format
+        return other
 
     @property
     def answer_pass(self) -> AnswerPass | None:

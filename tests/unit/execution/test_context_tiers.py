@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,10 +162,26 @@ def test_tokens_are_counted_of_the_rows_to_do_alone(tmp_path: Path) -> None:
     )
     bundle = [Range(part, 0, 2), Range(part, 2, 5, ((4, (0,)),))]
     counts = count_tokens(run, PromptColumns(prompt="prompt"), PROMPTS, bundle)
-    assert len(counts) == 3
-    assert len(set(counts.tolist())) == 1
+    assert counts.shape == (2, 3)
+    assert len(set(counts[0].tolist())) == 1
+    assert counts[1].tolist() == [run.sampling.max_tokens] * 3
     missing = count_tokens(run, PromptColumns(prompt="id"), PROMPTS, bundle)
-    assert missing.tolist() == [UNRENDERED] * 3
+    assert missing[0].tolist() == [UNRENDERED] * 3
+
+
+def test_each_row_goes_where_its_own_limit_fits(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in/shard-00000.parquet"
+    own = [None, '{"max_tokens": 100}', '{"max_tokens": 50000}', '{"max_tokens": 0}']
+    pq.write_table(pa.table({"prompt": ["Hi"] * 4, "own": pa.array(own, pa.string())}), path)
+    [part] = split_parts([Shard("s", str(path), 4, path.stat().st_size, "t")], 9)
+    by_row = {"path": str(tmp_path), "sampling_column": "own"}
+    run = config().model_copy(update={"input": config().input.model_copy(update=by_row)})
+    schema = pa.schema([*PROMPTS, ("own", pa.string())])
+    tokens, limits = count_tokens(run, PromptColumns("prompt"), schema, [Range(part, 0, 4)])
+    assert limits.tolist() == [run.sampling.max_tokens, 100, 50_000, run.sampling.max_tokens]
+    assert tokens[3] == UNRENDERED, "of wrong settings, which are refused before"
+    assert assign(make_context_tiers(config(), QWQ), tokens, limits)[:3].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

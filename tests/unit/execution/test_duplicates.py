@@ -1,5 +1,6 @@
 """Duplicates: found by their hash; they get the traces of a durable row, and its name."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def test_template_makes_rows_equal_that_have_other_columns(make_config: MakeConf
     assert len(set(hashes(by_a))) == 1
     by_both = job_of(make_config, rows, prompt={"template": "What is {a}, {b}?"})
     assert len(set(hashes(by_both))) == 2
+
+
+def test_rows_with_other_settings_are_no_duplicates(make_config: MakeConfig) -> None:
+    own = [
+        None, {"temperature": 0.6}, {"temperature": 0.7}, {"temperature": 0.7, "max_tokens": None},
+        {"seed": 0}, {"seed": 0, "top_k": 40}, {"json_schema": '{"type": "object"}'},
+        {"json_schema": '{"type":"object"}'},
+    ]  # fmt: skip
+    rows = [{"prompt": "a", "own": cell and json.dumps(cell)} for cell in own]
+    found = hashes(job_of(make_config, rows, input={"sampling_column": "own"}))
+    assert [found.index(each) for each in found] == [0, 0, 2, 2, 4, 4, 6, 6]
 
 
 # Of eight rows in two parts: 0, 2, 5 and 6 are equal, and so are 3 and 4.

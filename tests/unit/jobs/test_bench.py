@@ -48,8 +48,10 @@ def test_confidence_of_votes_and_of_probabilities_are_of_the_first_samples() -> 
     probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.9, 0.1]] * 2)
     text = LabeledText(1, [0, 1, 1, -1, 0, 0, 0, 0], [10] * 8, probabilities)
     assert [by_votes(text, n) for n in (1, 2, 4, 8)] == [(0, 1), (0, 0.5), (1, 0.5), (0, 0.625)]
-    assert by_probability(text, 1) == (0, pytest.approx(0.6))
-    assert by_probability(text, 2) == (1, pytest.approx(0.65))
+    for samples, expected in ((1, (0, 0.6)), (2, (1, 0.65))):
+        label, share = by_probability(text, samples)
+        assert label == expected[0]
+        assert share == pytest.approx(expected[1])
     assert by_votes(LabeledText(0, [-1, -1], [1, 1], probabilities), 2) == (-1, 0)
     other = LabeledText(0, [0] * 8, [20] * 8, probabilities)
     lines = confidence_table([text, other]).splitlines()

@@ -18,7 +18,7 @@ from tests.unit.jobs.test_label import _job
 
 TEXTS = ["Great, really.", "So-so,\nI think", "No!", None]
 # The labels of the two samples of each text.
-SAID = [["good", "good"], ["good", "bad"], ["bad", "bad"], [None, None]]
+SAID: list[list[str | None]] = [["good", "good"], ["good", "bad"], ["bad", "bad"], [None, None]]
 
 
 def _labeled(folder: Path, **label: Any) -> LabelJob:

@@ -184,26 +184,93 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
     assert (run.sampling.temperature, run.sampling.n, run.answer.format) == (0.8, 4, "text")
 
 
-def test_requests_that_differ_are_refused_with_two_ways_out(tmp_path: Path) -> None:
-    lines = [line("a"), line("b", temperature=0.7), line("c", temperature=0.7, seed=1)]
+def own_of(tmp_path: Path, shard: str = "in.jsonl.00000.parquet") -> list[Any]:
+    cells = pq.read_table(tmp_path / "out/requests" / shard)["settings"].to_pylist()
+    return [cell and json.loads(cell) for cell in cells]
+
+
+def test_requests_that_differ_keep_their_own_settings(tmp_path: Path) -> None:
+    lines = [
+        line("a", max_tokens=900), line("b", temperature=0.7, max_tokens=900, seed=5),
+        line("c", temperature=0, max_completion_tokens=900, response_format=json_format(FORM)),
+    ]  # fmt: skip
+    run = make_ready(job(tmp_path, *lines))
+    assert run.input.sampling_column == "settings"
+    assert (run.sampling.max_tokens, run.sampling.temperature) == (900, 0.6)
+    assert (run.answer.format, run.answer.json_schema) == ("text", None)
+    assert own_of(tmp_path) == [
+        None, {"temperature": 0.7, "seed": 5}, {"temperature": 0, "json_schema": FORM}
+    ]  # fmt: skip
+    assert make_ready(job(tmp_path, *lines)) == run
+
+
+def test_where_they_do_not_differ_shards_are_as_before(tmp_path: Path) -> None:
+    run = make_ready(job(tmp_path, line("a", seed=2), line("b", seed=2)))
+    assert run.input.sampling_column is None
+    names = pq.read_schema(tmp_path / "out/requests/in.jsonl.00000.parquet").names
+    assert names == ROWS.names
+    assert not (tmp_path / "out/requests/_by_row.yaml").exists()
+
+
+def test_greedy_requests_are_greedy_rows(tmp_path: Path) -> None:
+    run = make_ready(job(tmp_path, line("a", temperature=0), line("b", temperature=0)))
+    assert run.sampling.temperature == 0.6
+    assert own_of(tmp_path) == [{"temperature": 0}] * 2
+
+
+def test_what_the_config_says_is_nobodys_own(tmp_path: Path) -> None:
+    lines = [line("a", temperature=0.1, seed=1), line("b", temperature=0.2)]
+    run = make_ready(job(tmp_path, *lines, sampling={"temperature": 0.8}))
+    assert run.sampling.temperature == 0.8
+    assert own_of(tmp_path) == [{"seed": 1}, None]
+
+
+def test_what_can_not_differ_is_refused_by_name_and_line(tmp_path: Path) -> None:
+    lines = [line("a"), line("b", n=2, temperature=0.7), line("c", model="other")]
     with pytest.raises(ConfigError) as caught:
         make_ready(job(tmp_path, *lines))
     assert str(caught.value).splitlines()[:3] == [
         "the requests differ in settings that a run has one value of:",
-        "  temperature: 0.6 at in.jsonl:1 (which says none), 0.7 at in.jsonl:2",
-        "  seed: 0 at in.jsonl:1 (which says none), 1 at in.jsonl:3",
+        "  n: 1 at in.jsonl:1 (which says none), 2 at in.jsonl:2",
+        "  model: m at in.jsonl:1, other at in.jsonl:3",
     ]
     assert "split the file" in str(caught.value)
-    assert "--set sampling.NAME=VALUE" in str(caught.value)
-    lines = [line("a", response_format=json_format(FORM)), line("b")]
-    with pytest.raises(ConfigError, match=r"json_schema: a JSON schema at in.jsonl:1, none at"):
+    assert not (tmp_path / "out").exists()
+
+
+def test_own_settings_that_no_row_can_have_are_refused_by_line(tmp_path: Path) -> None:
+    lines = [line("a"), line("b", presence_penalty=-1), line("c", top_p=0.5, temperature=3)]
+    with pytest.raises(InputError) as caught:
         make_ready(job(tmp_path, *lines))
+    first, *wrong = str(caught.value).splitlines()
+    assert first == "2 lines of the batch can't be run, so nothing was started:"
+    assert wrong == [
+        "  in.jsonl:2: presence_penalty: Input should be greater than or equal to 0, not -1.0",
+        "  in.jsonl:3: temperature: Input should be less than or equal to 2, not 3.0",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_keeps_what_its_requests_differ_in(tmp_path: Path) -> None:
+    folder = {"input": {"path": str(tmp_path / "in")}}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text(f"{line('a')}\n{line('b', seed=1)}")
+    make_ready(job(tmp_path, **folder))
+    (tmp_path / "in/b.jsonl").write_text(line("c", seed=2))
+    make_ready(job(tmp_path, **folder))
+    assert own_of(tmp_path, "b.jsonl.00000.parquet") == [{"seed": 2}]
+    for changed in ({"sampling": {"seed": 3}}, {}):
+        if not changed:
+            (tmp_path / "in/c.jsonl").write_text(line("d", top_p=0.5))
+        with pytest.raises(OutputError, match="began with requests that have seed of their own"):
+            make_ready(job(tmp_path, **folder, **changed))
+        assert not (tmp_path / "out/requests/c.jsonl.00000.parquet").exists()
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"temperature": 0}, r"sampling.temperature: 0 is greedy (?s:.*)--set sampling.temperature=0.6$"),
+        ({"temperature": 3}, r"(?s:.*)--set sampling.temperature=0.6$"),
         ({"presence_penalty": -1}, r"(?s:.*)--set sampling.presence_penalty=0.0$"),
         ({"response_format": json_format({"type": 3})}, r"not a JSON Schema(?s:.*)--set answer.format=text$"),
     ],
