@@ -184,7 +184,7 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
     assert (run.sampling.temperature, run.sampling.n, run.answer.format) == (0.8, 4, "text")
 
 
-def own_of(tmp_path: Path, shard: str = "in.jsonl.00000.parquet") -> list[Any]:
+def own_of(tmp_path: Path, shard: str = "in.parquet") -> list[Any]:
     cells = pq.read_table(tmp_path / "out/requests" / shard)["settings"].to_pylist()
     return [cell and json.loads(cell) for cell in cells]
 
@@ -207,9 +207,8 @@ def test_requests_that_differ_keep_their_own_settings(tmp_path: Path) -> None:
 def test_where_they_do_not_differ_shards_are_as_before(tmp_path: Path) -> None:
     run = make_ready(job(tmp_path, line("a", seed=2), line("b", seed=2)))
     assert run.input.sampling_column is None
-    names = pq.read_schema(tmp_path / "out/requests/in.jsonl.00000.parquet").names
+    names = pq.read_schema(tmp_path / "out/requests/in.parquet").names
     assert names == ROWS.names
-    assert not (tmp_path / "out/requests/_by_row.yaml").exists()
 
 
 def test_greedy_requests_are_greedy_rows(tmp_path: Path) -> None:
@@ -255,16 +254,18 @@ def test_a_job_keeps_what_its_requests_differ_in(tmp_path: Path) -> None:
     folder = {"input": {"path": str(tmp_path / "in")}}
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text(f"{line('a')}\n{line('b', seed=1)}")
-    make_ready(job(tmp_path, **folder))
+    run = make_ready(job(tmp_path, **folder))
+    found, ledger = find_shards(run.input.path), Ledger(Storage(run.output.path))
+    ledger.record_shards(found.shards, found.schema, run.input.path)  # as the run does
     (tmp_path / "in/b.jsonl").write_text(line("c", seed=2))
     make_ready(job(tmp_path, **folder))
-    assert own_of(tmp_path, "b.jsonl.00000.parquet") == [{"seed": 2}]
+    assert own_of(tmp_path, "b.parquet") == [{"seed": 2}]
     for changed in ({"sampling": {"seed": 3}}, {}):
         if not changed:
             (tmp_path / "in/c.jsonl").write_text(line("d", top_p=0.5))
-        with pytest.raises(OutputError, match="began with requests that have seed of their own"):
+        with pytest.raises(OutputError, match="own settings sampling.seed, and now"):
             make_ready(job(tmp_path, **folder, **changed))
-        assert not (tmp_path / "out/requests/c.jsonl.00000.parquet").exists()
+        assert not (tmp_path / "out/requests/c.parquet").exists()
 
 
 @pytest.mark.parametrize(
