@@ -92,6 +92,11 @@ class InputConfig(Section):
     )
 
     @property
+    def objects(self) -> list[str]:
+        """Columns whose objects count as they are written: the order of keys, and null."""
+        return [name for name in (self.sampling_column, self.tools_column or "tools") if name]
+
+    @property
     def query(self) -> InputQuery:
         """What the run takes of its files."""
         columns = None if self.columns is None else tuple(self.columns)

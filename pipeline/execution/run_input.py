@@ -1,7 +1,8 @@
 """The shards of a run: the files of its input, or what is made of them below its output."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,10 +28,12 @@ from pipeline.output.ledger import Ledger
 from pipeline.planning import NONE_KNOWN, KnownShards
 from pipeline.storage import Storage
 
-FORMATS: dict[str, Callable[[Mapping[str, str]], Format]] = {
-    JSON_FORMAT: JsonFiles, CSV_FORMAT: CsvFiles, ARROW_FORMAT: lambda _: ArrowFiles(),
+FORMATS: dict[str, Callable[[InputConfig], Format]] = {
+    JSON_FORMAT: lambda section: JsonFiles(section.types, section.objects),
+    CSV_FORMAT: lambda section: CsvFiles(section.types),
+    ARROW_FORMAT: lambda _: ArrowFiles(),
     PARQUET_FORMAT: lambda _: Copies(),
-}  # fmt: skip
+}
 TYPED = (JSON_FORMAT, CSV_FORMAT)
 SHOWN_TYPE = 40  # characters
 
@@ -80,11 +83,17 @@ def find_shards_of(
         )
     if not _is_converted(found):
         return find_shards(found, known, section.query)
-    settings = {"types": section.types, "subset": section.subset, "split": section.split}
+    settings: dict[str, Any] = {
+        "types": section.types,
+        "subset": section.subset,
+        "split": section.split,
+    }
     if found.url.startswith(HUB):
         settings["revision"] = pinned_revision(found.url)
+    if found.format == JSON_FORMAT:
+        settings["as text"] = section.objects
     settings = {name: value for name, value in settings.items() if value}
-    format_ = FORMATS[found.format](section.types)
+    format_ = FORMATS[found.format](section)
     schema = convert(found, format_, shards, known.identities, settings)
     made = find_shards(shards.url, known, section.query)
     notes = [*found.notes, *made.notes]

@@ -1,6 +1,7 @@
 """CSV files as Parquet shards: every column is text, unless the user gives its type."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -18,6 +19,10 @@ ROWS_A_TABLE = 4096
 # A field may be a whole document.
 LONGEST_FIELD = 2**31 - 1
 SEPARATORS = ",;\t"
+TABS = re.compile(r"\.tsv(\.\w+)?$", re.IGNORECASE)
+# Excel's own first line, which names the separator.
+NAMED_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$')
+QUOTED = re.compile(r'"[^"]*"')
 
 
 class CsvFiles:
@@ -37,7 +42,7 @@ class CsvFiles:
         names = dict.fromkeys(fixed.names) if fixed is not None else dict[str, None]()
         for info in files:
             with opened(store, info.name) as file:
-                header, _ = _header(_text(file, info.name), info.name)
+                header, _, _ = _header(_text(file, info.name), info.name)
             more = [name for name in header if name not in names]
             if more and fixed is not None:
                 raise InputError(
@@ -58,9 +63,9 @@ class CsvFiles:
     def _tables(self, store: Storage, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
         with opened(store, name) as file:
             text = _text(file, name)
-            header, separator = _header(text, name)
+            header, separator, begun = _header(text, name)
             places, rows = list[str](), list[list[str]]()
-            for where, row in _records(text, name, separator, first=2):
+            for where, row in _records(text, name, separator, first=begun + 1):
                 if len(row) != len(header):
                     raise InputError(
                         f"{where}: has {len(row)} fields, and the header has {len(header)}; put "
@@ -87,20 +92,32 @@ def _text(file: IO[bytes], name: str) -> Iterator[str]:
             ) from None
 
 
-def _header(text: Iterator[str], name: str) -> tuple[list[str], str]:
-    """The columns that the first line of ``text`` names, and what separates the fields."""
-    line = next(text, "")
-    counts = {separator: line.count(separator) for separator in SEPARATORS}
-    separator = max(SEPARATORS, key=lambda each: counts[each])
+def _header(text: Iterator[str], name: str) -> tuple[list[str], str, int]:
+    """The columns that the first line of ``text`` names, what separates the fields, its number."""
+    line, number = next(text, ""), 1
+    told = NAMED_SEPARATOR.match(line)
+    if told:
+        line, number = next(text, ""), 2
+    separator = told[1] if told else _separator(line, name)
     names = next((row for _, row in _records(iter([line]), name, separator)), [])
     if not names:
         raise InputError(f"{name} has no header line with the names of its columns; add one")
-    for number, column in enumerate(names, 1):
+    for place, column in enumerate(names, 1):
         if not column.strip():
-            raise InputError(f"{name}:1: column {number} has no name in the header; give it one")
+            raise InputError(
+                f"{name}:{number}: column {place} has no name in the header; give it one"
+            )
         if names.count(column) > 1:
-            raise InputError(f"{name}:1: two columns are called {column}; rename one")
-    return names, separator
+            raise InputError(f"{name}:{number}: two columns are called {column}; rename one")
+    return names, separator, number
+
+
+def _separator(header: str, name: str) -> str:
+    """What separates the fields: a tab in files named so, else what the header has most of."""
+    if TABS.search(name):
+        return "\t"
+    bare = QUOTED.sub("", header)
+    return max(SEPARATORS, key=bare.count)
 
 
 def _records(

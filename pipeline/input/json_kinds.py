@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 LARGEST_INT, LARGEST_EXACT = 2**63 - 1, 2**53
+MOST_KEYS = 500
 NAMES = {
     bool: "true or false", int: "a whole number", float: "a fraction", str: "text", list: "a list",
     dict: "an object",
@@ -109,6 +110,8 @@ class Kind:
             if kind is None:
                 if is_fixed:
                     raise MisfitError(f"has a key {key}, which no object had so far")
+                if len(self.keys) == MOST_KEYS:
+                    raise MisfitError(f"has more than {MOST_KEYS} keys over all rows")
                 kind = self.keys[key] = Kind()
             try:
                 kind.add(value, is_fixed)

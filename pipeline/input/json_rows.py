@@ -1,7 +1,7 @@
 """JSON lines, and JSON files that hold one list, as Parquet shards."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -22,10 +22,13 @@ class JsonFiles:
     """Files of objects, each of which becomes a row.
 
     ``types``: of columns to which the user gives one, by its name in `json_kinds.TOLD`.
+    ``objects``: columns that become JSON text, if the files have them: in an Arrow column, all
+    objects have the same keys in the same order, and null for those that they lack.
     """
 
-    def __init__(self, types: Mapping[str, str] | None = None) -> None:
-        self._told = dict(types or {})
+    def __init__(self, types: Mapping[str, str] | None = None, objects: Sequence[str] = ()) -> None:
+        self._asked = dict(types or {})
+        self._told = {**dict.fromkeys(objects, "string"), **self._asked}
 
     def types(
         self, store: Storage, files: Iterable[FileInfo], fixed: pa.Schema | None
@@ -38,14 +41,15 @@ class JsonFiles:
             for where, row in rows_with_places(store, info.name):
                 seen.update(row)
                 _learn(kinds, row, where, fixed is not None)
-        if not kinds:
+        there = seen.union(() if fixed is None else fixed.names)
+        if not there:
             raise InputError(f"the JSON files at {store.url} have no rows")
-        if missing := [name for name in self._told if name not in seen and fixed is None]:
+        if missing := [name for name in self._asked if name not in seen and fixed is None]:
             raise InputError(
                 f"input.types names {', '.join(missing)}, but the files have only the keys "
                 f"{', '.join(sorted(seen))}"
             )
-        return pa.schema([(name, _type(name, kind)) for name, kind in kinds.items()])
+        return pa.schema([(n, _type(n, kind)) for n, kind in kinds.items() if n in there])
 
     def write(self, store: Storage, name: str, schema: pa.Schema | None, shard: IO[bytes]) -> None:
         """Write the rows of the file ``name``; see `converted.Format`."""

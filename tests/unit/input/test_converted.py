@@ -55,6 +55,44 @@ def begin(folder: Path, **section: Any) -> None:
     ledger.record_shards(found.shards, found.schema, found.url)
 
 
+def test_objects_of_settings_and_tools_stay_as_each_line_has_them(tmp_path: Path) -> None:
+    first = {
+        "prompt": "a",
+        "own": {"json_schema": {"x": 1, "y": None}},
+        "tools": [{"b": 1, "a": 2}],
+    }
+    second = {"prompt": "b", "own": {"json_schema": {"y": 2, "x": 1}}, "tools": [{"a": 2, "b": 1}]}
+    put(tmp_path, "in/a.jsonl", text([first, second, {"prompt": "c"}]))
+    found = read(tmp_path, sampling_column="own").to_pylist()
+    for row, written in zip(found, (first, second), strict=False):
+        for name in ("own", "tools"):
+            assert json.dumps(json.loads(row[name])) == json.dumps(written[name])
+    assert found[2] == {"prompt": "c", "own": None, "tools": None}
+    put(tmp_path, "plain/a.jsonl", text([{"prompt": "c"}]))
+    assert read(tmp_path, "plain").column_names == ["prompt"]
+
+
+def test_objects_that_are_maps_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    put(tmp_path, "in/a.jsonl", text([{"prompt": "a", "m": {f"k{i}": i}} for i in range(501)]))
+    with pytest.raises(InputError, match=r"a\.jsonl:501: m has more than 500 keys.*\{m: string\}"):
+        read(tmp_path)
+    assert read(tmp_path, types={"m": "string"})["m"][1].as_py() == '{"k1": 1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "prompt\ta, b, c\nhello\tx, y, z\n"),
+        ("a.tsv.gz", gzip.compress(b"prompt\ta, b, c\nhello\tx, y, z\n")),
+        ("a.csv", 'prompt;"a, b, c"\nhello;"x, y, z"\n'),
+        ("b.csv", "sep=;\nprompt;a, b, c\nhello;x, y, z\n"),
+    ],
+)
+def test_fields_are_divided_by_what_divides_them(tmp_path: Path, name: str, content: Any) -> None:
+    put(tmp_path, f"in/{name}", content)
+    assert read(tmp_path).to_pylist() == [{"prompt": "hello", "a, b, c": "x, y, z"}]
+
+
 @pytest.mark.parametrize(
     "ending", ["jsonl", "ndjson", "JSONL.gz", "jsonl.zst", "jsonl.bz2", "json"]
 )

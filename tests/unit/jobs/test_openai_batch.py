@@ -263,7 +263,7 @@ def test_a_job_keeps_what_its_requests_differ_in(tmp_path: Path) -> None:
     for changed in ({"sampling": {"seed": 3}}, {}):
         if not changed:
             (tmp_path / "in/c.jsonl").write_text(line("d", top_p=0.5))
-        with pytest.raises(OutputError, match="own settings sampling.seed, and now"):
+        with pytest.raises(OutputError, match=r"own settings sampling\.seed, and now"):
             make_ready(job(tmp_path, **folder, **changed))
         assert not (tmp_path / "out/requests/c.parquet").exists()
 
