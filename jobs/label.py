@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.job import StageKind, outcome
-from jobs.label_examples import EXAMPLES, Examples
+from jobs.label_examples import EXAMPLES, Examples, Shown
 from jobs.label_export import PLACES, export_review
 from jobs.label_report import Counts, report_lines
 from jobs.label_reviewed import Reviewed
@@ -120,7 +120,7 @@ def _rows_of(job: LabelJob, part: FinishedPart) -> Iterator[tuple[str, Any]]:
 
 def write(job: LabelJob) -> Counts:
     """Write ``labels`` and the review file from the traces, one part at a time."""
-    counts, examples = Counts(), Examples(job)
+    counts, examples, shown = Counts(), Examples(job), Shown(job)
     parts = {part.name: part for part in finished_parts(job.traces)}
     reviewed = Reviewed(job)
     if len(reviewed):
@@ -136,7 +136,7 @@ def write(job: LabelJob) -> Counts:
             start = end
 
     def count(table: pa.Table) -> None:
-        counts.add(table, job)
+        counts.add(table, job, shown)
         examples.add(table)
 
     write_rows(job, list(parts), tables, count)

@@ -15,6 +15,7 @@ from pipeline.schema import plain_rows, plain_values
 
 if TYPE_CHECKING:
     from jobs.label import LabelJob
+    from jobs.label_examples import Shown
 
 # Stands for texts of which somebody says that none of several labels applies.
 NO_LABEL = "(no label applies)"
@@ -35,12 +36,14 @@ class Counts:
         default_factory=lambda: {FROM_GOLD: Counter(), FROM_REVIEW: Counter()}
     )
     rows: int = 0
+    shown: int = 0
     example: dict[str, Any] | None = None
 
-    def add(self, table: pa.Table, job: "LabelJob") -> None:
+    def add(self, table: pa.Table, job: "LabelJob", shown: "Shown") -> None:
         """Count the rows of a labeled table.
 
-        A reviewer's label replaces one of the gold column.
+        A reviewer's label replaces one of the gold column. Rows that the model is ``shown`` as
+        examples are not compared.
         """
         section = job.label
         self.rows += table.num_rows
@@ -57,7 +60,12 @@ class Counts:
             gold = list(map(section.gold_of, plain_values(table[section.gold_column])))
         sure = (confidence == 1 for confidence in table[job.called("confidence")].to_pylist())
         model, reviewed = keys("model_label"), keys("reviewed_label")
-        for right, said, reviewer, all_agree in zip(gold, model, reviewed, sure, strict=True):
+        is_shown = shown.among(plain_rows(table))
+        self.shown += sum(is_shown)
+        rows = zip(gold, model, reviewed, sure, is_shown, strict=True)
+        for right, said, reviewer, all_agree, was_shown in rows:
+            if was_shown:
+                continue
             if right is not None:
                 self.pairs[FROM_GOLD][reviewer or right, said or NONE, all_agree] += 1
             if reviewer is not None:
@@ -78,6 +86,8 @@ def report_lines(counts: Counts, job: "LabelJob") -> Iterator[str]:
     yield from table_lines(["label", "rows", "share"], shares)
     reviews = ", ".join(f"{rows:,} {why}" for why, rows in counts.reviews.most_common())
     yield f"\nto review: {sum(counts.reviews.values()):,} rows ({reviews or 'none'})"
+    if counts.shown:
+        yield f"{counts.shown:,} rows are examples of the prompt, and not compared with people"
     yield from _review_lines(counts, job)
     yield from _gold_lines(counts, job)
 

@@ -15,6 +15,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from jobs.agreement import agreement_lines
 from jobs.label import LabelJob, write
+from jobs.label_examples import Shown
 from jobs.label_report import Counts, report_lines
 from jobs.label_rows import labeled as label_rows
 from jobs.row_job import ROWS
@@ -209,7 +210,7 @@ def test_report_counts_labels_and_reasons() -> None:
     job = _job({"gold_column": "gold"})
     traces = _traces([["good"] * 2, ["good", "bad"], [None]], text=[*"abc"], gold=[None] * 3)
     counts = Counts()
-    counts.add(labeled(job, traces, NAMES), job)
+    counts.add(labeled(job, traces, NAMES), job, Shown(job))
     lines = list(report_lines(counts, job))
     assert lines[0] == "# Labels of 3 rows\n"
     assert "| good | 2 | 66.7% |" in lines
@@ -236,7 +237,9 @@ def test_people_s_labels_are_compared_in_the_form_of_ours(
 def test_people_s_labels_that_are_none_of_ours_are_told() -> None:
     job = _job({"gold_column": "gold"})
     counts = Counts()
-    counts.add(labeled(job, _traces([["good"], ["bad"]], gold=["Good", "bad"]), NAMES), job)
+    counts.add(
+        labeled(job, _traces([["good"], ["bad"]], gold=["Good", "bad"]), NAMES), job, Shown(job)
+    )
     assert list(report_lines(counts, job))[-1] == (
         "\n1 rows have a label in gold that is none of the labels, such as Good"
     )
@@ -263,7 +266,7 @@ def test_labels_of_anybody_stay_text_in_the_report() -> None:
     job = _job({"labels": ["good", EVIL], "gold_column": "gold"})
     traces = _traces([[EVIL], ["good"]], text=["a", "b"], gold=[EVIL, f"{EVIL}?"])
     counts = Counts()
-    counts.add(labeled(job, traces, NAMES), job)
+    counts.add(labeled(job, traces, NAMES), job, Shown(job))
     text = "\n".join(report_lines(counts, job))
     html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     shown = EVIL.replace("\n", "\\n").replace("\x1b", "\\x1b")

@@ -86,12 +86,31 @@ def test_labels_of_people_win_and_their_rows_are_not_reviewed_again(
     assert [row["reviewed_label"] for row in labels] == [None, "bad", None, None]
     assert [row["source_row"] for row in _rows(tmp_path, "review.parquet")] == ["a.parquet:3"]
     [example] = _rows(tmp_path, "examples.parquet")
-    assert example["label"] == '{"label": "bad"}'
-    assert "<text>\nSo-so,\nI think\n</text>\n" in example["prompt"]
+    assert example == {"source_row": "a.parquet:1", "text": TEXTS[1], "answer": '{"label": "bad"}'}
     lines = list(report_lines(counts, job))
     assert "reviewed: 1 rows (0 as the model said, 1 changed)" in lines
     assert any("not the accuracy of all rows" in line for line in lines)
     assert any(line.startswith("| all rows | 1 | 0.0%") for line in lines)
+
+
+def test_reviewed_rows_are_examples_and_then_not_compared(tmp_path: Path) -> None:
+    write(_labeled(tmp_path))
+    path = _review(tmp_path, ".csv", {"a.parquet:1": "bad"})
+    write(_labeled(tmp_path, reviewed=path))
+    (tmp_path / "gold").mkdir()
+    rows = [{"text": text, "gold": "good"} for text in TEXTS]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "gold/a.parquet")
+    job = _job(
+        {"gold_column": "gold"},
+        input={"path": str(tmp_path / "gold")}, output={"path": str(tmp_path / "out2")},
+        sampling={"n": 2}, prompt={"examples": {"path": str(tmp_path / "out/examples.parquet")}},
+    )  # fmt: skip
+    finish(job.run, lambda row, sample: {"parsed": json.dumps({"label": "good"})})
+    counts = write(job)
+    assert (counts.shown, counts.pairs["gold"]) == (1, {("good", "good", True): 3})
+    assert any(
+        line.startswith("1 rows are examples of the prompt") for line in report_lines(counts, job)
+    )
 
 
 def test_a_reviewer_replaces_the_gold_label_of_a_row(tmp_path: Path) -> None:

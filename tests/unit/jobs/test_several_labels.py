@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_score
 
 from jobs.label import LabelJob
+from jobs.label_examples import Shown
 from jobs.label_metrics import by_label_lines, by_level_lines
 from jobs.label_report import Counts, report_lines
 from jobs.label_rows import ballots
@@ -72,7 +73,7 @@ def test_each_label_has_its_own_vote(
 
 def _counted(job: LabelJob, table: pa.Table) -> Counts:
     counts = Counts()
-    counts.add(labeled(job, table, NAMES), job)
+    counts.add(labeled(job, table, NAMES), job, Shown(job))
     return counts
 
 
