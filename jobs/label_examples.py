@@ -30,7 +30,8 @@ def _turn(row: Mapping[str, Any], job: "LabelJob") -> str | None:
         [message] = row_messages(row, columns, None, run.suffix_text)
     except InvalidPromptError:
         return None
-    return message["content"]
+    content: str | None = message["content"]
+    return content
 
 
 class Shown:

@@ -2,13 +2,15 @@
 
     python -m infra.nano.early                          # all, a minute or two for each kind
     python -m infra.nano.early --settings off 2:64      # some: K:DISTANCE, or off
+    python -m infra.nano.early --compare 2:64           # each trace with itself, some five minutes
 
 Unseen prompts of three kinds: letter counts and sums (a number in the box), choices (a letter), and
 messages to label (`jobs.label`). For each setting, K probes in a row that agree at least DISTANCE
 tokens apart, the tables show what was generated for a trace, thinking, answer, given-up thinking
 and probes together; how many answers are right; and what the run's own control group says. The
 last table shows what probes cost the engine: how much of their prompts was in the prefix cache, and
-tokens/s.
+tokens/s. With ``--compare`` all rows are in the control group, and the table counts the answers
+that closing early would have made wrong or right.
 """
 
 import argparse
@@ -46,6 +48,7 @@ OFF = "off"
 SETTINGS = (OFF, "2:64", "3:64", "4:64", "2:128", "3:128", "4:128", "2:every 64")
 ROWS = {"numbers": 260, "choices": 120, "labels": 150}
 CONTROL_SHARE = 0.1
+COMPARED_ROWS = 400  # of each kind, with --compare
 SPENT = ("think_tokens", "answer_tokens", "wasted_tokens", "probe_tokens")
 # Where the engine notes the prompts of probes, for the last table.
 NOTES = "QWQ_NANO_PROBES"
@@ -114,8 +117,8 @@ class Outcome:
         return sum(compared), len(compared)
 
 
-def _answer(trace: Mapping[str, Any]) -> str | None:
-    parsed = trace["parsed"]
+def _answer(trace: Mapping[str, Any], column: str = "parsed") -> str | None:
+    parsed = trace[column]
     if parsed is None or not parsed.startswith("{"):
         return parsed  # type: ignore[no-any-return]
     label: str = json.loads(parsed)["label"]
@@ -139,7 +142,7 @@ def prompts(kind: str, rows: int) -> list[dict[str, Any]]:
     return [{"prompt": task.prompt, "expected": task.expected} for task in tasks]
 
 
-def early_answer(setting: str) -> dict[str, Any] | None:
+def early_answer(setting: str, control_share: float) -> dict[str, Any] | None:
     """The section of a setting such as ``2:64``, or ``2:every 64`` for probes without signs."""
     if setting == OFF:
         return None
@@ -147,18 +150,19 @@ def early_answer(setting: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {"agree": int(agree), "every_tokens": int(distance.split()[-1])}
     if distance.startswith("every"):
         found["signs"] = []
-    return {**found, "control_share": CONTROL_SHARE}
+    return {**found, "control_share": control_share}
 
 
-def measure(kind: str, setting: str, model: str, folder: Path) -> Outcome:
-    """Run the prompts of ``kind`` with ``setting``."""
+def measure(kind: str, setting: str, model: str, folder: Path, compares: bool = False) -> Outcome:
+    """Run the prompts of ``kind`` with ``setting``; all in the control group if it ``compares``."""
+    rows, share = (COMPARED_ROWS, 1.0) if compares else (ROWS[kind], CONTROL_SHARE)
     source, out, notes = folder / "in" / kind, folder / "out", folder / "probes.jsonl"
     source.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(prompts(kind, ROWS[kind])), source / "unseen.parquet")
+    pq.write_table(pa.Table.from_pylist(prompts(kind, rows)), source / "unseen.parquet")
     os.environ[NOTES] = str(notes)
     common = {
         "input.path": str(source), "output.path": str(out), "model.path": model,
-        "thinking": {"early_answer": early_answer(setting)},
+        "thinking": {"early_answer": early_answer(setting, share)},
         "engine": {
             "kind": "infra.nano.early:COUNTING", "device": "cpu",
             "vllm": {
@@ -172,8 +176,8 @@ def measure(kind: str, setting: str, model: str, folder: Path) -> Outcome:
     spent = sum(f.tokens["spent"] for f in figures)
     seconds = sum(f.seconds - (f.ready_seconds or 0) for f in figures)
     lines = notes.read_text().splitlines() if notes.exists() else []
-    rows = pq.read_table(traces).to_pylist()
-    return Outcome(rows, [tuple(json.loads(line)) for line in lines], spent / seconds)
+    made = pq.read_table(traces).to_pylist()
+    return Outcome(made, [tuple(json.loads(line)) for line in lines], spent / seconds)
 
 
 def _generate(kind: str, settings: dict[str, Any]) -> Path:
@@ -234,6 +238,18 @@ def cost_lines(everything: Mapping[str, Outcome]) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
+def compare(kind: str, setting: str, model: str) -> list[str]:
+    """A line of the table of early and full answers of the same traces."""
+    with TemporaryDirectory() as folder:
+        traces = measure(kind, setting, model, Path(folder), compares=True).traces
+    both = [
+        (_answer(t, "early_answer") == t["expected"], _answer(t) == t["expected"])
+        for t in traces if t["early_answer"] is not None and t["expected"] is not None
+    ]  # fmt: skip
+    wrong, right = both.count((False, True)), both.count((True, False))
+    return [kind, f"{len(traces):,}", f"{len(both):,}", f"{wrong:,}", f"{right:,}"]
+
+
 def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description="Early answers of qwq-nano on vLLM.")
@@ -241,7 +257,13 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--model", default="qwq-nano", help="a checkpoint like it")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--compare", metavar="K:DISTANCE", help="in place of all settings")
     args = parser.parse_args()
+    if args.compare:
+        head = ["prompts", "rows", "with an early answer", "made wrong", "made right"]
+        lines = [compare(kind, args.compare, args.model) for kind in args.kinds]
+        print(markdown(head, lines))
+        return
     found: dict[str, dict[str, Outcome]] = {kind: {} for kind in args.kinds}
     for kind in args.kinds:
         for setting in args.settings:

@@ -140,7 +140,7 @@ class FirstTokens:
         ids = [*prompt.token_ids, *self._ids(f"{trace['think']}{self._closing}{OPENING}")]
         with torch.inference_mode():
             scores = self._model(torch.tensor([ids])).logits[0, -1, self._first]
-        return scores.softmax(0).numpy()
+        return scores.float().softmax(0).numpy()
 
     def _ids(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
