@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -90,7 +91,7 @@ def send(url: str, report: dict[str, Any], seconds: float) -> None:
         except HTTPError as error:
             reason = f"status {error.code}"
             error.close()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = type(error).__name__
         if time.monotonic() + wait >= deadline:
             host = urlsplit(url).hostname
