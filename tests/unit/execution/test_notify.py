@@ -23,11 +23,12 @@ SECRET = "T0PSECRET"
 
 
 class Receiver(HTTPServer):
-    """Takes reports; ``refusals``: how many it answers with 503 first.
+    """Takes reports; ``refusals``: how many it answers with ``refusal`` first.
 
     ``garbage``: what it answers in place of a status line.
     """
 
+    refusal = 503
     garbage: bytes | None = None
 
     def __init__(self) -> None:
@@ -51,7 +52,13 @@ class _Handler(BaseHTTPRequestHandler):
         taken = self.server.tries > self.server.refusals
         if taken:
             self.server.reports.append(body)
-        self.send_response(204 if taken else 503)
+        self.send_response(204 if taken else self.server.refusal)
+        if not taken and self.server.refusal < 400:
+            self.send_header("Location", self.server.url)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
@@ -139,6 +146,17 @@ def test_answer_that_is_no_http_is_a_warning_and_the_runs_own_error_goes_on(
     assert "notify.url on 127.0.0.1 has not taken the report (BadStatusLine)" in caplog.text
     notify.send(f"http://bot:{SECRET}@127.0.0.1/hook", {}, 1)
     assert "(InvalidURL)" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_does_not_lose_the_report_in_silence(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    receiver.refusal, receiver.refusals = status, 1000
+    notify.send(receiver.url, {}, 1)
+    assert receiver.tries == 1
+    assert f"notify.url on 127.0.0.1 has not taken the report (status {status})" in caplog.text
     assert SECRET not in caplog.text
 
 
