@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from jobs.preferences import Candidate, Pair
 from pipeline.execution.prepare import PreparedRun
-from pipeline.prompts.messages import SHAREGPT, row_messages, row_tools
+from pipeline.execution.row_prompts import RowPrompts
+from pipeline.prompts.messages import SHAREGPT, row_tools
 from pipeline.reasoning.think_format import THINK_TAGS
 
 VARIANTS = ("thinking", "answers")
@@ -100,9 +101,8 @@ def rl_prompt(row: Mapping[str, Any], run: PreparedRun, split: str, index: int) 
 
 
 def _given(row: Mapping[str, Any], run: PreparedRun) -> list[dict[str, Any]]:
-    """The turns that the model was given."""
-    prompt = run.config.prompt
-    messages = row_messages(row, run.columns, prompt.system, run.config.suffix_text)
+    """The turns that the model was given, with the suffix of the row's own schema if it has one."""
+    messages = RowPrompts(run.config, run.columns).messages(row)
     return [*map(_with_openai_calls, messages)]
 
 

@@ -2,7 +2,8 @@
 
     qwq-batch export OUTPUT traces.jsonl.zst
 
-``OUTPUT`` is a run's, or any folder of Parquet files, such as the samples or labels of a job.
+``OUTPUT`` is a run's, or any folder of Parquet files, such as the samples or labels of a job. A
+job's own folder is refused: it has several tables.
 """
 
 import base64
@@ -18,6 +19,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.job import TRACES
 from pipeline.errors import ConfigError, OutputError
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import damage_named
@@ -26,6 +28,7 @@ from pipeline.schema import plain_rows
 from pipeline.storage import Storage
 
 BATCH_ROWS = 1024
+SHOWN = 8  # folders in a message
 _NAME = re.compile(r"\.(jsonl|ndjson)(\.(?P<codec>gz|zst))?$", re.IGNORECASE)
 _CODECS = {"gz": "gzip", "zst": "zstd"}
 
@@ -35,7 +38,8 @@ def export(output: str, target: str) -> int:
 
     ``target``: a path or URL that ends in ``.jsonl``, ``.jsonl.gz`` or ``.jsonl.zst``; the file
     appears when it is complete. Times are ISO text, bytes are base64, NaN and infinities are null.
-    Raises `OutputError` if there is nothing to export, `ConfigError` for another ending.
+    Raises `OutputError` if there is nothing to export, or ``output`` is a job's, which has several
+    tables; `ConfigError` for another ending.
     """
     if not (ending := _NAME.search(target)):
         raise ConfigError(f"{target} must end in .jsonl, .jsonl.gz or .jsonl.zst")
@@ -79,9 +83,22 @@ def _files(output: str) -> tuple[Storage, list[str]]:
     else:
         visible = (info.name for info in store.files() if not _is_hidden(info.name))
         names = sorted(name for name in visible if name.endswith(PARQUET))
+        _refuse_several_tables(output, names)
     if not names:
         raise OutputError(f"{output} has no finished part and no Parquet file; export it later")
     return store, names
+
+
+def _refuse_several_tables(output: str, names: list[str]) -> None:
+    """Raise `OutputError` if ``names``, the Parquet files of ``output``, are those of a job."""
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    is_mixed = bool(folders) and any("/" not in name for name in names)
+    if is_mixed or TRACES in folders:
+        choice = ", ".join(f"{output.rstrip('/')}/{folder}" for folder in folders[:SHOWN])
+        raise OutputError(
+            f"{output} is no single table, but looks like the output of a job; export a folder of "
+            f"it: {choice}"
+        )
 
 
 def _is_hidden(name: str) -> bool:

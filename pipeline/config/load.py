@@ -155,7 +155,7 @@ def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
         return f"{path}: {did_you_mean(str(name), _accepted(kind, tuple(section)), 'key')}"
     if error["type"] == "missing":
         return f"{path}: is required"
-    if error["type"] == "credentials":  # which are not repeated
+    if error["type"] == "credentials" or error["loc"][:1] == ("notify",):  # are not repeated
         return f"{path}: {error['msg']}"
     if error["type"] == "string_type":
         return f"{path}: must be text (in YAML, put quotes around it), got {error['input']!r}"

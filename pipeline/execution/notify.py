@@ -8,10 +8,11 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import LimitReachedError, QwqBatchError, StoppedError
@@ -77,20 +78,28 @@ def _ended(failure: BaseException | None) -> str:
     return "complete" if failure is None else next(found, "failed")
 
 
+class _NoRedirects(HTTPRedirectHandler):
+    """Redirects are errors with their status: followed, the POST would become a GET of nothing."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: not followed."""
+
+
 def send(url: str, report: dict[str, Any], seconds: float) -> None:
     """POST ``report`` until it is taken, for ``seconds`` at most; a warning if it never is."""
     deadline, wait = time.monotonic() + seconds, FIRST_WAIT_SECONDS
     data = json.dumps(report).encode()
     headers = {"Content-Type": "application/json", "User-Agent": "qwq-batch"}
+    opener = build_opener(_NoRedirects)
     while True:
         request = Request(url, data, headers)  # noqa: S310 (http and https only, see NotifyConfig)
         try:
-            with urlopen(request, timeout=max(0.1, deadline - time.monotonic())):  # noqa: S310
+            with opener.open(request, timeout=max(0.1, deadline - time.monotonic())):
                 return
         except HTTPError as error:
             reason = f"status {error.code}"
             error.close()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = type(error).__name__
         if time.monotonic() + wait >= deadline:
             host = urlsplit(url).hostname

@@ -23,7 +23,13 @@ SECRET = "T0PSECRET"
 
 
 class Receiver(HTTPServer):
-    """Takes reports; ``refusals``: how many it answers with 503 first."""
+    """Takes reports; ``refusals``: how many it answers with ``refusal`` first.
+
+    ``garbage``: what it answers in place of a status line.
+    """
+
+    refusal = 503
+    garbage: bytes | None = None
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -40,10 +46,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.tries += 1
+        if self.server.garbage is not None:
+            self.wfile.write(self.server.garbage)
+            return
         taken = self.server.tries > self.server.refusals
         if taken:
             self.server.reports.append(body)
-        self.send_response(204 if taken else 503)
+        self.send_response(204 if taken else self.server.refusal)
+        if not taken and self.server.refusal < 400:
+            self.send_header("Location", self.server.url)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
@@ -116,6 +131,53 @@ def test_report_that_nobody_takes_is_a_warning_without_the_url(
     assert 2 <= receiver.tries <= 4
     assert "notify.url on 127.0.0.1 has not taken the report (status 503)" in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_answer_that_is_no_http_is_a_warning_and_the_runs_own_error_goes_on(
+    config: RunConfig,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notify, "NOTIFY_SECONDS", 1)
+    receiver.garbage = f"{SECRET} is no status line\r\n\r\n".encode()
+    with pytest.raises(InputError), notified(config):
+        raise InputError("a shard has changed")
+    assert "notify.url on 127.0.0.1 has not taken the report (BadStatusLine)" in caplog.text
+    notify.send(f"http://bot:{SECRET}@127.0.0.1/hook", {}, 1)
+    assert "(InvalidURL)" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_does_not_lose_the_report_in_silence(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    receiver.refusal, receiver.refusals = status, 1000
+    notify.send(receiver.url, {}, 1)
+    assert receiver.tries == 1
+    assert f"notify.url on 127.0.0.1 has not taken the report (status {status})" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (f"https://bot:{SECRET}@example.org/hook", "has a user or password before its host"),
+        (f"https://{SECRET}@example.org/hook", "has a user or password before its host"),
+        (f"https://example.org/{SECRET} x", "has white space or control characters"),
+        (f"https://example.org/{SECRET}\n", "has white space or control characters"),
+        (f"https://example.org:{SECRET}/hook", "a port is a number"),
+        (f"https://example.org:99999/{SECRET}", "a port is a number"),
+        (f"https://[{SECRET}/hook", "its host or port can't be read"),
+    ],
+)
+def test_url_to_which_nothing_can_be_sent_is_refused_and_not_repeated(
+    make_config: MakeConfig, url: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"notify\.url: .*{reason}") as caught:
+        make_config(notify={"url": url})
+    assert SECRET not in str(caught.value)
 
 
 def test_url_is_never_shown(config: RunConfig, make_config: MakeConfig) -> None:

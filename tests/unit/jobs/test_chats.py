@@ -17,6 +17,7 @@ from jobs.own_files import OwnFiles
 from jobs.samples import Checks, Samples
 from pipeline.errors import OutputError
 from pipeline.execution.prepare import PreparedRun, prepare
+from pipeline.execution.row_prompts import RowPrompts
 from pipeline.prompts.columns import PromptColumns
 from pipeline.storage import Storage
 from tests.conftest import MakeConfig, write_shards
@@ -130,7 +131,25 @@ def test_nothing_accepted_makes_no_file(tmp_path: Path, make_config: MakeConfig)
     assert Storage(str(tmp_path / "job/export")).files() == []
 
 
-def test_calls_and_tools_are_written_as_openai_does(tmp_path: Path) -> None:
+def test_prompt_of_a_row_has_the_suffix_that_the_model_got(make_config: MakeConfig) -> None:
+    """Of a row with a schema of its own, that schema."""
+    config = make_config(
+        input={"sampling_column": "own"},
+        answer={"format": "json", "json_schema": {"type": "object"}},
+        prompt={"suffix": "json"},
+    )
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    row: dict[str, Any] = {"prompt": "q", "think": "t", "answer": "{}", "sample_id": "s:0:0"}
+    columns, arrow = PromptColumns("prompt"), pa.schema([("prompt", pa.string())])
+    run = cast("PreparedRun", SimpleNamespace(config=config, columns=columns, prompts=arrow))
+    for own, asked in [({"json_schema": schema}, '"a":{"type":"integer"}'), (None, "object")]:
+        row["own"] = None if own is None else json.dumps(own)
+        chat = conversation(row, {"think": "think", "answer": "answer"}, run, with_thinking=False)
+        assert chat["messages"][:-1] == RowPrompts(config, columns).messages(row)
+        assert asked in chat["messages"][0]["content"]
+
+
+def test_calls_and_tools_are_written_as_openai_does(make_config: MakeConfig) -> None:
     """Also where the name and arguments of a call stand without ``function`` around them."""
     calls = [{"id": "1", "name": "f", "arguments": {"größe": 1}}]
     row = {
@@ -146,9 +165,7 @@ def test_calls_and_tools_are_written_as_openai_does(tmp_path: Path) -> None:
     run = cast(
         "PreparedRun",
         SimpleNamespace(
-            config=SimpleNamespace(prompt=SimpleNamespace(system=None), suffix_text=None),
-            columns=columns,
-            prompts=pa.Table.from_pylist([row]).schema,
+            config=make_config(), columns=columns, prompts=pa.Table.from_pylist([row]).schema
         ),
     )
     names = {"think": "think", "answer": "answer"}

@@ -54,6 +54,35 @@ def test_values_that_json_lacks_have_one_form(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["labels/a.parquet", "review.parquet", "traces/a.parquet"], "{0}/labels, {0}/traces"),
+        (["labels/a.parquet", "review.parquet"], "{0}/labels"),
+        (["samples/a.parquet", "traces/a.parquet"], "{0}/samples, {0}/traces"),
+    ],
+)
+def test_tables_of_a_job_are_not_mixed_in_one_file(
+    tmp_path: Path, names: list[str], advice: str
+) -> None:
+    job = tmp_path / "job"
+    for name in names:
+        (job / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({name: [1]}), job / name)
+    with pytest.raises(OutputError, match="looks like the output of a job") as caught:
+        export(f"{job}/", str(tmp_path / "a.jsonl"))
+    assert caught.value.message.endswith(f": {advice.format(job)}")
+    assert not (tmp_path / "a.jsonl").exists()
+    assert export(f"{job}/{names[0].partition('/')[0]}", str(tmp_path / "a.jsonl")) == 1
+
+
+def test_folders_of_one_table_are_exported(tmp_path: Path) -> None:
+    for lang in ("de", "en"):
+        (tmp_path / f"in/lang={lang}").mkdir(parents=True)
+        pq.write_table(pa.table({"text": [lang]}), tmp_path / f"in/lang={lang}/a.parquet")
+    assert export(str(tmp_path / "in"), str(tmp_path / "a.jsonl")) == 2
+
+
 def test_command_writes_to_any_store_and_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
