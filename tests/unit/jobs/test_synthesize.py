@@ -17,9 +17,11 @@ from markdown_it import MarkdownIt
 from jobs.accept import AcceptanceRules, SampleCounts, rejection, selection
 from jobs.card import RULES, UNKNOWN, Provenance, card, dataset_info
 from jobs.chats import chat_schema, conversation, model_turn
+from jobs.contamination import Benchmarks
 from jobs.export import Exported
 from jobs.near_duplicates import NearDuplicates
 from jobs.seeds import PromptShards, combinations, expanded
+from jobs.synthesize import _prompt_shards
 from jobs.synthesize_config import Synthesis
 from pipeline.answers.boxed import Boxed
 from pipeline.config.input import InputConfig
@@ -365,6 +367,36 @@ def test_config_without_a_sensible_meaning_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         config(synthesize, prompt={"template": template})
+
+
+QUESTION = (
+    "How many of the 31 sheep that Ada sold in June were black when 7 of the others were white?"
+)
+TURNS = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "24"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "section"),
+    [
+        (
+            {"instruction": "Answer.", "input": QUESTION},
+            {"prompt_column": "instruction", "context_column": "input"},
+        ),
+        ({"messages": TURNS}, {"final_answer": "drop"}),
+    ],
+)
+def test_benchmark_questions_are_looked_for_in_what_the_model_is_given(
+    tmp_path: Path, row: dict[str, Any], section: dict[str, Any]
+) -> None:
+    other = json.loads(json.dumps(row).replace(QUESTION, "What is 2 + 2?"))
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist([row, other]), tmp_path / "in/a.parquet")
+    job = config(
+        {}, input={"path": str(tmp_path / "in"), **section}, output={"path": str(tmp_path / "out")}
+    )
+    prompts = _prompt_shards(job, Benchmarks([("aime:3", QUESTION)]), False)
+    assert prompts.contaminated == ["aime:3"]
+    assert pq.read_table(prompts.folder).to_pylist() == [other]
 
 
 def test_settings_stay_text_in_the_card() -> None:
