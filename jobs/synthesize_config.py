@@ -226,5 +226,6 @@ class Synthesis(Job):
         """The run that generates the samples."""
         if not self.makes_prompts:
             return self.as_run()
-        taken = dict.fromkeys(("columns", "where"))  # of the seeds, not once more
-        return self.as_run(input={"path": self.below(PROMPTS), **taken})
+        # What says how the seeds are read, and which, does not hold for the prompts once more.
+        taken = dict.fromkeys(("files", "subset", "split", "columns", "where"))
+        return self.as_run(input={"path": self.below(PROMPTS), "types": {}, **taken})
