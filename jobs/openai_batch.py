@@ -129,7 +129,10 @@ def make_ready(job: Job) -> RunConfig:
     refuse_output_in_input(job, Storage(job.output.path))
     own = files_of(job)
     own.refuse_others()
-    found = list_input(job.input.path)
+    for name in ("types", "subset", "split"):
+        if getattr(job.input, name):
+            raise ConfigError(f"input.{name} says nothing about batch files; leave it out")
+    found = list_input(job.input.path, job.input.files)
     if found.format != JSON_FORMAT:
         raise InputError(
             f"input.path {job.input.path}: no JSON lines there; the names of such "
@@ -139,7 +142,9 @@ def make_ready(job: Job) -> RunConfig:
         console.warn(note)
     batch = read_batch(found.store, found.files, default_settings(job))
     shards = Storage(job.below(REQUESTS))
-    columns = {"path": shards.url, "messages_column": "messages", "tools_column": "tools"}
+    columns: dict[str, str | None] = {
+        "path": shards.url, "files": None, "messages_column": "messages", "tools_column": "tools",
+    }  # fmt: skip
     settings = batch.settings
     if batch.by_row:
         columns["sampling_column"] = OWN

@@ -16,15 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.synthesize_config import PROMPTS
 from pipeline import console
 from pipeline.config.input import InputConfig
 from pipeline.errors import InputError, OutputError
+from pipeline.execution.run_input import find_shards_of, list_files
 from pipeline.input.rows import read_rows
-from pipeline.input.shards import find_shards
+from pipeline.output.layout import INPUT_SHARDS
 from pipeline.planning import Part, Range, split_parts
 from pipeline.schema import SOURCE_ROW, UNREADABLE_COLUMN
 from pipeline.storage import Storage, map_in_threads
 
+# Settings of the input, beside those of its query, that decide what its files say.
+READING = ("types", "subset", "split")
 # Key of the footer, and in its JSON the key of the seeds' identity.
 FOOTER_KEY, SEEDS, CONTAMINATED = b"qwq-batch.seeds", "seeds", "contaminated"
 # Of each prompt of a table: the benchmark question that it has, None for most.
@@ -69,21 +73,24 @@ def _without(prompts: pa.Table, left_out: Iterable[tuple[int, str]]) -> pa.Table
 class PromptShards:
     """The prompt shards of a job, in the order of the seeds.
 
-    ``seeds``: the job's section `input`. ``folder``: URL of the shards. ``rows``: most prompts in
+    ``seeds``: the job's section `input`. ``output``: URL of the job's folder, with the shards in
+    `PROMPTS`, and seeds that are not Parquet as such in `INPUT_SHARDS`. ``rows``: most prompts in
     one shard, which still holds all combinations of a seed. ``find``: what is left out. Raises
     `InputError` if there are no seeds, if they have a column of ``values``, or if a run wrote them.
-    Raises `OutputError` if ``folder`` has shards made from other seeds or values.
+    Raises `OutputError` if there are shards made from other seeds or values.
     """
 
     def __init__(
         self,
         seeds: InputConfig,
-        folder: str,
+        output: str,
         values: Values,
         rows: int,
         find: FindContamination = lambda prompts: [None] * len(prompts),
     ) -> None:
-        found = find_shards(seeds.path, query=seeds.query)
+        self._store = Storage(f"{output.rstrip('/')}/{PROMPTS}")
+        made = Storage(f"{output.rstrip('/')}/{INPUT_SHARDS}")
+        found = find_shards_of(list_files(seeds, made, not self._written()), seeds, made)
         if found.stage:
             raise InputError(
                 f"input.path {seeds.path} is the output of a run; synthesize.expand, accepted and "
@@ -98,15 +105,14 @@ class PromptShards:
                 f"synthesize.expand has {', '.join(taken)}, and the input has a column of that "
                 "name; rename the one in expand"
             )
-        self._seeds, self._values, self._rows, self._find = seeds.path, values, rows, find
-        self._query, self._contaminated = seeds.query, dict[str, list[tuple[int, str]]]()
+        self._seeds, self._values, self._rows, self._find = seeds, values, rows, find
+        self._url, self._contaminated = found.url, dict[str, list[tuple[int, str]]]()
         self._prompts_per_seed = len(combinations(values))
-        self._store = Storage(folder)
         parts = split_parts(found.shards, max(1, rows // self._prompts_per_seed))
         self._parts = sorted((part for part in parts if part.rows), key=lambda part: part.name)
         if not self._parts:
             condition = " for which input.where holds" if seeds.where else ""
-            raise InputError(f"input.path {seeds.path}: the Parquet files have no rows{condition}")
+            raise InputError(f"input.path {seeds.path}: the files have no rows{condition}")
         self._check_existing()
 
     @property
@@ -158,7 +164,7 @@ class PromptShards:
     def _prompts(self, seeds: pa.Table) -> pa.Table:
         """Those of ``seeds``."""
         prompts = expanded(seeds, self._values)
-        if not self._query.selects_rows:
+        if not self._seeds.query.selects_rows:
             return prompts
         return _with_combinations(prompts, self._prompts_per_seed)
 
@@ -170,7 +176,7 @@ class PromptShards:
         for _, shard_parts in groupby(parts, key=lambda part: part.shard):
             todo = list(shard_parts)
             row, read_ahead = todo[0].start, self._schema.empty_table()
-            for table in read_rows(self._seeds, Range(todo[0], row, todo[-1].stop), self._schema):
+            for table in read_rows(self._url, Range(todo[0], row, todo[-1].stop), self._schema):
                 if errors := table[UNREADABLE_COLUMN].drop_null():
                     raise InputError(f"{errors[0]}; put a sound copy of the file in its place")
                 read_ahead = pa.concat_tables([read_ahead, table.drop_columns(UNREADABLE_COLUMN)])
@@ -182,8 +188,9 @@ class PromptShards:
     def _origin(self, part: Part) -> dict[str, Any]:
         """What the shard of ``part`` is made from, as its footer records it."""
         return {
-            "input.path": Storage(self._seeds).location,
-            **self._query.settings,
+            "input.path": Storage(self._seeds.path).location,
+            **self._seeds.query.settings,
+            **{f"input.{name}": value for name in READING if (value := getattr(self._seeds, name))},
             "output.rows_per_part": self._rows,
             "synthesize.expand": [[name, list(values)] for name, values in self._values.items()],
             SEEDS: {"name": part.shard.name, **part.shard.identity},
@@ -217,8 +224,8 @@ class PromptShards:
                     self._refuse([f"  {part.shard.name} has other rows"])
         if foreign := written - {part.name for part in self._parts}:
             raise OutputError(
-                f"{self.folder} has {min(foreign)}, which no seeds in {self._seeds} make; put the "
-                "seeds back, or choose another output.path"
+                f"{self.folder} has {min(foreign)}, which no seeds in {self._seeds.path} make; put "
+                "the seeds back, or choose another output.path"
             )
 
     def _recorded_origin(self, part: Part) -> dict[str, Any]:

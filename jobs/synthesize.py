@@ -31,7 +31,7 @@ from jobs.push import push_and_report
 from jobs.samples import FOLDER as SAMPLES_FOLDER
 from jobs.samples import Checks, Samples
 from jobs.seeds import PromptShards
-from jobs.synthesize_config import NEED_PROMPTS, PROMPTS, Synthesis
+from jobs.synthesize_config import NEED_PROMPTS, Synthesis
 from jobs.synthesize_report import report_lines
 from jobs.verifiers import load_verifier
 from pipeline import console
@@ -130,7 +130,7 @@ def _prompt_shards(
         return [benchmarks.find(prompt_text(row, columns)) for row in rows]
 
     rows_per_part = config.output.rows_per_part
-    shards = PromptShards(config.input, config.below(PROMPTS), section.expand, rows_per_part, find)
+    shards = PromptShards(config.input, config.output.path, section.expand, rows_per_part, find)
     if section.accepted is not None and section.accepted > shards.rows * n:
         raise ConfigError(
             f"synthesize.accepted is {section.accepted:,}, but {shards.rows:,} prompts with "

@@ -16,7 +16,6 @@ from pipeline.answers.formats import parsed_formats
 from pipeline.config.section import Section
 from pipeline.errors import ConfigError, OutputError
 from pipeline.output.ledger import Ledger
-from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.template import columns_of
 from pipeline.storage import Storage
 
@@ -227,13 +226,6 @@ class Synthesis(Job):
         """The run that generates the samples."""
         if not self.makes_prompts:
             return self.as_run()
-        taken = dict.fromkeys(("columns", "where"))  # of the seeds, not once more
-        return self.as_run(input={"path": self.below(PROMPTS), **taken})
-
-    @property
-    def prompt_columns(self) -> PromptColumns:
-        """The columns that the configuration names."""
-        named = self.input
-        return PromptColumns(
-            named.prompt_column, named.messages_column, named.tools_column, self.prompt.template
-        )
+        # What says how the seeds are read, and which, does not hold for the prompts once more.
+        taken = dict.fromkeys(("files", "subset", "split", "columns", "where"))
+        return self.as_run(input={"path": self.below(PROMPTS), "types": {}, **taken})

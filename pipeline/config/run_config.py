@@ -21,6 +21,7 @@ from pipeline.config.sections import (
     PromptConfig,
     RayConfig,
 )
+from pipeline.prompts.columns import PromptColumns
 from pipeline.prompts.template import with_columns_renamed
 from pipeline.reasoning.policy import ThinkingPolicy
 from pipeline.reasoning.sampling import PRESETS, SamplingPolicy, warnings
@@ -88,6 +89,15 @@ class RunConfig(Section):
             "answer": self.answer.model_copy(update={"reference_column": reference}),
         }
         return self.model_copy(update=changes)
+
+    @property
+    def prompt_columns(self) -> PromptColumns:
+        """The columns of a prompt, as far as the configuration names them."""
+        section = self.input
+        return PromptColumns(
+            section.prompt_column, section.messages_column, section.tools_column,
+            self.prompt.template, section.context_column, section.final_answer,
+        )  # fmt: skip
 
     @property
     def trace_fields(self) -> list[pa.Field]:

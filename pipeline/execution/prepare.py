@@ -293,12 +293,8 @@ def check_columns(config: RunConfig, found: Input) -> PromptColumns:
     """The columns that make a prompt; raises `InputError` if the input lacks a named column."""
     prompts = found.schema
     section, reference = config.input, config.answer.reference_column
-    named = PromptColumns(
-        section.prompt_column, section.messages_column, section.tools_column,
-        config.prompt.template, section.context_column, section.final_answer,
-    )  # fmt: skip
     try:
-        columns = prompt_columns(prompts, named)
+        columns = prompt_columns(prompts, config.prompt_columns)
         if reference is not None and reference not in prompts.names:
             raise InputError(
                 f"answer.reference_column is {reference}, but the input has only the columns "

@@ -47,14 +47,17 @@ def find_input(config: RunConfig) -> Input:
     ledger = Ledger(Storage(config.output.path))
     known, is_new = ledger.known_shards(), ledger.manifest() is None
     shards = Storage(f"{config.output.path.rstrip('/')}/{INPUT_SHARDS}")
-    found = _listed(config.input, shards, is_new)
+    found = list_files(config.input, shards, is_new)
     if is_new and _is_converted(found):
         ledger.refuse_other_files()
     return find_shards_of(found, config.input, shards, known)
 
 
-def _listed(section: InputConfig, shards: Storage, is_new: bool) -> InputFiles:
-    """The files of the input; of the hub, those of the revision with which the run began."""
+def list_files(section: InputConfig, shards: Storage, is_new: bool) -> InputFiles:
+    """The files of the input; of the hub, those of the revision with which the run began.
+
+    ``shards``: what is made of them; ``is_new``: whether no run has begun with that.
+    """
     if not section.path.startswith(HUB):
         if section.subset or section.split:
             raise InputError(

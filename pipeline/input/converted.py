@@ -114,7 +114,7 @@ def convert(
         _refuse_other_input(found, record, known, settings)
     location = Storage(found.url).location
     unchanged = {
-        info.name: record.files[info.name]
+        info.name: {**record.files[info.name], "tag": info.tag}
         for info in found.files
         if info.name in record.files and record.settings == settings
         if _is_same(found.store, info, record.files[info.name], record.location == location)
@@ -132,7 +132,7 @@ def convert(
         learned_from = [i for i in found.files if i.name not in known]
         schema = format_.types(found.store, learned_from, fixed)
         if schema != record.schema:
-            files, new = known, learned_from
+            files, new = {name: files[name] for name in known}, learned_from
         _remove(shards, {e["shard"] for e in record.files.values()}, files)
         files = {**files, **{i.name: _identity(found.store, i, names[i.name]) for i in new}}
     now = _Record(location, settings, files, schema)

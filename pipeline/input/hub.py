@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 from fsspec.utils import glob_translate
 
-from pipeline.errors import InputError, first_line
+from pipeline.errors import InputError, OutputError, first_line
 from pipeline.input.files import InputFiles, format_of, list_input, named, of_one_format
 from pipeline.local_disk import FileInfo
 from pipeline.storage import Storage
@@ -43,9 +43,10 @@ class DataSet(NamedTuple):
 
 
 def pinned(url: str, revision: str | None = None) -> DataSet:
-    """The data set at ``url`` as it is now, or at the commit ``revision``.
+    """The data set at ``url`` as it is now, or at the commit ``revision`` that a run began with.
 
-    Raises `InputError` if there is none, or the hub does not show it.
+    Raises `InputError` if there is none, or the hub does not show it, and `OutputError` if ``url``
+    asks for another commit than ``revision``.
     """
     found = _URL.fullmatch(url.rstrip("/"))
     if found is None:
@@ -54,7 +55,7 @@ def pinned(url: str, revision: str | None = None) -> DataSet:
             "the path of a file after it if need be"
         )
     repo, path = found["repo"], found["path"] or ""
-    if revision is not None:
+    if revision is not None and found["revision"] in (None, revision):
         return DataSet(repo, revision, path)
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -68,7 +69,14 @@ def pinned(url: str, revision: str | None = None) -> DataSet:
             f"({first_line(error)}); check its name and revision, and HF_TOKEN if it is private or "
             "gated"
         ) from None
-    return DataSet(repo, str(info.sha), path)
+    now = DataSet(repo, str(info.sha), path)
+    if revision not in (None, now.revision):
+        raise OutputError(
+            f"input.path {url} is now at commit {now.revision}, and the run began with {revision}; "
+            f"to go on, set it to {now._replace(revision=str(revision)).url}, else choose another "
+            "output.path"
+        )
+    return now
 
 
 def pinned_revision(url: str) -> str:

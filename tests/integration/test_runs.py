@@ -234,7 +234,7 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [
-        ({"input": {"path": "nowhere"}}, InputError, "input.path nowhere: no Parquet files"),
+        ({"input": {"path": "nowhere"}}, InputError, "nowhere: no Parquet, JSON lines"),
         ({"input": {"prompt_column": "text"}}, InputError, "input.prompt_column is text"),
         (
             {"model": {"path": "qwq-mini"}},

@@ -216,7 +216,7 @@ def _only_own_files_are_replaced(given: Synthesis, out: Path) -> None:
     [
         ({"prompt": {"template": "{how} {c}"}}, InputError, "names c, but the input has only"),
         ({"answer": {"reference_column": "gold"}}, InputError, "reference_column is gold"),
-        ({"input": {"path": "nowhere"}}, InputError, "no Parquet files"),
+        ({"input": {"path": "nowhere"}}, InputError, "nowhere: no Parquet, JSON lines"),
         ({"output": {"path": "{tmp}/in/out"}}, OutputError, "lies in input.path"),
         (
             {"output": {"path": "{tmp}/mine"}},

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from pipeline.config.load import parse_config
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.run_input import find_input
+from pipeline.input import converted
 from pipeline.output.ledger import Ledger
 from pipeline.storage import Storage
 
@@ -306,6 +308,24 @@ def test_before_a_run_begins_files_may_change_and_shards_follow(tmp_path: Path) 
     shard.unlink()  # as after a crash
     put(tmp_path, "in/a.jsonl", '{"prompt": "a"}')
     assert read(tmp_path).num_rows == 2
+
+
+def test_a_touched_file_is_compared_by_content_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path, "in/a.jsonl", text(ROWS))
+    begin(tmp_path)
+    os.utime(path, (1, 1))
+    hashed, digest = list[str](), converted._digest
+
+    def counted(store: Storage, name: str) -> str:
+        hashed.append(name)
+        return digest(store, name)
+
+    monkeypatch.setattr(converted, "_digest", counted)
+    for _ in range(3):
+        read(tmp_path)
+    assert hashed == ["a.jsonl"]
 
 
 def test_once_a_run_has_begun_types_stay_and_files_may_only_be_added(tmp_path: Path) -> None:

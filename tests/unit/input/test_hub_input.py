@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OutputError
 from pipeline.execution.run_input import find_input
 from pipeline.output.ledger import Ledger
 from pipeline.storage import Storage
@@ -99,7 +99,13 @@ def test_a_run_keeps_the_revision_that_it_began_with(tmp_path: Path, hub: Hub) -
     ledger = Ledger(Storage(config.output.path))
     ledger.open_run({"x": 1}, {})
     ledger.record_shards(result.shards, result.schema, result.url)
-    hub.add(NAME, {"a.parquet": parquet("new"), "b.parquet": parquet("more")})
+    second = hub.add(NAME, {"a.parquet": parquet("new"), "b.parquet": parquet("more")})
     assert prompts(tmp_path) == ["old"]
+    at = f"hf://datasets/{NAME}@"
+    for same in (first, first[:7]):
+        assert prompts(tmp_path, at + same) == ["old"]
+    for other_revision in (second, "main"):
+        with pytest.raises(OutputError, match=rf"{second}, and the run .* set it to {at}{first},"):
+            prompts(tmp_path, at + other_revision)
     other = tmp_path / "other"
     assert prompts(other) == ["new", "more"]

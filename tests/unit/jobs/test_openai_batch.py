@@ -16,6 +16,7 @@ from jobs.openai_batch import make_ready, result_line
 from jobs.openai_lines import ROWS, ResultLines, parse_request
 from pipeline.config.load import parse_as
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.execution.run_input import find_input
 from pipeline.input.shards import find_shards
 from pipeline.output.ledger import Ledger
 from pipeline.prompts.columns import PromptColumns
@@ -305,6 +306,19 @@ def test_shards_are_written_once_files_may_be_added_and_not_changed(
     (tmp_path / "in/b.jsonl").write_text(line("0", n=1))
     with pytest.raises(OutputError, match=r"^b.jsonl has changed since the run at "):
         make_ready(job(tmp_path, **folder))
+
+
+def test_of_a_folder_the_listed_batch_files_are_run(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / f"in/{name}.jsonl").write_text(line(name))
+    (tmp_path / "list.txt").write_text("a.jsonl\nc.jsonl\n")
+    section = {"path": str(tmp_path / "in"), "files": str(tmp_path / "list.txt")}
+    run = make_ready(job(tmp_path, input=section))
+    assert [shard.name for shard in find_input(run).shards] == ["a.parquet", "c.parquet"]
+    for name, value in (("types", {"custom_id": "string"}), ("subset", "x"), ("split", "x")):
+        with pytest.raises(ConfigError, match=rf"input.{name} says nothing about batch files"):
+            make_ready(job(tmp_path, input={**section, name: value}))
 
 
 def test_an_output_among_the_input_is_refused(tmp_path: Path) -> None:

@@ -17,17 +17,21 @@ from markdown_it import MarkdownIt
 from jobs.accept import AcceptanceRules, SampleCounts, rejection, selection
 from jobs.card import RULES, UNKNOWN, Provenance, card, dataset_info
 from jobs.chats import chat_schema, conversation, model_turn
+from jobs.contamination import Benchmarks
 from jobs.export import Exported
 from jobs.near_duplicates import NearDuplicates
 from jobs.seeds import PromptShards, combinations, expanded
+from jobs.synthesize import _prompt_shards
 from jobs.synthesize_config import Synthesis
 from pipeline.answers.boxed import Boxed
 from pipeline.config.input import InputConfig
 from pipeline.config.load import parse_as, parse_config
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.execution.run_input import find_input
 from pipeline.planning import Pass
 from pipeline.prompts.columns import PromptColumns
 from pipeline.schema import TRACE_COLUMNS
+from tests.hub import Hub
 from tests.outputs import write_output
 
 VALUES: dict[str, list[str | int | float]] = {"style": ["brief", "full"], "of": [1, 2, 3]}
@@ -48,7 +52,7 @@ def shards(
 ) -> PromptShards:
     section = InputConfig(path=str(folder / "in"), **query)
     values = VALUES if values is None else values
-    return PromptShards(section, str(folder / "prompts"), values, rows)
+    return PromptShards(section, str(folder), values, rows)
 
 
 # Seeds
@@ -139,6 +143,57 @@ def test_only_the_chosen_seeds_are_expanded_and_others_are_refused_later(tmp_pat
     shards(tmp_path, 12, where="seed LIKE '%-1'")
     with pytest.raises(OutputError, match=r"input.where: was \"seed LIKE '%-1'\", is now None"):
         shards(tmp_path, 12)
+
+
+def expanding(folder: Path, path: str, **section: Any) -> tuple[PromptShards, list[dict[str, Any]]]:
+    """The prompts of a job, all of them written, and what its run reads."""
+    job = config(
+        {"expand": {"style": ["brief", "full"]}},
+        input={"path": path, **section},
+        output={"path": str(folder / "out")},
+        prompt={"template": "{prompt}, {style}"},
+    )
+    prompts = _prompt_shards(job, None, False)
+    prompts.write(prompts.rows)
+    read = find_input(job.run).shards
+    return prompts, [row for shard in read for row in pq.read_table(shard.path).to_pylist()]
+
+
+def test_seeds_are_read_as_the_input_of_a_run_is(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.csv").write_text("prompt,level\np,1\nq,2\n")
+    (tmp_path / "in/b.csv").write_text("prompt,level\nr,3\n")
+    (tmp_path / "list.txt").write_text("a.csv\n")
+    path = str(tmp_path / "in")
+    section = {
+        "files": str(tmp_path / "list.txt"),
+        "types": {"level": "int64"},
+        "where": "level > 1",
+    }
+    for _ in range(2):  # the second time there are the prompts of the first
+        _, rows = expanding(tmp_path, path, **section)
+        assert [(row["prompt"], row["level"], row["style"]) for row in rows] == [
+            ("q", 2, "brief"), ("q", 2, "full"),
+        ]  # fmt: skip
+    with pytest.raises(OutputError, match=r"input.types: was {'level': 'int64'}, is now None"):
+        expanding(tmp_path, path, **{**section, "types": {}, "where": "level > '1'"})
+    assert expanding(tmp_path, path, **section)[1] == rows
+
+
+def test_only_the_split_that_is_asked_for_becomes_prompts(tmp_path: Path, hub: Hub) -> None:
+    line = '{{"prompt": "{}"}}\n'
+    first = hub.add("org/sums", {
+        "train.jsonl": line.format("train").encode(), "test.jsonl": line.format("test").encode(),
+    })  # fmt: skip
+    path = "hf://datasets/org/sums"
+    with pytest.raises(InputError, match=r"has the splits test, train; choose"):
+        expanding(tmp_path, path)
+    _, rows = expanding(tmp_path, path, split="train")
+    assert [row["prompt"] for row in rows] == ["train", "train"]
+    second = hub.add("org/sums", {"train.jsonl": line.format("other").encode()})
+    assert expanding(tmp_path, path, split="train")[1] == rows
+    with pytest.raises(OutputError, match=rf"commit {second}, and the run began with {first}"):
+        expanding(tmp_path, f"{path}@{second}", split="train")
 
 
 def test_traces_of_a_run_are_not_copied_as_seeds(tmp_path: Path) -> None:
@@ -365,6 +420,36 @@ def test_config_without_a_sensible_meaning_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         config(synthesize, prompt={"template": template})
+
+
+QUESTION = (
+    "How many of the 31 sheep that Ada sold in June were black when 7 of the others were white?"
+)
+TURNS = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "24"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "section"),
+    [
+        (
+            {"instruction": "Answer.", "input": QUESTION},
+            {"prompt_column": "instruction", "context_column": "input"},
+        ),
+        ({"messages": TURNS}, {"final_answer": "drop"}),
+    ],
+)
+def test_benchmark_questions_are_looked_for_in_what_the_model_is_given(
+    tmp_path: Path, row: dict[str, Any], section: dict[str, Any]
+) -> None:
+    other = json.loads(json.dumps(row).replace(QUESTION, "What is 2 + 2?"))
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist([row, other]), tmp_path / "in/a.parquet")
+    job = config(
+        {}, input={"path": str(tmp_path / "in"), **section}, output={"path": str(tmp_path / "out")}
+    )
+    prompts = _prompt_shards(job, Benchmarks([("aime:3", QUESTION)]), False)
+    assert prompts.contaminated == ["aime:3"]
+    assert pq.read_table(prompts.folder).to_pylist() == [other]
 
 
 def test_settings_stay_text_in_the_card() -> None:
