@@ -13,7 +13,7 @@ from pipeline.execution import run as flow
 from pipeline.reasoning.row_settings import derive_own_seed
 from tests.conftest import MakeConfig
 
-ENGINE = {"simulated": {"tokens_median": 150, "tokens_sigma": 0.8, "seconds_per_token": 0.001}}
+ENGINE = {"simulated": {"tokens_median": 150, "tokens_sigma": 0.8, "seconds_per_token": 0.01}}
 FORMS = [
     {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
     {"type": "object", "properties": {"b": {"enum": ["x", "y"]}}, "required": ["b"]},
@@ -49,7 +49,7 @@ def test_rows_keep_their_own_settings_over_a_stop_and_a_dead_engine(
         return make_config(**{**by_row, "output": output, "engine": engine, **more})
 
     with pytest.raises(LimitReachedError):
-        flow.run(config(limits={"output_tokens": 3000}))
+        flow.run(config(limits={"output_tokens": 1500}))
     flag = tmp_path / "die"
     flag.touch()
     dies = {"block_rows": 4, "simulated": {**ENGINE["simulated"], "dies_with": str(flag)}}
