@@ -184,17 +184,28 @@ class Generator:
                 await self._generate(sample, sample.seed)
                 self._reporter.done.generated += needs_engine
                 trace = await self._trace(sample)  # which may kill the process, too
-                for again in range(1, ANSWERS):
-                    if sample.suspicion >= Suspicion.POISON or not _contradicts_probes(trace):
-                        break
-                    sample.progress.answer_again(trace.asked_tokens)
-                    await self._generate(sample, derive_again(sample.seed, -again))
-                    trace = await self._trace(sample)
+                trace = await self._drawn_again(sample, trace)
         except RowError as error:
             number = sample.key[2]
             trace = Trace(State.FAILED, number, sample.seed, self._attempt, error=str(error))
         sampled_with = self._policies.sampled_with(sample.settings)
         return trace if sampled_with is None else replace(trace, sampled_with=sampled_with)
+
+    async def _drawn_again(self, sample: Sample, trace: Trace) -> Trace:
+        """``trace``, its answer drawn again while it is not what the probes agreed on.
+
+        What is finished stays so whatever happens: poison is not drawn again.
+        """
+        for again in range(1, ANSWERS):
+            if sample.suspicion >= Suspicion.POISON or not _contradicts_probes(trace):
+                break
+            sample.progress.answer_again(trace.asked_tokens)
+            try:
+                await self._generate(sample, derive_again(sample.seed, -again))
+            except RowError:
+                break
+            trace = await self._trace(sample)
+        return trace
 
     async def _generate(self, sample: Sample, seed: int) -> None:
         """Go on with the sample, step by step, until its trace has ended."""

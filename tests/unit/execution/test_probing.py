@@ -52,6 +52,8 @@ class ThinkingEngine:
         if EARLY_STOP in carried:
             answer = self.answers[min(len(self.seeds), len(self.answers) - 1)]
             self.seeds.append(request.seed)
+            if not answer:
+                raise RequestRejectedError("no")
             on_tokens(TOKENIZER.encode(answer))
             return "stop"
         self.running += 1
@@ -158,6 +160,11 @@ def test_answer_that_stays_another_than_the_probes_is_kept_and_says_so() -> None
     trace, engine, _ = trace_of(lambda at: "5}", answers=[r"So \boxed{7}."])
     assert len(engine.seeds) == 3
     assert (trace.parsed, trace.early_answer, trace.early_agrees) == ("7", "5", False)
+
+
+def test_answer_that_can_not_be_drawn_again_is_kept() -> None:
+    trace, _, _ = trace_of(lambda at: "5}", answers=[r"So \boxed{7}.", ""])
+    assert (trace.state, trace.parsed, trace.early_agrees) == ("finished", "7", False)
 
 
 def test_control_group_is_probed_but_thinks_to_its_end() -> None:
