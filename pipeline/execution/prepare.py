@@ -183,7 +183,9 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     config = config.with_columns_renamed(found.carried)
     columns = check_columns(config, found)
     if (examples := config.prompt.examples) is not None:
-        columns = with_examples(columns, examples.path, examples.answer_column, config.suffix_text)
+        columns = with_examples(
+            columns, examples.path, examples.answer_column, config.suffix_text, found.carried
+        )
     # An output of an older version may have such names; it has to be finished as it is.
     is_new = manifest is None
     output, optional = config.output, config.optional_fields

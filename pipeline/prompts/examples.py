@@ -18,17 +18,23 @@ from pipeline.storage import Storage
 
 
 def with_examples(
-    columns: PromptColumns, path: str, answer_column: str, suffix: str | None
+    columns: PromptColumns,
+    path: str,
+    answer_column: str,
+    suffix: str | None,
+    carried: Mapping[str, str] | None = None,
 ) -> PromptColumns:
     """``columns`` with the rows of the file ``path`` as examples.
 
-    A user turn is made as a prompt of the run is; the text of ``answer_column`` answers it. Raises
-    `InputError` for a file that can't be read, and for rows that are no examples, by number.
+    ``carried``: names of ``columns`` by those that the configuration and the file have. A user turn
+    is made as a prompt of the run is; the text of ``answer_column`` answers it. Raises `InputError`
+    for a file that can't be read, and for rows that are no examples, by number.
     """
     turns = list[Message]()
     for number, row in enumerate(_rows(path)):
         try:
-            turns += _turns(row, columns, answer_column, suffix)
+            renamed = {new: row[old] for old, new in (carried or {}).items() if old in row}
+            turns += _turns({**row, **renamed}, columns, answer_column, suffix)
         except (InvalidPromptError, ValueError) as error:
             raise InputError(
                 f"prompt.examples.path {path}, row {number} (from 0): {error}"

@@ -29,6 +29,13 @@ def written(tmp_path: Path, rows: list[Any], name: str = "few.jsonl") -> str:
     return str(path)
 
 
+def test_columns_that_a_later_stage_carries_have_the_names_of_the_files(tmp_path: Path) -> None:
+    carried = PromptColumns(template="Check {stage1_answer}.")
+    path = written(tmp_path, [{"answer": "2", "verdict": "right"}])
+    columns = with_examples(carried, path, "verdict", None, {"answer": "stage1_answer"})
+    assert [turn["content"] for turn in columns.examples] == ["Check 2.", "right"]
+
+
 @pytest.mark.parametrize("name", ["few.jsonl", "few.parquet"])
 def test_rows_become_turns_before_the_prompt(tmp_path: Path, name: str) -> None:
     columns = with_examples(PROMPT, written(tmp_path, ROWS, name), "answer", "Be short.")
