@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from jobs.openai_body import Body, Strict
+from pipeline.input.json_rows import DECODER
 from pipeline.reasoning.think_format import State
 
 # Fields of a body that are settings of a run, in its section `sampling`.
@@ -96,11 +97,7 @@ class Request(Strict):
 def parse_request(line: bytes) -> Request:
     """The request on one line; raises `ValueError` that lists everything wrong with it."""
     try:
-        data = json.loads(
-            line.decode("utf-8-sig"),
-            parse_constant=_refuse_constant,
-            object_pairs_hook=_object,
-        )
+        data = DECODER.decode(line.decode("utf-8-sig"))
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
@@ -112,19 +109,6 @@ def parse_request(line: bytes) -> Request:
         return Request.model_validate(data)
     except ValidationError as error:
         raise ValueError("; ".join(_explain(dict(e)) for e in error.errors())) from None
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated} is there twice in an object")
-    return found
 
 
 def _explain(error: Mapping[str, Any]) -> str:

@@ -145,7 +145,7 @@ def rows_with_places(store: Storage, name: str) -> Iterator[tuple[str, Row]]:
 
 def _parsed(line: bytes, where: str) -> Any:
     try:
-        return _DECODER.decode(line.decode("utf-8-sig"))
+        return DECODER.decode(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError(
             f"{where}: is not UTF-8; convert the file, for example with iconv"
@@ -169,7 +169,7 @@ def _list_items(store: Storage, name: str) -> Iterator[tuple[int, Any]]:
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{name}:{line}: is not JSON: {first_line(error)}") from None
         yield line, value
@@ -193,5 +193,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return found
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
+# Strict: no NaN, and no key twice in an object.
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
 _SPACE = json.decoder.WHITESPACE  # type: ignore[attr-defined]

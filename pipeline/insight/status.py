@@ -16,8 +16,8 @@ from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import SAMPLES
 from pipeline.output.passes import plan_run
-from pipeline.output.summary import Summary, summarize
-from pipeline.planning import Pass, Shard, split_parts
+from pipeline.output.summary import Summary, recorded_parts, summarize
+from pipeline.planning import Pass
 from pipeline.storage import Storage
 from pipeline.time_limits import FRESH_SECONDS
 
@@ -129,12 +129,7 @@ def status(url: str) -> Status:
     if manifest is None:
         raise OutputError(f"{url} is not the output of a run (it has no manifest)")
     settings = manifest["settings"]
-    identities = ledger.known_shards().identities
-    shards = [
-        Shard(name, name, known["rows"], known["size"], known["tag"]).selecting_as(known)
-        for name, known in sorted(identities.items())
-    ]
-    parts = split_parts(shards, settings["output.rows_per_part"])
+    parts = recorded_parts(ledger, settings["output.rows_per_part"])
     plan, listing = plan_run(ledger, parts), ledger.listing()
     finished = listing.finished_parts()
     last, driver = last_figures(store), holder(store)

@@ -99,16 +99,21 @@ class Summary:
                 yield self.early.warning
 
 
-def recorded_summary(ledger: Ledger) -> Summary:
-    """The summary of an output by its own record of settings and shards; there has to be a run."""
-    manifest, known = ledger.manifest(), ledger.known_shards()
-    assert manifest is not None
-    settings = manifest["settings"]
+def recorded_parts(ledger: Ledger, rows_per_part: int) -> list[Part]:
+    """The parts of an output by its own record of shards."""
     shards = [
         Shard(name, name, each["rows"], each["size"], each["tag"]).selecting_as(each)
-        for name, each in known.identities.items()
+        for name, each in sorted(ledger.known_shards().identities.items())
     ]
-    parts = split_parts(shards, settings["output.rows_per_part"])
+    return list(split_parts(shards, rows_per_part))
+
+
+def recorded_summary(ledger: Ledger) -> Summary:
+    """The summary of an output by its own record of settings and shards; there has to be a run."""
+    manifest = ledger.manifest()
+    assert manifest is not None
+    settings = manifest["settings"]
+    parts = recorded_parts(ledger, settings["output.rows_per_part"])
     return summarize(ledger.store, parts, settings[SAMPLES], settings.get(AGREE))
 
 
