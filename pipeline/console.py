@@ -63,13 +63,16 @@ def warn_about(config: "RunConfig") -> None:
         warn(warning)
 
 
-def run_and_report(config: "RunConfig", limits: "Limits | None" = None) -> None:
+def run_and_report(
+    config: "RunConfig", limits: "Limits | None" = None, shared: bool = False
+) -> None:
     """Run the remaining rows and print the summary.
 
-    ``limits``: shared by several runs; by default those of ``config``. Raises `IncompleteRunError`
+    ``limits``: shared by several runs; by default those of ``config``. ``shared``: as one of
+    several workers. Raises `IncompleteRunError`
     if rows are missing at the end, or all have failed.
     """
-    refuse_all_failed(run_and_summarize(config, limits), config)
+    refuse_all_failed(run_and_summarize(config, limits, shared), config)
 
 
 def retry_and_report(
@@ -82,13 +85,16 @@ def retry_and_report(
     refuse_all_failed(retry_and_summarize(config, states, foreign), config)
 
 
-def run_and_summarize(config: "RunConfig", limits: "Limits | None" = None) -> "Summary":
+def run_and_summarize(
+    config: "RunConfig", limits: "Limits | None" = None, shared: bool = False
+) -> "Summary":
     """Run and print as `run_and_report`, but leave all failed rows to the caller."""
     from pipeline.execution.run import run
+    from pipeline.execution.work import work
     from pipeline.monitor.terminal import watch
 
     started = time.monotonic()
-    summary = run(config, watch, limits)
+    summary = (work if shared else run)(config, watch, limits)
     print_summary(summary, config, time.monotonic() - started)
     return summary
 

@@ -26,6 +26,10 @@ class OutputError(QwqBatchError):
     """The output location can't take this run: it holds another run or other files."""
 
 
+class PassOpenedError(OutputError):
+    """Another driver has opened the next retry or top-up at the same time."""
+
+
 class StorageError(QwqBatchError):
     """The storage refused a request: credentials, permissions, bucket or endpoint."""
 
@@ -44,6 +48,10 @@ class TaskKilledError(EngineError):
 
 class LeaseHeldError(QwqBatchError):
     """Another driver holds the lease on this output, or has taken it over."""
+
+
+class ExpelledError(LeaseHeldError):
+    """Other workers have not heard from this one, and have taken its rows over."""
 
 
 class StoppedError(QwqBatchError):

@@ -22,7 +22,7 @@ EPILOG = (
     "129 ended by SIGTERM, Ctrl-C or SIGHUP, and the same command resumes."
 )
 COMMANDS = (
-    runs.init, runs.run, runs.retry, runs.plan, runs.doctor, runs.estimate,
+    runs.init, runs.run, runs.work, runs.retry, runs.plan, runs.doctor, runs.estimate,
     outputs.show, outputs.status, outputs.report,
     jobs.label, jobs.judge, jobs.synthesize, jobs.stages, jobs.nightly, jobs.openai_batch,
     outputs.evaluate, outputs.export, outputs.push, outputs.register,

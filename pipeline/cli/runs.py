@@ -59,6 +59,18 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
 @click.command()
 @config_file
 @overrides
+def work(config: str, overrides: tuple[str, ...]) -> None:
+    """Share the remaining rows with other workers, then print a summary.
+
+    Any number of machines may do so with one output, without a common cluster, and come, go and
+    die at any time.
+    """
+    console.run_and_report(load_run(config, overrides), shared=True)
+
+
+@click.command()
+@config_file
+@overrides
 @click.option(
     "--state",
     "states",

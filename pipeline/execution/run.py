@@ -34,16 +34,15 @@ from pipeline.execution.ray_private import map_blocks
 from pipeline.execution.shutdown import Shutdown
 from pipeline.execution.sink import TraceSink
 from pipeline.execution.slots import with_slots
-from pipeline.execution.source import PromptSource
-from pipeline.input.longest_first import LONGEST_FIRST_WAVES
+from pipeline.execution.source import Feed, PlannedRows
 from pipeline.monitor.coordinator import CoordinatorClient, start_coordinator
 from pipeline.monitor.figures import EnginePool
 from pipeline.monitor.history import recorded
 from pipeline.monitor.limits import Limits, RunObserver, pool_of
-from pipeline.output import lease, passes
+from pipeline.output import lease, passes, workers
 from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.summary import Summary, summarize
-from pipeline.planning import PartRef, Pass, Plan, Range
+from pipeline.planning import PartRef, Pass, Range
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +141,7 @@ def exclusive_driver(
         lease.hold(store, shutdown.request),
         limits.enforced(shutdown.request),
     ):
+        workers.refuse_workers(store)
         yield RunControl(recorded(limits.tracking(observer), store), shutdown)
 
 
@@ -169,7 +169,7 @@ def execute_pass(
                 prepared.config, prepared.columns, prepared.prompts, prepared.tiers, to_generate
             ):
                 control.shutdown.check()
-                execute_tier(prepared, run_pass, tier, replace(plan, todo=todo), control)
+                execute_tier(prepared, run_pass, tier, PlannedRows(todo), control)
             control.shutdown.check()
             copies.write(ready=False)
         control.shutdown.take_signals()
@@ -180,34 +180,33 @@ def execute_pass(
 
 
 def execute_tier(
-    prepared: PreparedRun, run_pass: Pass, tier: ContextTier, plan: Plan, control: RunControl
+    prepared: PreparedRun, run_pass: Pass, tier: ContextTier, feed: Feed, control: RunControl
 ) -> None:
     """Source, engines of one tier, sink: the part that Ray Data runs."""
     config = fitted_to_cluster(tier.applied(prepared.config))
-    config = with_slots(config, prepared, tier.name, plan)
+    config = with_slots(config, prepared, tier.name, feed.todo)
     context = prepared.context(run_pass)
     placements = EnginePlacements(config.engine)
     engine_pool = EnginePool(0, 0) if tier.name == NO_ENGINE else pool_of(config)
     coordinator = start_coordinator(
-        plan.todo, prepared.ledger.store.url, engine_pool, placements.avoid, node_lives
+        feed.todo, prepared.ledger.store.url, engine_pool, placements.avoid, node_lives
     )
     control_group = prepared.control_group()
     if control_group is not None:
         coordinator.note_control_group(control_group)
     samples = min(len(run_pass.samples), config.sampling.first_draw)
     sized = prepared.sized(config)
-    block_rows, blocks_in_flight = concurrency(sized, samples, plan.rows_todo)
+    block_rows, blocks_in_flight = concurrency(sized, samples, feed.rows)
     rows_at_once = max(1, engine_slots(config) * config.engine.replicas // samples)
-    source = PromptSource(
-        context, plan.todo, prepared.lengths(run_pass), LONGEST_FIRST_WAVES * rows_at_once
-    )
+    rows_in_flight = block_rows * blocks_in_flight * config.engine.replicas
+    source = feed.source(context, prepared.lengths(run_pass), rows_at_once)
     sink = TraceSink(
-        context, coordinator, rows_a_write(rows_at_once, sized.sampling.max_tokens, plan.rows_todo)
+        context, coordinator, rows_a_write(rows_at_once, sized.sampling.max_tokens, feed.rows)
     )
     configure_ray_data(sized)
     # One read task at a time keeps rows in order, and is a thousand times as fast as the engines.
     prompts = ray.data.read_datasource(
-        source, override_num_blocks=source.read_tasks, concurrency=1
+        source, override_num_blocks=source.read_tasks, concurrency=1, ray_remote_args=feed.resources
     ).repartition(target_num_rows_per_block=block_rows)
     traces = map_blocks(
         prompts,
@@ -222,8 +221,9 @@ def execute_tier(
         **placements.options,
     )
     with (
-        control.observer(coordinator, plan.rows_todo, tier.name),
+        control.observer(coordinator, feed.rows, tier.name),
         placements,
+        feed.feeding(coordinator, rows_in_flight, control.shutdown.request),
         hung_engines_killed(coordinator),
         control.shutdown.engines_of(coordinator),
     ):

@@ -12,7 +12,7 @@ from pipeline.execution.prepare import PreparedRun
 from pipeline.execution.prompt_lengths import count_tokens
 from pipeline.monitor.figures import Figures, bin_floor
 from pipeline.monitor.history import all_figures
-from pipeline.planning import Plan, Range, bundles
+from pipeline.planning import Range, bundles
 from pipeline.prompts.tokenizer import load_model_config
 
 logger = logging.getLogger(__name__)
@@ -51,11 +51,13 @@ def expected_context(
     return held / spent
 
 
-def with_slots(config: RunConfig, prepared: PreparedRun, tier: str, plan: Plan) -> RunConfig:
+def with_slots(
+    config: RunConfig, prepared: PreparedRun, tier: str, todo: Sequence[Range]
+) -> RunConfig:
     """``config`` with slots that follow from the smallest GPU of the connected cluster.
 
     Unchanged if they are set, if an engine runs on CPUs, if its memory is not known well enough, or
-    if no node with a GPU is there yet. ``plan``: what is to do in this ``tier``.
+    if no node with a GPU is there yet. ``todo``: in this ``tier``.
     """
     kind, engine = engine_type(config.engine), config.engine
     if engine.device != "gpu" or kind.has_slots(engine):
@@ -70,7 +72,7 @@ def with_slots(config: RunConfig, prepared: PreparedRun, tier: str, plan: Plan) 
         return config  # the engine will say so
     runs = all_figures(prepared.ledger.store)
     sized = prepared.sized(config)
-    context = expected_context(sized, runs, _prompt_tokens(config, prepared, plan.todo), tier)
+    context = expected_context(sized, runs, _prompt_tokens(config, prepared, todo), tier)
     slots = slots_for(kv_tokens, context)
     logger.info("%d slots for an engine, for contexts of %.0f tokens on average", slots, context)
     return config.model_copy(update={"engine": kind.with_slots(engine, slots)})

@@ -1,20 +1,77 @@
 """The Ray Data source: the rows of a plan, with one read task for each bundle of ranges."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import pyarrow as pa
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from pipeline.errors import QwqBatchError
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.task_deaths import READ_DEATHS, ends_of, refuse_endless_deaths
-from pipeline.input.longest_first import Lengths, longest_first
+from pipeline.input.longest_first import LONGEST_FIRST_WAVES, Lengths, longest_first
 from pipeline.input.rows import ROWS_A_READ_TASK, read_bundle
+from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.planning import Range, bundles
 from pipeline.schema import with_origin
+
+
+class RowSource(Protocol):
+    """A `Datasource` that says how many read tasks it has; `read_datasource` must make as many."""
+
+    read_tasks: int
+
+
+class Feed(Protocol):
+    """Where the rows of one execution come from.
+
+    ``todo``: its rows, or the first of them. ``rows``: how many it will have, at most.
+    ``resources``: that a read task needs, as Ray's options.
+    """
+
+    todo: Sequence[Range]
+    rows: int
+    resources: Mapping[str, Any]
+
+    def source(self, context: PassContext, lengths: Lengths | None, at_once: int) -> Any:
+        """What Ray Data reads, a `RowSource`; ``at_once``: how many rows all engines run."""
+        ...
+
+    def feeding(
+        self,
+        coordinator: CoordinatorClient,
+        in_flight: int,
+        end: Callable[[QwqBatchError], None],
+        /,
+    ) -> AbstractContextManager[None]:
+        """What has to go on while the engines work.
+
+        ``in_flight``: how many rows the engines must have. ``end``: gets the error if it fails.
+        """
+        ...
+
+
+class PlannedRows:
+    """All rows of a plan, known from the start."""
+
+    resources: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, todo: Sequence[Range]) -> None:
+        self.todo: Sequence[Range] = tuple(todo)
+        self.rows = sum(piece.rows for piece in todo)
+
+    def source(self, context: PassContext, lengths: Lengths | None, at_once: int) -> "PromptSource":
+        """See `Feed`; the last rows go longest first."""
+        return PromptSource(context, tuple(self.todo), lengths, LONGEST_FIRST_WAVES * at_once)
+
+    def feeding(self, *_: object) -> AbstractContextManager[None]:
+        """Nothing has to go on."""
+        return nullcontext()
 
 
 class PromptSource(Datasource):

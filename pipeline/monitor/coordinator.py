@@ -27,6 +27,7 @@ from pipeline.monitor.engine_processes import (
 )
 from pipeline.monitor.figures import EngineFigures, EnginePool, Snapshot, Totals
 from pipeline.monitor.prometheus import Metrics
+from pipeline.monitor.unfinished import UnfinishedRows
 from pipeline.planning import PartRef, Range
 from pipeline.reasoning.early_answer import ControlGroup
 from pipeline.time_limits import CALL_SECONDS, LIVING_SECONDS, SILENT_SECONDS
@@ -88,7 +89,7 @@ class RunCoordinator:
         avoid: Callable[[str], Any] = lambda _: None,
         node_lives: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self._rows_to_do, self._durable = dict(rows_to_do), dict[str, set[int]]()
+        self._unfinished = UnfinishedRows(rows_to_do)
         self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.replicas)
         self._engine_pool = engine_pool
         self._started = time.monotonic()
@@ -242,20 +243,13 @@ class RunCoordinator:
         """Of the suspects, ``engine`` runs ``rows`` now, and nothing else."""
         self._processes[engine].suspects = rows
 
-    def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
-        """Record durable rows, by part; return the parts with none left to do.
+    def add_rows(self, rows: Mapping[str, int]) -> None:
+        """See `UnfinishedRows.add`."""
+        self._unfinished.add(rows)
 
-        Without it, each task that writes a block would have to list the fragments of its part.
-        """
-        full = []
-        for part, numbers in rows.items():
-            durable = self._durable.setdefault(part, set())
-            durable.update(numbers)
-            if len(durable) >= self._rows_to_do.get(part, 0):
-                full.append(part)
-                del self._durable[part]
-                self._rows_to_do.pop(part, None)  # a task that Ray repeats gets the same answer
-        return full
+    def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
+        """See `UnfinishedRows.mark_durable`."""
+        return self._unfinished.mark_durable(rows)
 
     def _control_group(self) -> ControlGroup | None:
         of = self._totals
@@ -361,6 +355,10 @@ class CoordinatorClient:
         """See `RunCoordinator.suspects_running`; returns a reference to the answer."""
         return self._send(RunCoordinator.suspects_running, engine, rows)
 
+    def add_rows(self, rows: Mapping[str, int]) -> None:
+        """See `RunCoordinator.add_rows`."""
+        ray.get(self._send(RunCoordinator.add_rows, rows))
+
     def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
         """See `RunCoordinator.mark_durable`."""
         return ray.get(self._send(RunCoordinator.mark_durable, rows))
@@ -376,6 +374,14 @@ class CoordinatorClient:
         return answer
 
 
+def rows_by_part(ranges: Iterable[Range]) -> Counter[str]:
+    """How many rows ``ranges`` have of each part, by the text of its `PartRef`."""
+    rows = Counter[str]()
+    for piece in ranges:
+        rows[str(PartRef.of(piece.part))] += piece.rows
+    return rows
+
+
 def start_coordinator(
     todo: Iterable[Range],
     output: str,
@@ -387,9 +393,8 @@ def start_coordinator(
 
     It lives as long as a handle to it does.
     """
-    rows = Counter[str]()
-    for piece in todo:
-        rows[str(PartRef.of(piece.part))] += piece.rows
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0)(RunCoordinator).options(scheduling_strategy=here)
-    return CoordinatorClient(actor.remote(rows, output, engine_pool, avoid, node_lives))
+    return CoordinatorClient(
+        actor.remote(rows_by_part(todo), output, engine_pool, avoid, node_lives)
+    )

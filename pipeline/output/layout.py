@@ -10,6 +10,8 @@
     __qwq/passes/00001/en/shard-00007.00001.done        a part that has finished this pass
     __qwq/passes/00001.closed                           this pass is finished
     __qwq/lease/00000003.yaml                           the driver that holds the lease
+    __qwq/workers/1f3c.yaml                             a worker: one of several drivers at once
+    __qwq/claims/00000.00000042.json                    which rows of a pass which worker has
     __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
     __qwq/engines/20260101T000000.000000Z-1f3c.yaml     what an engine found when it started
 
@@ -37,9 +39,12 @@ JOURNAL = f"{BOOKKEEPING}/journal"
 CHECKPOINTS = f"{BOOKKEEPING}/running"
 PASSES = f"{BOOKKEEPING}/passes"
 LEASE = f"{BOOKKEEPING}/lease"
+WORKERS = f"{BOOKKEEPING}/workers"
+CLAIMS = f"{BOOKKEEPING}/claims"
 RECORD = f"{BOOKKEEPING}/record"
 ENGINES = f"{BOOKKEEPING}/engines"
-FRAGMENT, RUNNING, DONE, CLOSED, YAML = ".rows", ".running", ".done", ".closed", ".yaml"
+FRAGMENT, RUNNING, DONE, CLOSED = ".rows", ".running", ".done", ".closed"
+YAML, JSON = ".yaml", ".json"
 # Room for the names of fragments and checkpoints in a part's folders.
 _LONGEST_BELOW = 64
 _NUMBER = re.compile(r"[0-9]+")

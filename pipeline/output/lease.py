@@ -6,21 +6,18 @@ for `EXPIRE_SECONDS`, measured by the clock of the waiting driver, its holder co
 same machine, the end of the holder's process is noticed at once. No two clocks are compared.
 """
 
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.errors import LeaseHeldError, QwqBatchError
 from pipeline.output.layout import LEASE, YAML
+from pipeline.output.processes import has_ended, this_process
 from pipeline.storage import Storage
 from pipeline.time_limits import LEASE_EXPIRE_SECONDS as EXPIRE_SECONDS
 from pipeline.time_limits import LEASE_LOOK_SECONDS as LOOK_SECONDS
@@ -61,7 +58,7 @@ def holder(store: Storage) -> Holder | None:
         host=str(data.get("host")),
         pid=int(data.get("pid", 0)),
         since=str(data.get("since")),
-        is_at_work=not released and not _is_dead(data) and silent < EXPIRE_SECONDS,
+        is_at_work=not released and not has_ended(data) and silent < EXPIRE_SECONDS,
         released=released,
         silent_seconds=silent,
     )
@@ -82,36 +79,54 @@ def hold(store: Storage, lost: OnLost) -> Iterator[None]:
         lease.release()
 
 
+def refuse_driver(store: Storage) -> None:
+    """Raise `LeaseHeldError` if a driver holds the lease of ``store``.
+
+    A dead holder's lease is released: should it only have slept, it learns that it has lost it.
+    """
+    _Lease(store, lambda _: None).release_dead()
+
+
 class _Lease:
     def __init__(self, store: Storage, lost: OnLost) -> None:
         self._store, self._lost = store, lost
         self._number = 0
-        self._me = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process": _process(os.getpid()),
-            "id": uuid.uuid4().hex,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        self._me = this_process()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def take(self) -> None:
         """Create the next lease file if the holder of the last one has ended."""
         while True:
-            last = self.numbers()[-1:]
-            if last and not self._is_free(last[0]):
-                other = self.read(last[0]) or {}
-                raise LeaseHeldError(
-                    f"another driver is at work on {self._store.url}: process "
-                    f"{other.get('pid')} on {other.get('host')}, since {other.get('since')}; "
-                    "wait for it or end it"
-                )
-            self._number = last[0] + 1 if last else 1
-            if self._store.create(_name(self._number), self._content(beat=0)):
+            last = self._last_free()
+            if self._create(last + 1, beat=0):
                 break
-        self._store.delete([_name(n) for n in self.numbers() if n < self._number])
         self._thread.start()
+
+    def release_dead(self) -> None:
+        """Release the lease of a holder that has ended without doing so."""
+        while (last := self._last_free()) and not (self.read(last) or {}).get("released"):
+            self._create(last + 1, released=True)
+
+    def _last_free(self) -> int:
+        """The number of the last lease, 0 without any; raises `LeaseHeldError` if it is held."""
+        last = self.numbers()[-1:]
+        if last and not self._is_free(last[0]):
+            other = self.read(last[0]) or {}
+            raise LeaseHeldError(
+                f"another driver is at work on {self._store.url}: process "
+                f"{other.get('pid')} on {other.get('host')}, since {other.get('since')}; "
+                "wait for it or end it"
+            )
+        return last[0] if last else 0
+
+    def _create(self, number: int, **more: Any) -> bool:
+        """Create lease ``number`` and remove those before it; False if another driver did."""
+        if not self._store.create(_name(number), self._content(**more)):
+            return False
+        self._number = number
+        self._store.delete([_name(n) for n in self.numbers() if n < number])
+        return True
 
     def release(self) -> None:
         """Mark the lease as free, unless another driver has taken it over."""
@@ -130,7 +145,7 @@ class _Lease:
         """
         first, deadline = self.read(number), time.monotonic() + EXPIRE_SECONDS
         while (current := self.read(number)) is not None and current == first:
-            if current.get("released") or _is_dead(current) or time.monotonic() > deadline:
+            if current.get("released") or has_ended(current) or time.monotonic() > deadline:
                 return True
             time.sleep(LOOK_SECONDS)
         return current is None or bool(current.get("released"))
@@ -173,26 +188,3 @@ class _Lease:
 
 def _name(number: int) -> str:
     return f"{LEASE}/{number:08}{YAML}"
-
-
-def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the holder of ``lease`` ran on this machine (and in this container) and has ended."""
-    this, other = _process(os.getpid()), str(lease.get("process"))
-    if this is None or other.rpartition(" ")[0] != this.rpartition(" ")[0]:
-        return False
-    return _process(lease["pid"]) != other
-
-
-def _process(pid: int) -> str | None:
-    """An identity of a process: the boot, the pid namespace and the start of the process.
-
-    None if the process has ended or there is no /proc.
-    """
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-    # Field 0 is the state (Z: ended, but not waited for), field 19 the start in clock ticks.
-    return None if status[0] in "ZX" else f"{boot} {namespace} {status[19]}"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.answers.references import REFERENCES
 from pipeline.config.load import fingerprint_of
-from pipeline.errors import FileChangedError, OutputError
+from pipeline.errors import FileChangedError, OutputError, PassOpenedError
 from pipeline.output.layout import (
     BOOKKEEPING,
     CLOSED,
@@ -176,7 +176,7 @@ class Ledger:
         return passes
 
     def open_pass(self, run_pass: Pass) -> None:
-        """Record the start of ``run_pass``; raises `OutputError` if another driver did so first."""
+        """Record the start of ``run_pass``; or raise `PassOpenedError` if it was recorded."""
         data = {
             "states": list(run_pass.states),
             "foreign": run_pass.foreign,
@@ -185,7 +185,7 @@ class Ledger:
             "opened": _now(),
         }
         if not self.store.create(pass_name(run_pass.number) + YAML, to_yaml(data)):
-            raise OutputError(
+            raise PassOpenedError(
                 f"another driver has opened pass {run_pass.number}; run the command again"
             )
 

@@ -15,6 +15,7 @@ from pipeline.errors import EngineError, InputError, ModelError, OutputError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from pipeline.execution.shutdown import Shutdown
+from pipeline.execution.source import PlannedRows
 from pipeline.execution.sink import TraceSink
 from pipeline.insight import preview
 from pipeline.output.ledger import Ledger
@@ -225,7 +226,11 @@ def test_finished_blocks_are_durable_while_a_long_trace_runs(
             self.thread.join()
 
     flow.execute_tier(
-        job, Pass(0, 0, 1), job.tiers[0], job.plan, flow.RunControl(Watcher, Shutdown())
+        job,
+        Pass(0, 0, 1),
+        job.tiers[0],
+        PlannedRows(job.plan.todo),
+        flow.RunControl(Watcher, Shutdown()),
     )
     assert len(seen) > 2
     assert any(15 <= count < 20 for count in seen), "the other blocks waited for the longest trace"

@@ -70,7 +70,7 @@ def sized(tmp_path: Path, make_config: MakeConfig) -> Callable[..., RunConfig]:
             model={"preset": "qwq-32b"},
         )
         prepared = prepare(config)
-        after = with_slots(config, prepared, "", prepared.plan)
+        after = with_slots(config, prepared, "", prepared.plan.todo)
         return config.model_copy(update={"engine": after.engine})
 
     return size

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipeline.errors import LeaseHeldError, QwqBatchError, StorageError
-from pipeline.output import lease
+from pipeline.output import lease, processes
 from pipeline.output.layout import LEASE
 from pipeline.storage import Storage
 
@@ -186,7 +186,7 @@ def test_dead_holder_is_not_at_work_though_it_has_just_renewed(store: Storage) -
     with subprocess.Popen(["true"], stdout=subprocess.PIPE) as ended:
         assert ended.stdout is not None
         ended.stdout.read()  # it has ended, and is not waited for: a zombie
-        start = str(lease._process(os.getpid())).rpartition(" ")[0]
+        start = str(processes._process(os.getpid())).rpartition(" ")[0]
         data = {"pid": ended.pid, "process": f"{start} 5", "at": time.time()}
         store.put(name(1), yaml.safe_dump(data).encode())
         shown = lease.holder(store)
@@ -196,17 +196,17 @@ def test_dead_holder_is_not_at_work_though_it_has_just_renewed(store: Storage) -
 
 def test_zombie_has_ended() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert lease._process(child.pid)
+        assert processes._process(child.pid)
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert Path(f"/proc/{child.pid}").exists()
-        assert lease._process(child.pid) is None
+        assert processes._process(child.pid) is None
 
 
 def test_nothing_is_known_of_a_holder_where_there_is_no_proc(
     store: Storage, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_process", lambda pid: None)
+    monkeypatch.setattr(processes, "_process", lambda pid: None)
     store.put(name(1), b"pid: 1\nprocess: null\nat: 1000\n")
     shown = lease.holder(store)
     assert shown is not None

@@ -1,0 +1,192 @@
+"""Rows for the engines of a worker, claimed a few at a time while the engines work.
+
+Ray Data starts no engine twice in one execution, and an execution without rows ends. So a read task
+waits until the driver has claimed rows, and yields them; meanwhile the engines do what they have.
+The driver claims more as soon as they have no more than keeps their slots full.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import QwqBatchError
+from pipeline.execution.prepare import PassContext
+from pipeline.execution.task_deaths import READ_DEATHS, refuse_endless_deaths
+from pipeline.input.longest_first import Lengths
+from pipeline.input.rows import read_bundle
+from pipeline.monitor.coordinator import CoordinatorClient, rows_by_part
+from pipeline.output.claims import MOST_WAVES, Claims
+from pipeline.planning import Range
+from pipeline.schema import with_origin
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+# Of short rows, engines must have those of some seconds, since a claim takes a moment.
+AT_ONCE_SECONDS = 5.0
+# Ray Data must know the number of read tasks beforehand, and each has one claim: what a task yields
+# is passed on at its end only. Tasks without a claim cost some milliseconds each. So there are as
+# many as this worker needs for all rows that are left, and for the small claims at the end. When
+# they are used up nevertheless, another execution begins.
+SMALL_CLAIMS, MOST_TASKS = 16, 1000
+
+
+class RowQueue:
+    """The claims of one execution, in order: a Ray actor between driver and read tasks."""
+
+    def __init__(self) -> None:
+        self._claims = list[Sequence[Range]]()
+        self._ended = False
+
+    def add(self, claim: Sequence[Range]) -> None:
+        """One more claim."""
+        self._claims.append(claim)
+
+    def end(self) -> None:
+        """There will be no more."""
+        self._ended = True
+
+    def claim(self, number: int) -> Sequence[Range] | None:
+        """Claim ``number``, from 0, always the same; None: not there yet, empty: no more."""
+        if number < len(self._claims):
+            return self._claims[number]
+        return () if self._ended else None
+
+
+class ClaimedSource(Datasource):
+    """The rows of the first ``claims`` in ``queue``, a `RowQueue` actor."""
+
+    def __init__(self, context: PassContext, queue: Any, claims: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._context, self._queue, self.read_tasks = context, queue, claims
+
+    def get_name(self) -> str:
+        """The name in Ray Data's own logs."""
+        return "Prompts"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Tasks for all claims that there may be; those without claims end at once."""
+        context, schema = self._context, with_origin(self._context.prompts)
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        read = partial(
+            _read, self._queue, context.config.input.path, context.run_pass.samples, schema
+        )
+        return [
+            ReadTask(partial(read, number), metadata, schema=schema)
+            for number in range(self.read_tasks)
+        ]
+
+
+def _read(
+    queue: Any, input_url: str, samples: tuple[int, ...], schema: pa.Schema, task: int
+) -> Iterator[pa.Table]:
+    refuse_endless_deaths("reads", lambda: [("the claims", task)], READ_DEATHS)
+    while (claim := ray.get(queue.claim.remote(task))) is None:
+        time.sleep(POLL_SECONDS)
+    yield from read_bundle(input_url, claim, samples, schema)
+
+
+class ClaimedRows:
+    """The rows that a worker claims during one execution; ``todo``: its first claim, taken."""
+
+    # A read task waits most of the time; holding a CPU, it might keep others from starting.
+    resources: Mapping[str, Any] = MappingProxyType({"num_cpus": 0})
+
+    def __init__(self, claims: Claims, todo: Sequence[Range]) -> None:
+        self._claims, self.todo = claims, todo
+        self.rows = max(claims.rows_left, sum(piece.rows for piece in todo))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0)(RowQueue).options(scheduling_strategy=here)
+        self._queue: Any = actor.remote()
+        self._over = threading.Event()
+        self._most_claims = MOST_TASKS
+
+    def source(self, context: PassContext, _lengths: Lengths | None, at_once: int) -> ClaimedSource:
+        """See `Feed`. The rows keep their order: claims are small near the end."""
+        claims = SMALL_CLAIMS + math.ceil(self.rows / (MOST_WAVES * at_once))
+        self._most_claims = min(claims, MOST_TASKS)
+        return ClaimedSource(context, self._queue, self._most_claims)
+
+    @contextmanager
+    def feeding(
+        self, coordinator: CoordinatorClient, in_flight: int, end: Callable[[QwqBatchError], None]
+    ) -> Iterator[None]:
+        """Claim rows in another thread, until no more are to be had; see `Feed`."""
+        thread = threading.Thread(
+            target=self._claim, args=(coordinator, in_flight, end), daemon=True, name="claims"
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _claim(
+        self, coordinator: CoordinatorClient, in_flight: int, end: Callable[[QwqBatchError], None]
+    ) -> None:
+        try:
+            claim: Sequence[Range] | None = self.todo
+            given, pace = 0, _Pace(coordinator)
+            for _ in range(self._most_claims):
+                if not claim:
+                    break
+                coordinator.add_rows(rows_by_part(claim))
+                ray.get(self._queue.add.remote(claim))
+                given += sum(piece.rows for piece in claim)
+                while True:
+                    pace.look()
+                    self._claims.at_once = max(in_flight, pace.rows_in(AT_ONCE_SECONDS))
+                    if given - pace.rows < self._claims.at_once:
+                        break
+                    if self._over.wait(POLL_SECONDS):
+                        return
+                claim = self._claims.take()
+            ray.get(self._queue.end.remote())
+        except QwqBatchError as error:
+            end(error)
+        except RayActorError:  # the execution has failed, and says why
+            logger.debug("no more claims", exc_info=True)
+
+
+class _Pace:
+    """How many ``rows`` the engines have done, and how fast."""
+
+    def __init__(self, coordinator: CoordinatorClient) -> None:
+        self.rows = 0
+        self._coordinator = coordinator
+        self._seconds: float | None = None  # since the engines were ready
+        self._began = time.monotonic()
+
+    def look(self) -> None:
+        """Ask the coordinator."""
+        try:
+            snapshot = self._coordinator.snapshot()
+        except GetTimeoutError:  # a busy machine; the figures stay as they are
+            return
+        self.rows = snapshot.totals.rows
+        if snapshot.ready_seconds is not None:
+            self._seconds = time.monotonic() - self._began - snapshot.ready_seconds
+
+    def rows_in(self, seconds: float) -> int:
+        """How many rows the engines do in ``seconds``."""
+        return 0 if self._seconds is None else round(seconds * self.rows / max(1.0, self._seconds))

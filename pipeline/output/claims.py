@@ -1,0 +1,281 @@
+"""Which worker has which rows of a pass: a board that all workers of an output share.
+
+The board is a small numbered file, and whoever changes it creates the next number, which only one
+of several workers can. It decides nothing but who does what: whether a row is done, the ledger
+says. So a lost or damaged board costs rows that are done twice at worst, and never one that is not
+done.
+
+Rows are handed out in the order of the shards, up to a place that the board remembers. What a dead
+worker had, or one that ended early had left, goes first. Claims are small when few rows are left,
+so that all workers end at about the same time.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pipeline.output.layout import CLAIMS, JSON, ranges_of
+from pipeline.output.ledger import Ledger
+from pipeline.output.passes import plan_pass
+from pipeline.output.workers import Worker, expelled
+from pipeline.planning import Part, PartRef, Pass, Range, gaps
+from pipeline.storage import map_in_threads
+
+# A worker claims so many times what it works on at once: at most, and at least, near the end.
+MOST_WAVES, LEAST_WAVES = 4.0, 0.25
+# The last boards are kept, for a worker that is slow to create the next.
+BOARDS_KEPT = 64
+
+# Rows ``start`` to ``stop`` (exclusive) of a shard: its name, start, stop.
+Piece = tuple[str, int, int]
+BEGIN = ("", 0)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a worker has: the rows that it works on ``at_once``, and the ``pieces`` it has to do."""
+
+    at_once: int
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Board:
+    """Who has what.
+
+    ``place``: a shard and a row in it; all rows before it have been handed out. ``returned``: of
+    those, the rows that are free again. ``holdings``: by worker.
+    """
+
+    place: tuple[str, int] = BEGIN
+    returned: tuple[Piece, ...] = ()
+    holdings: Mapping[str, Holding] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """As the file has it."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Board":
+        """The inverse of `to_json`; a damaged file is an empty board."""
+        try:
+            values = json.loads(data)
+            holdings = {
+                name: Holding(int(held["at_once"]), _pieces(held["pieces"]))
+                for name, held in values["holdings"].items()
+            }
+            shard, row = values["place"]
+            return cls((str(shard), int(row)), _pieces(values["returned"]), holdings)
+        except (ValueError, TypeError, KeyError):
+            return cls()
+
+    def holds(self, worker: str, holding: Holding) -> "Board":
+        """The board on which ``worker`` has ``holding``."""
+        return replace(self, holdings={**self.holdings, worker: holding})
+
+    def without(self, workers: Sequence[str]) -> "Board":
+        """The board on which ``workers`` have nothing, and what they had is free."""
+        freed = tuple(piece for name in workers for piece in self.holdings[name].pieces)
+        left = {name: held for name, held in self.holdings.items() if name not in workers}
+        return replace(self, returned=(*self.returned, *freed), holdings=left)
+
+
+def _pieces(values: Sequence[Sequence[Any]]) -> tuple[Piece, ...]:
+    return tuple((str(shard), int(start), int(stop)) for shard, start, stop in values)
+
+
+def fair_rows(left: int, board: Board, worker: str) -> int:
+    """How many of ``left`` rows ``worker`` takes: half of its share by what it does at once."""
+    mine = board.holdings[worker].at_once
+    share = left * mine / (2 * sum(held.at_once for held in board.holdings.values()))
+    return max(1, math.ceil(min(max(share, LEAST_WAVES * mine), MOST_WAVES * mine)))
+
+
+def claimed(board: Board, worker: str, todo: Sequence[Piece]) -> Board:
+    """The board after ``worker`` has taken rows: those returned, and those of ``todo``.
+
+    ``todo``: in order. Of returned rows, the worker takes only those of the shards in ``todo``.
+    """
+    shards = {shard for shard, _, _ in todo}
+    free = [piece for piece in board.returned if piece[0] in shards]
+    later = [(s, max(start, _row(s, board)), stop) for s, start, stop in todo]
+    later = [piece for piece in later if piece[0] >= board.place[0] and piece[1] < piece[2]]
+    rows = fair_rows(_rows(free) + _rows(later), board, worker)
+    again, left_free = _split(free, rows)
+    first, _ = _split(later, rows - _rows(again))
+    unknown = [piece for piece in board.returned if piece[0] not in shards]
+    place = (first[-1][0], first[-1][2]) if first else board.place
+    held = board.holdings[worker]
+    board = replace(board, place=place, returned=(*unknown, *left_free))
+    return board.holds(worker, replace(held, pieces=(*held.pieces, *again, *first)))
+
+
+def _row(shard: str, board: Board) -> int:
+    """The first row of ``shard`` that has not been handed out, if ``shard`` is at the place."""
+    return board.place[1] if shard == board.place[0] else 0
+
+
+def _rows(pieces: Sequence[Piece]) -> int:
+    return sum(stop - start for _, start, stop in pieces)
+
+
+def _split(pieces: Sequence[Piece], rows: int) -> tuple[list[Piece], list[Piece]]:
+    """The first ``rows`` rows of ``pieces``, and the others."""
+    taken, rest = list[Piece](), list[Piece]()
+    for shard, start, stop in pieces:
+        border = min(stop, start + max(0, rows - _rows(taken)))
+        if start < border:
+            taken.append((shard, start, border))
+        if border < stop:
+            rest.append((shard, border, stop))
+    return taken, rest
+
+
+class Claims:
+    """The rows of ``run_pass`` that ``worker`` has, and the way to more.
+
+    ``parts``: of the whole run. ``at_once``: how many rows the worker works on at the same time.
+    The pass must not be a retry, which is for a driver alone.
+    """
+
+    def __init__(
+        self, ledger: Ledger, parts: Sequence[Part], run_pass: Pass, worker: Worker, at_once: int
+    ) -> None:
+        self._ledger, self._parts, self._pass, self._worker = ledger, parts, run_pass, worker
+        self.at_once = at_once
+        self._parts_of: dict[str, list[Part]] = {}
+        for part in parts:
+            self._parts_of.setdefault(part.shard.name, []).append(part)
+        self._todo = self._plan()
+        self._begun: list[Piece] = []
+
+    @property
+    def rows_left(self) -> int:
+        """The rows of the pass that were to do when all of them were last looked at."""
+        return _rows(self._todo)
+
+    def take(self) -> list[Range] | None:
+        """Rows to do now; none if others have all that are left, None if no row is left.
+
+        Raises `ExpelledError` if others count this worker as dead.
+        """
+        me = self._worker.name
+        while True:
+            number, stored = self._last_board()
+            if self._begun and me not in stored.holdings:
+                raise expelled()
+            if new := self._begin(stored):
+                return new
+            board, dead = self._without_dead(stored)
+            self._begun = _pieces_of(self._undone(self._begun))
+            board = board.holds(me, Holding(self.at_once, tuple(self._begun)))
+            wanted = claimed(board, me, self._todo)
+            if wanted == board and not any(held.pieces for held in board.holdings.values()):
+                self._todo = self._plan()
+                if not self._todo:
+                    return None
+                wanted = claimed(Board(holdings=board.holdings), me, self._todo)
+            if wanted == stored:
+                return []
+            if self._write(number + 1, wanted):
+                for name in dead:
+                    self._worker.remove(name)
+                if wanted == board:
+                    return []
+
+    def again(self) -> None:
+        """Nothing runs now: rows that `take` has given and that are not durable are to do again."""
+        self._begun = []
+
+    def give_back(self) -> None:
+        """Leave to others what this worker has not done."""
+        name = self._worker.name
+        while True:
+            number, board = self._last_board()
+            if name not in board.holdings:
+                return
+            rest = _pieces_of(self._undone(board.holdings[name].pieces))
+            board = board.holds(name, Holding(self.at_once, tuple(rest)))
+            if self._write(number + 1, board.without([name])):
+                return
+
+    def _begin(self, board: Board) -> list[Range]:
+        """What this worker has on ``board`` and has not begun."""
+        held = board.holdings.get(self._worker.name, Holding(0))
+        new = [piece for piece in held.pieces if piece not in self._begun]
+        self._begun += new
+        return self._undone(new)
+
+    def _without_dead(self, board: Board) -> tuple[Board, list[str]]:
+        """``board`` without the workers that are gone, and their names."""
+        workers = self._worker.look()
+        dead = [
+            name for name in board.holdings if name != self._worker.name and workers.get(name, True)
+        ]
+        return board.without(dead), dead
+
+    def _undone(self, pieces: Iterable[Piece]) -> list[Range]:
+        """The rows of ``pieces`` that are not durable, by listings made now."""
+        clips = [
+            (part, max(start, part.start), min(stop, part.stop))
+            for shard, start, stop in pieces
+            for part in self._parts_of.get(shard, ())
+            if start < part.stop and part.start < stop
+        ]
+        return [piece for ranges in map_in_threads(self._open_ranges, clips) for piece in ranges]
+
+    def _open_ranges(self, clip: tuple[Part, int, int]) -> list[Range]:
+        part, start, stop = clip
+        ref, number = PartRef.of(part), self._pass.number
+        durable = ranges_of(self._ledger.fragments(ref, number))
+        # In this order: a part is finished before its fragments are removed.
+        if self._ledger.is_done(ref, number):
+            return []
+        return [Range(part, low, high) for low, high in gaps(start, stop, durable)]
+
+    def _plan(self) -> list[Piece]:
+        """What is to do of the pass, by a listing of everything made now."""
+        todo = plan_pass(self._ledger, self._parts, self._pass).todo
+        return _pieces_of(sorted(todo, key=lambda piece: (piece.part.shard.name, piece.start)))
+
+    def _last_board(self) -> tuple[int, Board]:
+        """The newest board and its number; 0 and an empty one if there is none."""
+        while True:
+            last = self._numbers()[-1:]
+            try:
+                return (last[0], self._read(last[0])) if last else (0, Board())
+            except FileNotFoundError:  # many newer ones were made meanwhile
+                continue
+
+    def _read(self, number: int) -> Board:
+        return Board.from_json(self._ledger.store.read(self._file(number)))
+
+    def _write(self, number: int, board: Board) -> bool:
+        """Create board ``number``, unless another worker did."""
+        store = self._ledger.store
+        if not store.create(self._file(number), board.to_json()):
+            return False
+        store.delete([self._file(n) for n in self._numbers() if n <= number - BOARDS_KEPT])
+        return True
+
+    def _numbers(self) -> list[int]:
+        """The numbers of the pass's boards, ascending."""
+        prefix = self._file(0).rpartition("/")[2].partition(".")[0] + "."
+        names = [info.name.rpartition("/")[2] for info in self._ledger.store.files(CLAIMS)]
+        numbers = (n.removeprefix(prefix).removesuffix(JSON) for n in names if n.startswith(prefix))
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+    def _file(self, number: int) -> str:
+        return f"{CLAIMS}/{self._pass.number:05}.{number:08}{JSON}"
+
+
+def _pieces_of(ranges: Iterable[Range]) -> list[Piece]:
+    """``ranges`` as pieces; ranges that follow each other in a shard are one."""
+    pieces = list[Piece]()
+    for shard, start, stop in ((r.part.shard.name, r.start, r.stop) for r in ranges):
+        if pieces and (pieces[-1][0], pieces[-1][2]) == (shard, start):
+            start = pieces.pop()[1]
+        pieces.append((shard, start, stop))
+    return pieces

@@ -1,0 +1,46 @@
+"""Which process wrote a file, so that its end can be noticed at once on the same machine."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def this_process() -> dict[str, Any]:
+    """Describes this process to others: host, pid, a random id, when it began (in UTC)."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process": _process(os.getpid()),
+        "id": uuid.uuid4().hex,
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def has_ended(process: Mapping[str, Any]) -> bool:
+    """Whether a process as `this_process` describes it ran on this machine and has ended.
+
+    And in this container: elsewhere the answer is always no.
+    """
+    this, other = _process(os.getpid()), str(process.get("process"))
+    if this is None or other.rpartition(" ")[0] != this.rpartition(" ")[0]:
+        return False
+    return _process(int(process["pid"])) != other
+
+
+def _process(pid: int) -> str | None:
+    """An identity of a process: the boot, the pid namespace and the start of the process.
+
+    None if the process has ended or there is no /proc.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+    # Field 0 is the state (Z: ended, but not waited for), field 19 the start in clock ticks.
+    return None if status[0] in "ZX" else f"{boot} {namespace} {status[19]}"
