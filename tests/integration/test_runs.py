@@ -15,8 +15,8 @@ from pipeline.errors import EngineError, InputError, ModelError, OutputError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from pipeline.execution.shutdown import Shutdown
-from pipeline.execution.source import PlannedRows
 from pipeline.execution.sink import TraceSink
+from pipeline.execution.source import PlannedRows
 from pipeline.insight import preview
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata

@@ -1,0 +1,241 @@
+"""The board of claims: every row is handed out once, and what a dead worker had again."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.errors import ExpelledError
+from pipeline.output import claims
+from pipeline.output.claims import Board, Claims, Holding, claimed, fair_rows
+from pipeline.output.layout import CLAIMS, fragment_name
+from pipeline.output.ledger import Ledger
+from pipeline.planning import Part, PartRef, Pass, Range, Shard, split_parts
+
+RUN = Pass(0, 0, 1)
+Rows = list[tuple[str, int]]
+
+
+def parts_of(**rows: int) -> list[Part]:
+    """The parts, of 50 rows, of shards with these names and numbers of rows."""
+    shards = [
+        Shard(f"{name}.parquet", f"/in/{name}.parquet", n, 1, "t") for name, n in rows.items()
+    ]
+    return split_parts(shards, 50)
+
+
+class Fleet:
+    """Workers of one ledger, and which of them are alive."""
+
+    def __init__(self, ledger: Ledger, parts: list[Part]) -> None:
+        self.ledger, self.parts = ledger, parts
+        self.dead: dict[str, bool] = {}
+        self.done: Rows = []
+        self._lock = threading.Lock()
+
+    def claims(self, name: str, at_once: int = 20, parts: list[Part] | None = None) -> Claims:
+        self.dead[name] = False
+        return Claims(self.ledger, parts or self.parts, RUN, Member(self, name), at_once)  # type: ignore[arg-type]
+
+    def do(self, ranges: Iterable[Range] | None) -> None:
+        """Make the rows of ``ranges`` durable."""
+        for piece in ranges or ():
+            name = fragment_name(PartRef.of(piece.part), piece.start, piece.stop, 0)
+            self.ledger.store.put(name, b"")
+            with self._lock:
+                self.done += [(piece.part.shard.name, n) for n in range(piece.start, piece.stop)]
+
+    @property
+    def rows(self) -> Rows:
+        """All rows of the parts."""
+        return [(part.shard.name, n) for part in self.parts for n in range(part.start, part.stop)]
+
+
+class Member:
+    """What `Claims` needs of a `Worker`."""
+
+    def __init__(self, fleet: Fleet, name: str) -> None:
+        self.fleet, self.name = fleet, name
+
+    def look(self) -> dict[str, bool]:
+        return dict(self.fleet.dead)
+
+    def remove(self, name: str) -> None:
+        del self.fleet.dead[name]
+
+
+@pytest.fixture
+def fleet(ledger: Ledger) -> Fleet:
+    return Fleet(ledger, parts_of(a=120, b=7, c=200))
+
+
+def rows_of(ranges: Iterable[Range] | None) -> int:
+    return sum(piece.rows for piece in ranges or ())
+
+
+def test_one_worker_gets_all_rows_in_order_and_small_claims_at_the_end(fleet: Fleet) -> None:
+    mine, sizes = fleet.claims("one"), list[int]()
+    while claim := mine.take():
+        fleet.do(claim)
+        sizes.append(rows_of(claim))
+    assert mine.take() is None
+    assert fleet.done == fleet.rows
+    assert sizes[0] == 80  # four times what it does at once
+    assert sizes[-2:] == [5, 5]  # a quarter
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("left", "mine", "others", "rows"),
+    [
+        (10_000, 20, [], 80),
+        (10_000, 20, [20, 20], 80),
+        (120, 20, [20, 20], 20),  # half of its third
+        (120, 40, [20], 40),  # half of two thirds
+        (10, 20, [20], 5),
+        (3, 1, [900], 1),
+    ],
+)
+def test_claims_follow_from_what_is_left_and_how_fast_each_worker_is(
+    left: int, mine: int, others: list[int], rows: int
+) -> None:
+    held = {str(i): Holding(at_once) for i, at_once in enumerate(others)}
+    assert fair_rows(left, Board(holdings={**held, "me": Holding(mine)}), "me") == rows
+
+
+def test_workers_beside_each_other_do_each_row_once(fleet: Fleet) -> None:
+    def work(number: int) -> None:
+        mine = fleet.claims(f"worker-{number}", at_once=3 + 4 * number)
+        while (claim := mine.take()) is not None:
+            fleet.do(claim)
+        mine.give_back()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert sorted(fleet.done) == fleet.rows
+
+
+def test_workers_of_no_hurry_keep_their_rows(fleet: Fleet) -> None:
+    slow, quick = fleet.claims("slow"), fleet.claims("quick")
+    held = slow.take()
+    while claim := quick.take():
+        fleet.do(claim)
+    assert claim == []  # the rest is in other hands
+    assert quick.take() == []
+    fleet.do(held)
+    assert slow.take() is None
+    slow.give_back()
+    assert quick.take() is None
+    assert sorted(fleet.done) == fleet.rows
+
+
+def test_rows_of_a_dead_worker_go_to_others_but_those_that_are_durable(fleet: Fleet) -> None:
+    dying, heir = fleet.claims("dying"), fleet.claims("heir")
+    held = dying.take()
+    assert held is not None
+    fleet.do([held[0].clip(10, 30)])
+    while claim := heir.take():
+        fleet.do(claim)
+    assert claim == []
+    fleet.dead["dying"] = True
+    while claim := heir.take():
+        fleet.do(claim)
+    assert claim is None
+    assert sorted(fleet.done) == fleet.rows
+    assert "dying" not in fleet.dead
+    with pytest.raises(ExpelledError, match="have taken its rows over"):
+        dying.take()
+
+
+def test_rows_given_back_are_the_next_to_be_taken(fleet: Fleet) -> None:
+    leaving, other = fleet.claims("leaving"), fleet.claims("other")
+    held = leaving.take()
+    assert held is not None
+    fleet.do([held[0].clip(0, 10)])
+    leaving.give_back()
+    claim = other.take()
+    assert claim is not None
+    assert (claim[0].start, claim[0].stop) == (10, 50)
+
+
+def test_rows_that_an_execution_has_left_are_given_again(fleet: Fleet) -> None:
+    mine = fleet.claims("mine")
+    first = mine.take()
+    assert first is not None
+    fleet.do([first[0]])
+    mine.again()
+    assert mine.take() == first[1:]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"place": 1}', b'{"holdings": {"x": 5}}'])
+def test_damaged_board_costs_no_row(fleet: Fleet, content: bytes) -> None:
+    mine = fleet.claims("mine")
+    fleet.do(mine.take())
+    name = max(info.name for info in fleet.ledger.store.files(CLAIMS))
+    fleet.ledger.store.put(name, content)
+    try:
+        while claim := mine.take():
+            fleet.do(claim)
+    except ExpelledError:  # it joins again
+        again = fleet.claims("again")
+        while claim := again.take():
+            fleet.do(claim)
+    assert sorted(fleet.done) == fleet.rows
+
+
+def test_worker_that_knows_more_shards_does_them_whatever_the_others_have_done(
+    fleet: Fleet,
+) -> None:
+    more = parts_of(a=120, aa=30, b=7, c=200)
+    old, new = fleet.claims("old"), fleet.claims("new", parts=more)
+    while claim := old.take():
+        fleet.do(claim)
+    while claim := new.take():
+        fleet.do(claim)
+    old.give_back()
+    while claim := new.take():
+        fleet.do(claim)
+    assert claim is None
+    fleet.parts = more
+    assert sorted(fleet.done) == fleet.rows
+
+
+def test_rows_of_shards_that_a_worker_does_not_know_are_left_to_others() -> None:
+    board = Board(("z.parquet", 5), (("new.parquet", 0, 9), ("a.parquet", 0, 3)))
+    after = claimed(board.holds("me", Holding(50)), "me", [("a.parquet", 0, 10)])
+    assert after.holdings["me"].pieces == (("a.parquet", 0, 3),)
+    assert after.returned == (("new.parquet", 0, 9),)
+
+
+def test_slow_worker_that_creates_an_old_number_takes_nothing_by_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had slept between its look and its write, while its number came and went."""
+    monkeypatch.setattr(claims, "BOARDS_KEPT", 1)
+    slow, quick = fleet.claims("slow"), fleet.claims("quick")
+    look = slow._last_board
+    asleep: list[Callable[[], object]] = [lambda: [fleet.do(quick.take()) for _ in range(3)]]
+
+    def look_then_sleep() -> tuple[int, Board]:
+        seen = look()
+        if asleep:
+            asleep.pop()()
+        return seen
+
+    monkeypatch.setattr(slow, "_last_board", look_then_sleep)
+    while claim := slow.take():
+        fleet.do(claim)
+    assert quick.take() is None
+    assert sorted(fleet.done) == fleet.rows
+
+
+def test_boards_are_few_small_files(fleet: Fleet) -> None:
+    mine = fleet.claims("mine", at_once=1)
+    while claim := mine.take():
+        fleet.do(claim)
+    boards = fleet.ledger.store.files(CLAIMS)
+    assert len(boards) <= claims.BOARDS_KEPT
+    last = json.loads(fleet.ledger.store.read(boards[-1].name))
+    assert len(last["holdings"]["mine"]["pieces"]) <= 2, "what is durable is not held"
