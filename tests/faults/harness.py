@@ -130,6 +130,10 @@ class Output:
         """The lease files: another name is another driver's."""
         return [name for name in self._files() if "/__qwq/lease/" in name]
 
+    def workers(self) -> set[str]:
+        """The files of the workers that share the output."""
+        return {name for name in self._files() if "/__qwq/workers/" in name}
+
     def traces(self) -> list[Trace]:
         """The traces of all finished parts, in order."""
         parts = [name for name in self.finished() if name.endswith(".parquet")]
@@ -243,15 +247,17 @@ class Case:
         command: Iterable[str] = PIPELINE,
         settings: Iterable[str] = (),
         retry: str | None = None,
+        shared: bool = False,
     ) -> Driver:
         """Start a driver on this run, with other ``settings`` (key=value) if there are any.
 
-        ``retry``: states to retry instead.
+        ``retry``: states to retry instead. ``shared``: as one of several workers.
         """
         log = self.folder / f"driver-{len(self.drivers)}.log"
-        run = ["run", str(self.config), *(word for s in settings for word in ("--set", s))]
+        arguments = [str(self.config), *(word for s in settings for word in ("--set", s))]
+        run = ["work" if shared else "run", *arguments]
         if retry is not None:
-            run = ["retry", *run[1:], "--state", retry]
+            run = ["retry", *arguments, "--state", retry]
         driver = Driver([*command, *run], self.environment, log)
         self.drivers.append(driver)
         return driver

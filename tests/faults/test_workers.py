@@ -1,0 +1,56 @@
+"""Workers that share an output are killed, stopped and late; nothing is lost or done twice."""
+
+import sys
+from signal import SIGCONT, SIGKILL, SIGSTOP
+
+from tests.faults.conftest import NewCase
+from tests.faults.harness import ONE_ENGINE
+from tests.s3 import S3Server
+
+EXPIRE_SECONDS = 8
+SLOTS, TOKENS = 16, 400
+HASTY = (
+    sys.executable,
+    "-c",
+    "import pipeline.output.workers as workers; "
+    f"workers.RENEW_SECONDS, workers.EXPIRE_SECONDS = 1, {EXPIRE_SECONDS}; "
+    "from pipeline.cli import main; main()",
+)
+
+
+def test_one_worker_is_killed_one_sleeps_too_long_and_one_comes_late(
+    new_case: NewCase, s3: S3Server
+) -> None:
+    case = new_case(
+        "three workers on S3: one killed, one asleep and woken, one late",
+        sizes=[120, 150],
+        server=s3,
+        engine={
+            **ONE_ENGINE, "vllm": {"max_num_seqs": SLOTS},
+            "simulated": {"tokens_median": TOKENS, "tokens_sigma": 0.3},
+        },
+    )  # fmt: skip
+    killed, sleeper = (case.start(HASTY, shared=True) for _ in range(2))
+    killed.must_reach(lambda: len(case.output.workers()) == 2, "two workers")
+    first = case.output.workers()
+    killed.must_reach(lambda: len(case.output.finished()) > 3, "some blocks")
+    killed.must_reach(case.progress(), "some more")
+    case.remember()
+    sleeper.signal(SIGSTOP)
+    killed.signal(SIGKILL)
+    late = case.start(HASTY, shared=True)
+    late.must_reach(lambda: not first & case.output.workers(), "the others to count as dead")
+    late.must_reach(case.progress(), "some of their rows")
+    case.remember()
+    sleeper.signal(SIGCONT)
+    sleeper.must_reach(lambda: len(case.output.workers()) == 2, "the sleeper to join again")
+    case.remember()
+    for worker in (sleeper, late):
+        assert worker.wait() == 0, worker.told()
+    assert "taken its rows over; it joins again" in sleeper.printed, sleeper.told()
+    assert not case.output.workers()
+    outcome = case.check()
+    # Of the killed one, what it had not saved; of the sleeper, whose engines went on, all that it
+    # held when it was given up, and what it was given meanwhile.
+    assert outcome.tokens_twice is not None
+    assert outcome.tokens_twice < 4 * SLOTS * TOKENS, outcome
