@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -216,12 +216,12 @@ def test_slow_worker_that_creates_an_old_number_takes_nothing_by_it(
     monkeypatch.setattr(claims, "BOARDS_KEPT", 1)
     slow, quick = fleet.claims("slow"), fleet.claims("quick")
     look = slow._last_board
-    asleep: list[Callable[[], object]] = [lambda: [fleet.do(quick.take()) for _ in range(3)]]
+    naps = [3]
 
     def look_then_sleep() -> tuple[int, Board]:
         seen = look()
-        if asleep:
-            asleep.pop()()
+        for _ in range(naps.pop() if naps else 0):
+            fleet.do(quick.take())
         return seen
 
     monkeypatch.setattr(slow, "_last_board", look_then_sleep)

@@ -72,7 +72,7 @@ def test_silent_worker_is_dead_after_a_while_by_the_clock_of_who_looks(
 ) -> None:
     strangers_file(store)
     now = 1000.0
-    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     watch = Watch(store)
     assert watch.look() == {"stranger": False}
     now += 59
