@@ -22,7 +22,7 @@ from pipeline.registry import did_you_mean
 
 Config = TypeVar("Config", bound="RunConfig")
 # Nothing below it is shown: a key that is written wrong may be the URL itself.
-SECRET_SECTION = "notify"
+NOT_SHOWN = "notify"
 _KEY = re.compile(r"[\w.-]*")
 
 
@@ -158,8 +158,8 @@ def _is_text(annotation: Any) -> bool:
 
 def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     path = ".".join(str(part) for part in error["loc"])
-    if error["loc"][:1] == (SECRET_SECTION,):
-        return _explain_secret(error, _accepted(kind, (SECRET_SECTION,)))
+    if error["loc"][:1] == (NOT_SHOWN,):
+        return _explain_unseen(error, _accepted(kind, (NOT_SHOWN,)))
     if error["type"] == "extra_forbidden":
         *section, name = error["loc"]
         return f"{path}: {did_you_mean(str(name), _accepted(kind, tuple(section)), 'key')}"
@@ -175,15 +175,15 @@ def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     return f"{path}: {message} (got {error['input']!r})"
 
 
-def _explain_secret(error: Mapping[str, Any], accepted: Sequence[str]) -> str:
+def _explain_unseen(error: Mapping[str, Any], accepted: Sequence[str]) -> str:
     """As `_explain`, without any value or key that the user has written."""
     _, *below = error["loc"]
     if below and below[0] in accepted:
-        return f"{SECRET_SECTION}.{below[0]}: {error['msg']}"
+        return f"{NOT_SHOWN}.{below[0]}: {error['msg']}"
     names = ", ".join(accepted)
     if not below:
-        return f"{SECRET_SECTION}: must be a mapping with {names}"
-    return f"{SECRET_SECTION}: has an unknown key, not shown as it may be secret (accepted: {names})"
+        return f"{NOT_SHOWN}: must be a mapping with {names}"
+    return f"{NOT_SHOWN}: has an unknown key, not shown as it may be secret (accepted: {names})"
 
 
 def _accepted(kind: type[RunConfig], section: tuple[str | int, ...]) -> list[str]:

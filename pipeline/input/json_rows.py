@@ -12,6 +12,7 @@ from pipeline.input.files import lines, opened
 from pipeline.input.json_kinds import Kind, MisfitError
 from pipeline.local_disk import FileInfo
 from pipeline.storage import Storage
+from pipeline.strict_json import DECODER
 
 Row = dict[str, Any]
 ROWS_A_TABLE = 2048
@@ -180,19 +181,4 @@ def _list_items(store: Storage, name: str) -> Iterator[tuple[int, Any]]:
             raise InputError(f"{name}:{line}: no comma or ] follows the object that begins there")
 
 
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated} is there twice in an object")
-    return found
-
-
-# Strict: no NaN, and no key twice in an object.
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
 _SPACE = json.decoder.WHITESPACE  # type: ignore[attr-defined]

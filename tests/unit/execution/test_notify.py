@@ -188,8 +188,8 @@ def test_url_to_which_nothing_can_be_sent_is_refused_and_not_repeated(
         (f"notify: {{'https://{SECRET}': }}", r"notify: .*unknown key.*accepted: url"),
         (f"notify: {{url: {{'{SECRET}': 1}}}}", r"notify\.url: is no https"),
         (f"notify: https://{SECRET}", "notify: must be a mapping with url"),
-        (f"notify:\n  url: 'https://{SECRET}", "quoted scalar, line 2, column 8; .* end of stream"),
-        (f"notify:\n  url: https://{SECRET}: x", "mapping values are not allowed here, line 2"),
+        (f"notify:\n  url: 'https://{SECRET}", "quoted scalar, line 5, column 8; .* end of stream"),
+        (f"notify:\n  url: https://{SECRET}: x", "mapping values are not allowed here, line 5"),
     ],
 )
 def test_section_that_is_written_wrong_is_refused_and_not_repeated(
