@@ -319,8 +319,9 @@ def _folder_hint(found: Input) -> str:
     if not keys:
         return ""
     return (
-        f". Folder names such as {next(iter(keys.values()))} are no columns, since they are whole "
-        "numbers, or since the run began without them; write them into the files, for example with "
+        f". Folder names such as {next(iter(keys.values()))} are not carried, since they are whole "
+        "numbers (which input.where can use), or since the run began without them; write them into "
+        "the files, for example with "
         "DuckDB: COPY (FROM read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' "
         "(FORMAT parquet, PER_THREAD_OUTPUT true)"
     )

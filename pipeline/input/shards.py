@@ -14,7 +14,7 @@ from pipeline.errors import InputError, first_line
 from pipeline.input.column_types import fit, plain, unify
 from pipeline.input.earlier_run import EarlierRun, carried_columns, the_run
 from pipeline.input.files import PARQUET_FORMAT, InputFiles, list_input, named
-from pipeline.input.hive import text_keys, with_folder_columns
+from pipeline.input.hive import TEXT, folder_types, with_folder_columns
 from pipeline.input.query import ALL, InputQuery, RowSelector
 from pipeline.input.source_rows import refuse_other_types
 from pipeline.local_disk import FileInfo
@@ -89,9 +89,10 @@ def find_shards(
         info.name: footer
         for info, footer in zip(new, map_in_threads(partial(_footer, store), new), strict=True)
     }
-    keys = _folder_keys([info.name for info in files], known)
+    types = _folder_types([info.name for info in files], known)
+    carried = {key: type_ for key, type_ in types.items() if type_ == TEXT}
     for name, footer in footers.items():
-        schema = with_folder_columns(footer.schema, name, keys)
+        schema = with_folder_columns(footer.schema, name, carried)
         footers[name] = footer._replace(schema=schema)
     shards = []
     for info in files:
@@ -106,7 +107,7 @@ def find_shards(
     schema, notes = _common_schema(store, footers, known, query, run)
     deciding = known.deciding
     if query.selects_rows:
-        schemas = [(name, footer.schema) for name, footer in footers.items()]
+        schemas = [(n, with_folder_columns(f.schema, n, types)) for n, f in footers.items()]
         check = partial(_misfit, store)
         selector = partial(RowSelector, query, schemas, run, check, known.deciding)
         shards, deciding = _selected(url, shards, known, footers, selector)
@@ -116,13 +117,13 @@ def find_shards(
     return Input(url, shards, schema, tuple(notes), run, stage, deciding)
 
 
-def _folder_keys(names: Sequence[str], known: KnownShards) -> list[str]:
+def _folder_types(names: Sequence[str], known: KnownShards) -> dict[str, pa.DataType]:
     """The keys of folders that are columns; of a run that has begun, those that it has."""
-    keys = text_keys(names)
+    types = folder_types(names)
     if known.schema is None:
-        return keys
+        return types
     deciding = () if known.deciding is None else known.deciding.names
-    return [key for key in keys if key in (*known.schema.names, *deciding)]
+    return {key: t for key, t in types.items() if key in (*known.schema.names, *deciding)}
 
 
 def _written_by(
