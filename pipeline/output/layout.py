@@ -12,7 +12,7 @@
     __qwq/lease/00000003.yaml                           the driver that holds the lease
     __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
     __qwq/engines/20260101T000000.000000Z-1f3c.yaml     what an engine found when it started
-    __qwq/pushed.json                                   hashes of the files that were pushed to a hub
+    __qwq/pushed.json                                   hashes of the files that were pushed
     __qwq/registered/6b1c….json                         which files of parts an Iceberg table has
 
 Files of pass k are named ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a separate
