@@ -192,7 +192,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     traces = output_schema(found.schema, output.rename, output.raw_text, is_new, optional)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
-    settings |= engine.result_settings(config.engine)
+    settings |= {INPUT: Storage(found.source).location, **engine.result_settings(config.engine)}
     references = None
     if column := config.answer.reference_column:
         references = sample_references(found.url, found.shards, column, config.answer.load_format())
@@ -273,7 +273,7 @@ def _lineage(config: RunConfig, known: KnownShards, found: Input) -> Lineage:
                 "away, or choose another output.path"
             )
         return known.lineage
-    output = Storage(config.input.path).location
+    output = Storage(found.source).location
     return (*found.run.lineage, {"output": output, "settings": digest})
 
 

@@ -34,7 +34,8 @@ ROWS_A_CHECK = 65_536
 class Input:
     """The shards of an input, in the order of their names, and their common `schema`.
 
-    ``url``: where they are read from.
+    ``url``: where they are read from. ``source``: what they were made of, by which it is recorded;
+    a data set of the hub with its commit.
 
     ``notes``: what people should know, such as files that were left out. ``run``: the one that
     wrote the files, if any did; None if only known shards are there. ``stage``: its number in its
@@ -48,6 +49,7 @@ class Input:
     run: EarlierRun | None = None
     stage: int = 0
     deciding: pa.Schema | None = None
+    source: str = ""
 
     @property
     def carried(self) -> dict[str, str]:
@@ -114,7 +116,7 @@ def find_shards(
         taken, rows = sum(s.rows for s in shards), sum(s.file_rows for s in shards)
         notes.append(f"{taken:,} of {rows:,} rows are taken, by input.where and input.unit")
     notes += found.notes
-    return Input(url, shards, schema, tuple(notes), run, stage, deciding)
+    return Input(url, shards, schema, tuple(notes), run, stage, deciding, url)
 
 
 def _folder_types(names: Sequence[str], known: KnownShards) -> dict[str, pa.DataType]:
