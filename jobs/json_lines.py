@@ -3,14 +3,14 @@
     qwq-batch export OUTPUT traces.jsonl.zst
 
 ``OUTPUT`` is a run's, or any folder of Parquet files, such as the samples or labels of a job. A
-job's own folder is refused: it has several tables.
+folder with several tables is refused, with their names: that of a job, of stages, or of an export.
 """
 
 import base64
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from math import isfinite
@@ -19,8 +19,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.export import CONFIGS
 from jobs.job import TRACES
 from pipeline.errors import ConfigError, OutputError
+from pipeline.input.files import named
+from pipeline.output.layout import MANIFEST
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import damage_named
 from pipeline.planning import PARQUET
@@ -38,8 +41,8 @@ def export(output: str, target: str) -> int:
 
     ``target``: a path or URL that ends in ``.jsonl``, ``.jsonl.gz`` or ``.jsonl.zst``; the file
     appears when it is complete. Times are ISO text, bytes are base64, NaN and infinities are null.
-    Raises `OutputError` if there is nothing to export, or ``output`` is a job's, which has several
-    tables; `ConfigError` for another ending.
+    Raises `OutputError` if there is nothing to export, or ``output`` has several tables;
+    `ConfigError` for another ending.
     """
     if not (ending := _NAME.search(target)):
         raise ConfigError(f"{target} must end in .jsonl, .jsonl.gz or .jsonl.zst")
@@ -81,24 +84,37 @@ def _files(output: str) -> tuple[Storage, list[str]]:
     if ledger.manifest() is not None:
         names = sorted(ledger.listing().finished_parts())
     else:
-        visible = (info.name for info in store.files() if not _is_hidden(info.name))
-        names = sorted(name for name in visible if name.endswith(PARQUET))
-        _refuse_several_tables(output, names)
+        listed = [info.name for info in store.files()]
+        runs = [name.removesuffix(MANIFEST) for name in listed if name.endswith(f"/{MANIFEST}")]
+        names = [name for name in listed if name.endswith(PARQUET) and not _is_hidden(name)]
+        tables = list(_tables("", names, runs))
+        if names and tables != [""]:
+            folders = [f"{output.rstrip('/')}/{table.rstrip('/')}" for table in tables]
+            raise OutputError(
+                f"{output} has several tables, and a file of JSON lines is one; export one of "
+                f"{named(folders, SHOWN)}"
+            )
     if not names:
         raise OutputError(f"{output} has no finished part and no Parquet file; export it later")
     return store, names
 
 
-def _refuse_several_tables(output: str, names: list[str]) -> None:
-    """Raise `OutputError` if ``names``, the Parquet files of ``output``, are those of a job."""
-    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
-    is_mixed = bool(folders) and any("/" not in name for name in names)
-    if is_mixed or TRACES in folders:
-        choice = ", ".join(f"{output.rstrip('/')}/{folder}" for folder in folders[:SHOWN])
-        raise OutputError(
-            f"{output} is no single table, but looks like the output of a job; export a folder of "
-            f"it: {choice}"
-        )
+def _tables(folder: str, names: Sequence[str], runs: Sequence[str]) -> Iterator[str]:
+    """``folder``, if it is one table, else those in it; they end in a slash, but for the outermost.
+
+    ``names``: the Parquet files in it, at any depth. ``runs``: the folders of outputs of runs.
+    """
+    below = [name.removeprefix(folder) for name in names]
+    inside = {name.partition("/")[0] for name in below if "/" in name}
+    is_mixed = bool(inside) and any("/" not in name for name in below)
+    is_export = len(inside) > 1 and inside <= set(CONFIGS)
+    has_runs = any(run.startswith(folder) and run != folder for run in runs)
+    if not (is_mixed or is_export or has_runs or TRACES in inside):
+        yield folder
+        return
+    for each in sorted(inside):
+        table = f"{folder}{each}/"
+        yield from _tables(table, [name for name in names if name.startswith(table)], runs)
 
 
 def _is_hidden(name: str) -> bool:

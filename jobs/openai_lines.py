@@ -15,8 +15,8 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from jobs.openai_body import Body, Strict
-from pipeline.input.json_rows import DECODER
 from pipeline.reasoning.think_format import State
+from pipeline.strict_json import DECODER
 
 # Fields of a body that are settings of a run, in its section `sampling`.
 SAMPLING = (

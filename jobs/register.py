@@ -4,10 +4,16 @@
 
 It may be repeated while the run goes on. The table's own list of files says which parts it has. A
 part that a retry or a top-up has replaced takes the place of the old one, in the same commit.
+
+What the table says of a part (rows, bounds of columns, by which readers leave files out) is of the
+file that was there when it was added. So `REGISTERED` records the tag of that file, as the storage
+lists it, and a part with another one is added anew. One without a record is too, which is always
+right and costs the reading of a footer.
 """
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,12 +22,15 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, QwqBatchError, StorageError, first_line
 from pipeline.local_disk import FileInfo
-from pipeline.output.layout import parse_listing
+from pipeline.output.layout import BOOKKEEPING, parse_listing
 from pipeline.output.reader import open_output
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+
+# In the output, by the table's own id: the snapshot and the tags of the parts in it.
+REGISTERED = f"{BOOKKEEPING}/registered"
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,31 @@ def register(output: str, catalog: str, table: str) -> Registered:
     parts = {_address(store, name): listed[name] for name in finished}
     with _errors(catalog, table):
         opened = _open_table(catalog, table, store, finished[0])
-        return _add(opened, parts)
+        record = f"{REGISTERED}/{opened.metadata.table_uuid}.json"
+        done = _add(opened, parts, _recorded_tags(opened, store, record))
+        if done.added or done.replaced:
+            _record_tags(opened, store, record, parts.values())
+        return done
+
+
+def _recorded_tags(table: "Table", store: Storage, record: str) -> dict[str, str]:
+    """The tags of the parts that were registered, by name; none of a snapshot that was undone."""
+    from pyiceberg.table.snapshots import ancestors_of
+
+    try:
+        data = json.loads(store.read(record))
+        snapshot, tags = data["snapshot"], dict(data["tags"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    history = ancestors_of(table.current_snapshot(), table.metadata)
+    return tags if any(each.snapshot_id == snapshot for each in history) else {}
+
+
+def _record_tags(table: "Table", store: Storage, record: str, parts: Iterable[FileInfo]) -> None:
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    tags = {info.name: info.tag for info in parts}
+    store.put(record, json.dumps({"snapshot": snapshot.snapshot_id, "tags": tags}).encode())
 
 
 def _address(store: Storage, name: str) -> str:
@@ -72,8 +105,11 @@ def _open_table(catalog: str, table: str, store: Storage, part: str) -> "Table":
     return loaded.create_table_if_not_exists(table, schema)
 
 
-def _add(table: "Table", parts: dict[str, FileInfo]) -> Registered:
-    """Bring the entries of ``parts``, by address, up to date in one commit."""
+def _add(table: "Table", parts: Mapping[str, FileInfo], tags: Mapping[str, str]) -> Registered:
+    """Bring the entries of ``parts``, by address, up to date in one commit.
+
+    ``tags``: of the files that the entries were made of, by name.
+    """
     from pyiceberg.io.pyarrow import parquet_files_to_data_files
     from pyiceberg.table import TableProperties
 
@@ -81,7 +117,7 @@ def _add(table: "Table", parts: dict[str, FileInfo]) -> Registered:
     replaced = [
         entry
         for path, entry in entries.items()
-        if path in parts and entry.file_size_in_bytes != parts[path].size
+        if path in parts and tags.get(parts[path].name) != parts[path].tag
     ]
     new = [path for path in parts if path not in entries]
     changed = [*new, *(entry.file_path for entry in replaced)]

@@ -106,7 +106,8 @@ class PromptShards:
                 "name; rename the one in expand"
             )
         self._seeds, self._values, self._rows, self._find = seeds, values, rows, find
-        self._url, self._contaminated = found.url, dict[str, list[tuple[int, str]]]()
+        self._url, self._source = found.url, found.source
+        self._contaminated = dict[str, list[tuple[int, str]]]()
         self._prompts_per_seed = len(combinations(values))
         parts = split_parts(found.shards, max(1, rows // self._prompts_per_seed))
         self._parts = sorted((part for part in parts if part.rows), key=lambda part: part.name)
@@ -188,7 +189,7 @@ class PromptShards:
     def _origin(self, part: Part) -> dict[str, Any]:
         """What the shard of ``part`` is made from, as its footer records it."""
         return {
-            "input.path": Storage(self._seeds.path).location,
+            "input.path": Storage(self._source).location,
             **self._seeds.query.settings,
             **{f"input.{name}": value for name in READING if (value := getattr(self._seeds, name))},
             "output.rows_per_part": self._rows,

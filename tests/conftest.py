@@ -148,3 +148,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         HfFileSystem.clear_instance_cache()
         yield server
+
+
+@pytest.fixture
+def iceberg_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an Iceberg catalog, in SQLite, that pyiceberg finds in its configuration."""
+    from pyiceberg.utils.config import Config
+
+    settings = {
+        "URI": f"sqlite:///{tmp_path}/c.db",
+        "TYPE": "sql",
+        "WAREHOUSE": f"file://{tmp_path}/w",
+    }
+    for key, value in settings.items():
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__TEAM__{key}", value)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it is read when imported
+    return "team"

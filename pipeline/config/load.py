@@ -7,6 +7,7 @@ Its sections are in `pipeline.config.sections`. No I/O but reading the one YAML 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +21,9 @@ from pipeline.errors import ConfigError
 from pipeline.registry import did_you_mean
 
 Config = TypeVar("Config", bound="RunConfig")
+# Nothing below it is shown: a key that is written wrong may be the URL itself.
+NOT_SHOWN = "notify"
+_KEY = re.compile(r"[\w.-]*")
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -88,8 +92,12 @@ def fingerprint_of(settings: Mapping[str, Any]) -> str:
 def apply_override(data: dict[str, Any], override: str, kind: type[RunConfig]) -> None:
     """Set in ``data`` what ``key=value`` says; ``kind``: what ``data`` is to be."""
     key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set takes key=value with a dotted key, got {override!r}")
+    if not equals or not key:  # the text is not repeated: it may be a secret
+        start = _KEY.match(override)[0]  # type: ignore[index]
+        raise ConfigError(
+            "--set takes key=value with a dotted key, but there is no "
+            + (f"= after {start}" if start else "key")
+        )
     *parents, leaf = names = key.strip().split(".")
     target = data
     for parent in parents:
@@ -150,12 +158,14 @@ def _is_text(annotation: Any) -> bool:
 
 def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     path = ".".join(str(part) for part in error["loc"])
+    if error["loc"][:1] == (NOT_SHOWN,):
+        return _explain_unseen(error, _accepted(kind, (NOT_SHOWN,)))
     if error["type"] == "extra_forbidden":
         *section, name = error["loc"]
         return f"{path}: {did_you_mean(str(name), _accepted(kind, tuple(section)), 'key')}"
     if error["type"] == "missing":
         return f"{path}: is required"
-    if error["type"] == "credentials" or error["loc"][:1] == ("notify",):  # are not repeated
+    if error["type"] == "credentials":  # are not repeated
         return f"{path}: {error['msg']}"
     if error["type"] == "string_type":
         return f"{path}: must be text (in YAML, put quotes around it), got {error['input']!r}"
@@ -163,6 +173,17 @@ def _explain(error: Mapping[str, Any], kind: type[RunConfig]) -> str:
     if isinstance(error["input"], Mapping):  # all of a section would be no help
         return f"{path}: {message}" if path else message
     return f"{path}: {message} (got {error['input']!r})"
+
+
+def _explain_unseen(error: Mapping[str, Any], accepted: Sequence[str]) -> str:
+    """As `_explain`, without any value or key that the user has written."""
+    _, *below = error["loc"]
+    if below and below[0] in accepted:
+        return f"{NOT_SHOWN}.{below[0]}: {error['msg']}"
+    names = ", ".join(accepted)
+    if not below:
+        return f"{NOT_SHOWN}: must be a mapping with {names}"
+    return f"{NOT_SHOWN}: has an unknown key, not shown as it may be secret (accepted: {names})"
 
 
 def _accepted(kind: type[RunConfig], section: tuple[str | int, ...]) -> list[str]:

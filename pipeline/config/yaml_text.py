@@ -25,7 +25,19 @@ def parse_yaml(text: str) -> Any:
     try:
         return _constructed(_composed(text))
     except ERRORS as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(_without_text(error)) from None
+
+
+def _without_text(error: Exception) -> str:
+    """The message of ``error`` without the line that PyYAML repeats: it may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    marks = (error.context, error.context_mark), (error.problem, error.problem_mark)
+    return "; ".join(
+        said if mark is None else f"{said}, line {mark.line + 1}, column {mark.column + 1}"
+        for said, mark in marks
+        if said is not None
+    )
 
 
 def override_value(text: str, is_text: bool) -> Any:

@@ -192,7 +192,7 @@ def prepare(config: RunConfig, may_change: Sequence[str] = ()) -> PreparedRun:
     traces = output_schema(found.schema, output.rename, output.raw_text, is_new, optional)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     settings = run_settings(config, columns, tokenizer.chat_template)
-    settings |= engine.result_settings(config.engine)
+    settings |= {INPUT: Storage(found.source).location, **engine.result_settings(config.engine)}
     references = None
     if column := config.answer.reference_column:
         references = sample_references(found.url, found.shards, column, config.answer.load_format())
@@ -273,7 +273,7 @@ def _lineage(config: RunConfig, known: KnownShards, found: Input) -> Lineage:
                 "away, or choose another output.path"
             )
         return known.lineage
-    output = Storage(config.input.path).location
+    output = Storage(found.source).location
     return (*found.run.lineage, {"output": output, "settings": digest})
 
 
@@ -319,8 +319,9 @@ def _folder_hint(found: Input) -> str:
     if not keys:
         return ""
     return (
-        f". Folder names such as {next(iter(keys.values()))} are no columns, since they are whole "
-        "numbers, or since the run began without them; write them into the files, for example with "
+        f". Folder names such as {next(iter(keys.values()))} are not carried, since they are whole "
+        "numbers (which input.where can use), or since the run began without them; write them into "
+        "the files, for example with "
         "DuckDB: COPY (FROM read_parquet('IN/**/*.parquet', hive_partitioning=true)) TO 'NEW' "
         "(FORMAT parquet, PER_THREAD_OUTPUT true)"
     )

@@ -104,7 +104,7 @@ def find_shards_of(
         notes.append(f"{section.path} is read at revision {settings['revision']}")
     if schema is not None and not known.identities:
         notes.append(f"{found.format} is read as Parquet with {_columns(schema)}; see input.types")
-    return replace(made, notes=tuple(notes))
+    return replace(made, notes=tuple(notes), source=found.url)
 
 
 def _columns(schema: pa.Schema) -> str:

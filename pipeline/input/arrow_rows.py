@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError, first_line
 from pipeline.input.column_types import plain
-from pipeline.input.converted import write_tables
-from pipeline.local_disk import FileInfo
+from pipeline.input.converted import Format, write_tables
 from pipeline.schema import conform
 from pipeline.storage import Storage
 
@@ -16,17 +15,8 @@ ROWS_A_TABLE = 4096
 MAGIC = b"ARROW1"
 
 
-class ArrowFiles:
+class ArrowFiles(Format):
     """Files that tell the types of their columns, as Parquet files do."""
-
-    def types(
-        self,
-        store: Storage,
-        files: Iterable[FileInfo],
-        fixed: pa.Schema | None,
-    ) -> None:
-        """Nothing: the shards are compared as any Parquet files."""
-        return
 
     def write(
         self,

@@ -41,8 +41,9 @@ class Format(Protocol):
         """The columns of ``files`` together; None if each file tells its own.
 
         ``fixed``: the columns that there are already, which the files must fit. Raises `InputError`
-        that names file and line.
+        that names file and line. By default none: the shards are compared as any Parquet files.
         """
+        return None
 
     def write(self, store: Storage, name: str, schema: pa.Schema | None, shard: IO[bytes]) -> None:
         """Write the file ``name`` as Parquet, with the columns of ``schema``.

@@ -2,14 +2,19 @@
 
 The columns are categories of text, the type that Arrow itself gives them. So a folder of such files
 can be read whether the column is in its name, in the files, or in both.
+
+Whole numbers such as ``year=2026`` are whole numbers in conditions, and are not carried: whatever
+type a column had in the files, pandas and Arrow would refuse it beside what they read in the name.
 """
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-TYPE = pa.dictionary(pa.int32(), pa.string())
+TEXT, WHOLE = pa.dictionary(pa.int32(), pa.string()), pa.int64()
+_WHOLE = re.compile(r"-?[0-9]{1,18}")  # an int64 holds all of these
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -23,27 +28,26 @@ def folder_values(name: str) -> dict[str, str | None]:
     }
 
 
-def text_keys(names: Iterable[str]) -> list[str]:
-    """The keys that some of the files ``names`` have, except those with only whole numbers.
-
-    Readers of a folder take those for numbers, which no column of text in the files may then be.
-    """
-    values = dict[str, set[str | None]]()
+def folder_types(names: Iterable[str]) -> dict[str, pa.DataType]:
+    """The types of the keys that some of the files ``names`` have: `TEXT`, or `WHOLE`."""
+    values = dict[str, set[str]]()
     for name in names:
         for key, value in folder_values(name).items():
-            values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if not all(map(_is_whole, found - {None}))]
+            values.setdefault(key, set()).update([] if value is None else [value])
+    return {
+        key: WHOLE if all(map(_WHOLE.fullmatch, found)) else TEXT
+        for key, found in values.items()
+        if found
+    }
 
 
-def _is_whole(value: str | None) -> bool:
-    return value is not None and value.lstrip("-").isdecimal()
-
-
-def with_folder_columns(schema: pa.Schema, name: str, keys: Iterable[str]) -> pa.Schema:
-    """The ``schema`` of the file ``name`` with those of ``keys`` that only its folders have."""
+def with_folder_columns(
+    schema: pa.Schema, name: str, types: Mapping[str, pa.DataType]
+) -> pa.Schema:
+    """The ``schema`` of the file ``name`` with those of ``types`` that only its folders have."""
     values = folder_values(name)
-    fields = [pa.field(k, TYPE) for k in keys if k in values and k not in schema.names]
-    return pa.schema([*schema, *fields])
+    new = [(k, t) for k, t in types.items() if k in values and k not in schema.names]
+    return pa.schema([*schema, *(pa.field(key, type_) for key, type_ in new)])
 
 
 def folder_columns(name: str, wanted: Collection[str]) -> dict[str, str | None]:

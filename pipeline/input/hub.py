@@ -13,6 +13,7 @@ import yaml
 from fsspec.utils import glob_translate
 
 from pipeline.errors import InputError, OutputError, first_line
+from pipeline.input.converted import Format
 from pipeline.input.files import InputFiles, format_of, list_input, named, of_one_format
 from pipeline.local_disk import FileInfo
 from pipeline.storage import Storage
@@ -182,17 +183,8 @@ def _literal(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
-class Copies:
+class Copies(Format):
     """Parquet files that become shards as they are."""
-
-    def types(
-        self,
-        store: Storage,
-        files: Iterable[FileInfo],
-        fixed: pa.Schema | None,
-    ) -> None:
-        """Nothing: the shards are compared as any Parquet files."""
-        return
 
     def write(
         self,

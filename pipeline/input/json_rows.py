@@ -1,5 +1,6 @@
 """JSON lines, and JSON files that hold one list, as Parquet shards."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -12,10 +13,12 @@ from pipeline.input.files import lines, opened
 from pipeline.input.json_kinds import Kind, MisfitError
 from pipeline.local_disk import FileInfo
 from pipeline.storage import Storage
+from pipeline.strict_json import DECODER
 
 Row = dict[str, Any]
 ROWS_A_TABLE = 2048
 READ_CHARACTERS = 2**20
+LONGEST_ITEM = 2**26  # characters; a mistake would else have the rest of a file in memory
 
 
 class JsonFiles:
@@ -160,39 +163,70 @@ _HINT = "; each line must be one JSON object. Correct the line or take it out"
 def _list_items(store: Storage, name: str) -> Iterator[tuple[int, Any]]:
     """The items of the one list in a file, each with the number of the line where it begins."""
     with opened(store, name) as file:
+        text = _Window(io.TextIOWrapper(file, "utf-8-sig", newline=""))
         try:
-            text = file.read().decode("utf-8-sig")
+            yield from text.items()
         except UnicodeDecodeError:
             raise InputError(f"{name}: is not UTF-8; convert it, for example with iconv") from None
-    line, counted = 1, 0
-    position = _SPACE.match(text, text.index("[") + 1).end()
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{name}:{line}: is not JSON: {first_line(error)}") from None
-        yield line, value
-        position = _SPACE.match(text, position).end()
-        if text[position : position + 1] == ",":
-            position = _SPACE.match(text, position + 1).end()
-        elif text[position : position + 1] != "]":
-            raise InputError(f"{name}:{line}: no comma or ] follows the object that begins there")
+            what = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+            raise InputError(f"{name}:{text.line}: is not JSON: {what}") from None
 
 
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON number")
+class _Window:
+    """The text of a list of objects; the piece from the current object on is in memory.
+
+    ``line``: where the current object begins, counted from 1.
+    """
+
+    def __init__(self, file: io.TextIOWrapper) -> None:
+        self._file, self._text, self._position = file, "", 0
+        self.line, self._counted = 1, 0
+
+    def items(self) -> Iterator[tuple[int, Any]]:
+        """The objects, with their lines; raises `ValueError` where the text is no list."""
+        assert self._next() == "["
+        self._position += 1
+        while self._next() != "]":
+            self._count_lines()
+            yield self.line, self._item()
+            if self._next() == ",":
+                self._position += 1
+            elif self._next() != "]":
+                raise ValueError("no comma or ] follows the object that begins there")
+        self._position += 1
+        if self._next():
+            self._count_lines()
+            raise ValueError("something follows the end of the list; write one list, or JSON lines")
+
+    def _next(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            self._position = _SPACE.match(self._text, self._position).end()
+            if self._position < len(self._text) or not self._read():
+                return self._text[self._position : self._position + 1]
+
+    def _item(self) -> Any:
+        """Read the next value; one that may be cut off is tried again with twice the text."""
+        while True:
+            try:
+                value, self._position = DECODER.raw_decode(self._text, self._position)
+                return value
+            except json.JSONDecodeError:
+                if len(self._text) - self._position > LONGEST_ITEM or not self._read():
+                    raise
+
+    def _read(self) -> bool:
+        """Forget what was read, and read on; returns False at the end of the file."""
+        self._count_lines()
+        rest = self._text[self._position :]
+        piece = self._file.read(max(READ_CHARACTERS, len(rest)))
+        self._text, self._position, self._counted = rest + piece, 0, 0
+        return bool(piece)
+
+    def _count_lines(self) -> None:
+        self.line += self._text.count("\n", self._counted, self._position)
+        self._counted = self._position
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated} is there twice in an object")
-    return found
-
-
-# Strict: no NaN, and no key twice in an object.
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
 _SPACE = json.decoder.WHITESPACE  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from pipeline.errors import InputError, first_line
 from pipeline.input.column_types import fit, plain, unify
 from pipeline.input.earlier_run import EarlierRun, carried_columns, the_run
 from pipeline.input.files import PARQUET_FORMAT, InputFiles, list_input, named
-from pipeline.input.hive import text_keys, with_folder_columns
+from pipeline.input.hive import TEXT, folder_types, with_folder_columns
 from pipeline.input.query import ALL, InputQuery, RowSelector
 from pipeline.input.source_rows import refuse_other_types
 from pipeline.local_disk import FileInfo
@@ -34,7 +34,8 @@ ROWS_A_CHECK = 65_536
 class Input:
     """The shards of an input, in the order of their names, and their common `schema`.
 
-    ``url``: where they are read from.
+    ``url``: where they are read from. ``source``: what they were made of, by which it is recorded;
+    a data set of the hub with its commit.
 
     ``notes``: what people should know, such as files that were left out. ``run``: the one that
     wrote the files, if any did; None if only known shards are there. ``stage``: its number in its
@@ -48,6 +49,7 @@ class Input:
     run: EarlierRun | None = None
     stage: int = 0
     deciding: pa.Schema | None = None
+    source: str = ""
 
     @property
     def carried(self) -> dict[str, str]:
@@ -89,9 +91,10 @@ def find_shards(
         info.name: footer
         for info, footer in zip(new, map_in_threads(partial(_footer, store), new), strict=True)
     }
-    keys = _folder_keys([info.name for info in files], known)
+    types = _folder_types([info.name for info in files], known)
+    carried = {key: type_ for key, type_ in types.items() if type_ == TEXT}
     for name, footer in footers.items():
-        schema = with_folder_columns(footer.schema, name, keys)
+        schema = with_folder_columns(footer.schema, name, carried)
         footers[name] = footer._replace(schema=schema)
     shards = []
     for info in files:
@@ -106,23 +109,23 @@ def find_shards(
     schema, notes = _common_schema(store, footers, known, query, run)
     deciding = known.deciding
     if query.selects_rows:
-        schemas = [(name, footer.schema) for name, footer in footers.items()]
+        schemas = [(n, with_folder_columns(f.schema, n, types)) for n, f in footers.items()]
         check = partial(_misfit, store)
         selector = partial(RowSelector, query, schemas, run, check, known.deciding)
         shards, deciding = _selected(url, shards, known, footers, selector)
         taken, rows = sum(s.rows for s in shards), sum(s.file_rows for s in shards)
         notes.append(f"{taken:,} of {rows:,} rows are taken, by input.where and input.unit")
     notes += found.notes
-    return Input(url, shards, schema, tuple(notes), run, stage, deciding)
+    return Input(url, shards, schema, tuple(notes), run, stage, deciding, url)
 
 
-def _folder_keys(names: Sequence[str], known: KnownShards) -> list[str]:
+def _folder_types(names: Sequence[str], known: KnownShards) -> dict[str, pa.DataType]:
     """The keys of folders that are columns; of a run that has begun, those that it has."""
-    keys = text_keys(names)
+    types = folder_types(names)
     if known.schema is None:
-        return keys
+        return types
     deciding = () if known.deciding is None else known.deciding.names
-    return [key for key in keys if key in (*known.schema.names, *deciding)]
+    return {key: t for key, t in types.items() if key in (*known.schema.names, *deciding)}
 
 
 def _written_by(

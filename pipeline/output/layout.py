@@ -14,6 +14,8 @@
     __qwq/claims/00000.00000042.json                    which rows of a pass which worker has
     __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
     __qwq/engines/20260101T000000.000000Z-1f3c.yaml     what an engine found when it started
+    __qwq/pushed.json                                   hashes of the files that were pushed
+    __qwq/registered/6b1c….json                         which files of parts an Iceberg table has
 
 Files of pass k are named ``4096-4112.k.rows`` and ``1f3c.k.running``. Checkpoints have a separate
 folder, as every block looks for them and there can be thousands of fragments. Hugging Face

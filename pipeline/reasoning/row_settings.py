@@ -3,7 +3,6 @@
 A cell is an object, or JSON text of one. What it leaves out, or sets to null, is the run's.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from pipeline.answers.json_schema import form_of, without_nulls
 from pipeline.reasoning.sampling import SamplingPolicy, hash48
 from pipeline.registry import did_you_mean
+from pipeline.strict_json import DECODER
 
 SEED, SCHEMA = "seed", "json_schema"
 # Those of a row that the engine is asked for, and those that say when a trace ends.
@@ -88,18 +88,10 @@ def _of_text(text: str) -> RowSettings:
     if not text.strip():
         return NO_SETTINGS
     try:
-        found = json.loads(text, object_pairs_hook=_object)
+        found = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     return _settings(found)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in found if keys.count(k) > 1)} is there twice")
-    return found
 
 
 def _settings(cell: Any) -> RowSettings:
@@ -167,7 +159,7 @@ def _schema(schema: Any) -> str:
 @lru_cache(1024)
 def _schema_of_text(text: str) -> str:
     try:
-        found = json.loads(text)
+        found = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     return _checked(found)

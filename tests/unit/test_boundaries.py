@@ -15,7 +15,7 @@ MAX_LINES = 400
 # together do not import each other.
 ORDER = (
     ("errors", "models"),
-    ("registry", "time_limits", "local_disk", "printing"),
+    ("registry", "time_limits", "local_disk", "printing", "strict_json"),
     ("answers", "starters"),
     ("storage", "schema", "planning", "reasoning"),
     ("prompts", "input"),

@@ -8,7 +8,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, HfFileSystem, hf_hub_down
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import _http
 
-from tests.hub import TOKEN, Hub
+from tests.hub import Hub
+from tests.hub_answers import TOKEN
 
 NAME = "org/name"
 

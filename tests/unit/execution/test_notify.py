@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.load import load_config
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, InputError, LimitReachedError, StoppedError
 from pipeline.execution import notify
@@ -177,6 +178,34 @@ def test_url_to_which_nothing_can_be_sent_is_refused_and_not_repeated(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"notify\.url: .*{reason}") as caught:
         make_config(notify={"url": url})
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"notify: {{URL: 'https://{SECRET}'}}", r"notify: .*unknown key.*accepted: url"),
+        (f"notify: {{'https://{SECRET}': }}", r"notify: .*unknown key.*accepted: url"),
+        (f"notify: {{url: {{'{SECRET}': 1}}}}", r"notify\.url: is no https"),
+        (f"notify: https://{SECRET}", "notify: must be a mapping with url"),
+        (f"notify:\n  url: 'https://{SECRET}", "quoted scalar, line 5, column 8; .* end of stream"),
+        (f"notify:\n  url: https://{SECRET}: x", "mapping values are not allowed here, line 5"),
+    ],
+)
+def test_section_that_is_written_wrong_is_refused_and_not_repeated(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"input: {{path: a}}\noutput: {{path: b}}\nmodel: {{path: c}}\n{text}\n")
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_config(path)
+    assert SECRET not in str(caught.value)
+
+
+def test_override_without_an_equals_sign_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("input: {path: a}\n")
+    with pytest.raises(ConfigError, match=r"--set .* no = after notify\.url$") as caught:
+        load_config(tmp_path / "run.yaml", [f"notify.url:https://{SECRET}"])
     assert SECRET not in str(caught.value)
 
 

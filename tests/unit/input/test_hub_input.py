@@ -12,8 +12,11 @@ from pipeline.config.load import parse_config
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.run_input import find_input
 from pipeline.output.ledger import Ledger
+from pipeline.output.parts import part_metadata
 from pipeline.storage import Storage
+from tests.conftest import MakeConfig
 from tests.hub import Hub
+from tests.outputs import finish
 
 NAME = "org/sums"
 CARD = b"""---
@@ -109,3 +112,22 @@ def test_a_run_keeps_the_revision_that_it_began_with(tmp_path: Path, hub: Hub) -
             prompts(tmp_path, at + other_revision)
     other = tmp_path / "other"
     assert prompts(other) == ["new", "more"]
+
+
+def test_commit_is_in_the_record_of_the_output(
+    tmp_path: Path, hub: Hub, make_config: MakeConfig
+) -> None:
+    begun_at = hub.add(NAME, {"a.parquet": parquet("old")})
+    path = f"hf://datasets/{NAME}"
+    config = make_config(input={"path": path})
+    finish(config)
+    hub.add(NAME, {"a.parquet": parquet("new")})
+    for same in (path, f"{path}@{begun_at}"):
+        finish(make_config(input={"path": same}))
+    ledger = Ledger(Storage(config.output.path))
+    manifest, footer = ledger.manifest(), part_metadata(ledger.store, "a.00000.parquet")
+    assert manifest is not None
+    for settings in (manifest["settings"], footer["settings"]):
+        assert settings["input.path"] == f"{path}@{begun_at}"
+    # By what is recorded, another run has the same rows.
+    assert prompts(tmp_path / "again", settings["input.path"]) == ["old"]

@@ -9,9 +9,11 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.execution.prepare import prepare
+from pipeline.input import hive
 from pipeline.input.shards import find_shards
 from pipeline.insight import preview
 from tests.conftest import MakeConfig
+from tests.outputs import finish
 
 ONE = pa.table({"prompt": ["x"]})
 
@@ -145,15 +147,52 @@ def test_folder_names_are_columns_for_templates_conditions_and_outputs(
     assert "lang" not in fewer.traces.names
 
 
-def test_folders_of_whole_numbers_are_no_columns_and_that_is_said(
+def test_folders_of_whole_numbers_are_for_conditions_and_are_not_carried(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    folder = tmp_path / "in/year=2026"
-    folder.mkdir(parents=True)
-    pq.write_table(ONE, folder / "a.parquet")
+    for year in (2024, 2025, 2026):
+        (tmp_path / f"in/year={year}").mkdir(parents=True)
+        pq.write_table(ONE, tmp_path / f"in/year={year}/a.parquet")
     assert "year" not in prepare(make_config()).traces.names
-    with pytest.raises(InputError, match=r"names year, .*year=2026 are no columns, since"):
+    with pytest.raises(InputError, match=r"names year, .*year=2026 are not carried, since"):
         prepare(make_config(prompt={"template": "In {year}: {prompt}"}))
+    config = make_config(input={"where": "year % 2 = 0 AND year > 2024"})
+    prepared = prepare(config)
+    assert [part.rows for part in prepared.parts] == [0, 0, 1]
+    assert "year" not in prepared.traces.names
+    finish(config)
+    (tmp_path / "in/year=2028").mkdir()
+    pq.write_table(ONE, tmp_path / "in/year=2028/a.parquet")
+    assert [part.rows for part in prepare(config).parts] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("type_", [pa.int32(), pa.int64(), pa.string(), hive.TEXT])
+def test_readers_would_refuse_a_carried_column_beside_a_folder_of_whole_numbers(
+    tmp_path: Path, type_: pa.DataType
+) -> None:
+    """Why these are not carried."""
+    (tmp_path / "year=2026").mkdir()
+    year = pa.array(["2026"]).cast(type_)
+    pq.write_table(ONE.append_column("year", year), tmp_path / "year=2026/a.parquet")
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError), match="Unable to merge: Field year"):
+        pq.read_table(tmp_path)
+    pq.write_table(ONE, tmp_path / "year=2026/a.parquet")
+    assert pq.read_table(tmp_path)["year"].to_pylist() == [2026]
+
+
+@pytest.mark.parametrize(
+    ("folders", "type_"),
+    [
+        (["k=1", "k=-2", "k=__HIVE_DEFAULT_PARTITION__"], hive.WHOLE),
+        (["k=1", "k=x"], hive.TEXT),
+        (["k=1234567890123456789"], hive.TEXT),
+        (["k=--1"], hive.TEXT),
+        (["k=1.5"], hive.TEXT),
+        (["k=__HIVE_DEFAULT_PARTITION__"], None),
+    ],
+)
+def test_all_values_of_a_key_decide_its_type(folders: list[str], type_: pa.DataType | None) -> None:
+    assert hive.folder_types([f"{each}/a.parquet" for each in folders]).get("k") == type_
 
 
 def test_a_file_list_names_what_is_read(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -17,6 +17,7 @@ import pytest
 from jobs.json_lines import export
 from pipeline.cli import main
 from pipeline.errors import ConfigError, OutputError
+from pipeline.output.layout import MANIFEST
 from tests.outputs import write_output
 
 
@@ -60,26 +61,51 @@ def test_values_that_json_lacks_have_one_form(tmp_path: Path) -> None:
         (["labels/a.parquet", "review.parquet", "traces/a.parquet"], "{0}/labels, {0}/traces"),
         (["labels/a.parquet", "review.parquet"], "{0}/labels"),
         (["samples/a.parquet", "traces/a.parquet"], "{0}/samples, {0}/traces"),
+        (
+            [
+                "samples/en/a.parquet", "traces/en/a.parquet", "export/answers/a.parquet",
+                "export/rl/a.parquet",
+            ],
+            "{0}/export/answers, {0}/export/rl, {0}/samples, {0}/traces",
+        ),
+        (
+            ["thinking/a.parquet", "answers/a.parquet", "thinking-jsonl/a.jsonl", "README.md"],
+            "{0}/answers, {0}/thinking",
+        ),
+        (
+            [
+                "one/a.parquet", f"one/{MANIFEST}", "two/labels/a.parquet", "two/traces/a.parquet",
+                f"two/traces/{MANIFEST}", f"three/{MANIFEST}",
+            ],
+            "{0}/one, {0}/two/labels, {0}/two/traces",
+        ),
+        (["only/a.parquet", f"only/{MANIFEST}"], "{0}/only"),
     ],
-)
-def test_tables_of_a_job_are_not_mixed_in_one_file(
+)  # fmt: skip
+def test_several_tables_are_not_mixed_in_one_file(
     tmp_path: Path, names: list[str], advice: str
 ) -> None:
     job = tmp_path / "job"
     for name in names:
         (job / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({name: [1]}), job / name)
-    with pytest.raises(OutputError, match="looks like the output of a job") as caught:
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({name: [1]}), job / name)
+        else:
+            (job / name).write_text("settings: {}\n")
+    with pytest.raises(OutputError, match="has several tables") as caught:
         export(f"{job}/", str(tmp_path / "a.jsonl"))
-    assert caught.value.message.endswith(f": {advice.format(job)}")
+    tables = advice.format(job).split(", ")
+    assert caught.value.message.endswith(f" one of {', '.join(tables)}")
     assert not (tmp_path / "a.jsonl").exists()
-    assert export(f"{job}/{names[0].partition('/')[0]}", str(tmp_path / "a.jsonl")) == 1
+    for table in tables:
+        assert export(table, str(tmp_path / "a.jsonl")) == 1
 
 
 def test_folders_of_one_table_are_exported(tmp_path: Path) -> None:
     for lang in ("de", "en"):
         (tmp_path / f"in/lang={lang}").mkdir(parents=True)
         pq.write_table(pa.table({"text": [lang]}), tmp_path / f"in/lang={lang}/a.parquet")
+    (tmp_path / "in/README.md").write_text("# Text\n")
     assert export(str(tmp_path / "in"), str(tmp_path / "a.jsonl")) == 2
 
 

@@ -14,7 +14,8 @@ from jobs import hub as push_module
 from jobs.push import push
 from pipeline.cli import main
 from pipeline.errors import ConfigError, OutputError, StorageError
-from tests.hub import TOKEN, Hub
+from tests.hub import Hub
+from tests.hub_answers import TOKEN
 from tests.outputs import write_output
 
 NAME, TARGET = "org/name", "hf://datasets/org/name"

@@ -1,5 +1,6 @@
 """Parts in an Iceberg table of a SQLite catalog: each once, as they are, while the run goes on."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import load_catalog
-from pyiceberg.utils.config import Config
 
-from jobs.register import Registered, register
+from jobs.register import REGISTERED, Registered, register
 from pipeline.cli import main
 from pipeline.errors import OutputError, StorageError
 from tests.outputs import write_output
@@ -17,17 +17,7 @@ from tests.outputs import write_output
 TABLE = "lab.traces"
 
 
-@pytest.fixture(autouse=True)
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A catalog called team, as pyiceberg's own configuration has it."""
-    settings = {
-        "URI": f"sqlite:///{tmp_path}/c.db",
-        "TYPE": "sql",
-        "WAREHOUSE": f"file://{tmp_path}/w",
-    }
-    for key, value in settings.items():
-        monkeypatch.setenv(f"PYICEBERG_CATALOG__TEAM__{key}", value)
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it is read when imported
+pytestmark = pytest.mark.usefixtures("iceberg_catalog")
 
 
 def in_duckdb(query: str) -> list[Any]:
@@ -56,18 +46,50 @@ def test_duckdb_reads_each_part_once_while_the_run_goes_on(
     assert {name: bytes_of(output)[name] for name in before} == before
 
 
+def replace_answers(part: Path, answer: str) -> None:
+    """Write ``part`` again as a retry does: other traces, in a file that takes its place."""
+    table, footer = pq.read_table(part), pq.read_metadata(part).metadata
+    answers = pa.array([answer] * len(table))
+    table = table.set_column(table.schema.get_field_index("answer"), table.field("answer"), answers)
+    pq.write_table(table.replace_schema_metadata(footer), f"{part}.new")
+    os.replace(f"{part}.new", part)
+
+
 def test_part_that_a_retry_replaced_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     output = write_output(tmp_path, [{"answer": "old"}] * 20)
     register(output, "team", TABLE)
     part = tmp_path / "out/s.00001.parquet"
-    table, footer = pq.read_table(part), pq.read_metadata(part).metadata
-    answers = pa.array(["new and longer"] * 10)
-    table = table.set_column(table.schema.get_field_index("answer"), table.field("answer"), answers)
-    pq.write_table(table.replace_schema_metadata(footer), part)
+    replace_answers(part, "new")
+    assert register(output, "team", TABLE) == Registered(0, 1, 1)
+    size = part.stat().st_size
+    replace_answers(part, "NEW")
+    assert part.stat().st_size == size  # so it tells nothing
     assert register(output, "team", TABLE) == Registered(0, 1, 1)
     assert register(output, "team", TABLE) == Registered(0, 0, 2)
     counts = "SELECT answer, count(*) FROM traces GROUP BY ALL ORDER BY ALL"
-    assert in_duckdb(counts) == [("new and longer", 10), ("old", 10)]
+    assert in_duckdb(counts) == [("NEW", 10), ("old", 10)]
+    # Readers leave out files by what the table says of them.
+    filtered = load_catalog("team").load_table(TABLE).scan(row_filter="answer = 'NEW'")
+    assert filtered.to_arrow().num_rows == 10
+
+
+def test_table_that_was_rolled_back_or_has_lost_its_record_is_brought_up_to_date(
+    tmp_path: Path,
+) -> None:
+    output = write_output(tmp_path, [{"answer": "old"}] * 20)
+    register(output, "team", TABLE)
+    table = load_catalog("team").load_table(TABLE)
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    replace_answers(tmp_path / "out/s.00001.parquet", "new")
+    assert register(output, "team", TABLE) == Registered(0, 1, 1)
+    table.refresh().manage_snapshots().rollback_to_snapshot(snapshot.snapshot_id).commit()
+    assert register(output, "team", TABLE) == Registered(0, 2, 0)
+    [record] = (tmp_path / "out" / REGISTERED).iterdir()
+    record.write_text("{")
+    assert register(output, "team", TABLE) == Registered(0, 2, 0)
+    assert register(output, "team", TABLE) == Registered(0, 0, 2)
+    assert in_duckdb("SELECT count(*) FROM traces") == [(20,)]
 
 
 def test_table_of_other_columns_and_unknown_catalogs_are_refused(

@@ -56,6 +56,8 @@ def test_a_row_may_be_greedy_where_a_run_may_not(cell: Any) -> None:
     [
         ("{", "is not JSON: "),
         ('{"seed": 1, "seed": 2}', "is not JSON: the key seed is there twice"),
+        ('{"top_p": NaN}', "is not JSON: NaN is not a JSON number"),
+        ({"json_schema": '{"minimum": NaN}'}, "json_schema: is not JSON: NaN"),
         ("[1]", r"must be an object with some of temperature, .*, json_schema, not \[1\]"),
         (7, "must be an object with some of temperature, .* not 7"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2, not 3"),
