@@ -119,6 +119,7 @@ def share_pass(prepared: PreparedRun, run_pass: Pass, control: RunControl, worke
             control.shutdown.check()
     finally:
         give_back(claims)
+    claims.end()
     commit_leftovers(prepared, run_pass)
     if run_pass.number and not passes.plan_pass(prepared.ledger, prepared.parts, run_pass).todo:
         prepared.ledger.close_pass(run_pass)

@@ -201,6 +201,13 @@ class Claims:
             if self._write(number + 1, board.without([name])):
                 return
 
+    def end(self) -> None:
+        """The pass has no more rows: remove its boards, unless another worker is still on one."""
+        number, board = self._last_board()
+        if not board.holdings:
+            names = [self._file(old) for old in self._numbers() if old <= number]
+            self._ledger.store.delete(names)
+
     def _begin(self, board: Board) -> list[Range]:
         """What this worker has on ``board`` and has not begun."""
         held = board.holdings.get(self._worker.name, Holding(0))

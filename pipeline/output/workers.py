@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ExpelledError, LeaseHeldError, QwqBatchError
+from pipeline.errors import ExpelledError, LeaseHeldError, OutputError, QwqBatchError
 from pipeline.output import lease
 from pipeline.output.layout import CLAIMS, WORKERS, YAML
 from pipeline.output.processes import has_ended, this_process
@@ -61,13 +61,19 @@ class Watch:
                 name = info.name.rpartition("/")[2].removesuffix(YAML)
                 seen = self._seen.get(name)
                 if seen is None:
-                    content = read_yaml(self._store, info.name)
-                    seen = _Seen(info.tag, now, {} if content is None else content)
+                    seen = _Seen(info.tag, now, self._content(info.name))
                 elif seen.tag != info.tag:
                     seen = _Seen(info.tag, now, seen.content, renewed=True)
                 files[name] = seen
             self._seen = files
             return {name: seen.is_dead(now) for name, seen in files.items()}
+
+    def _content(self, name: str) -> dict[str, Any]:
+        """What a worker's file says; nothing if it is gone or was damaged."""
+        try:
+            return read_yaml(self._store, name) or {}
+        except OutputError:
+            return {}
 
     def renewed(self) -> list[str]:
         """Where the workers run whose files have changed since the first look, in words."""

@@ -231,6 +231,21 @@ def test_slow_worker_that_creates_an_old_number_takes_nothing_by_it(
     assert sorted(fleet.done) == fleet.rows
 
 
+def test_last_worker_of_a_pass_removes_its_boards(fleet: Fleet) -> None:
+    one, two = fleet.claims("one"), fleet.claims("two")
+    held = one.take()
+    while claim := two.take():
+        fleet.do(claim)
+    two.give_back()
+    two.end()
+    assert fleet.ledger.store.files(CLAIMS), "the other is still at work"
+    fleet.do(held)
+    assert one.take() is None
+    one.give_back()
+    one.end()
+    assert not fleet.ledger.store.files(CLAIMS)
+
+
 def test_boards_are_few_small_files(fleet: Fleet) -> None:
     mine = fleet.claims("mine", at_once=1)
     while claim := mine.take():

@@ -87,6 +87,12 @@ def test_silent_worker_is_dead_after_a_while_by_the_clock_of_who_looks(
     assert watch.look() == {"stranger": False}, "it was only slow"
 
 
+@pytest.mark.parametrize("content", [b"", b"- 1", b"{", b"pid: x\nprocess: 7", b"\xff"])
+def test_damaged_file_is_a_silent_worker(store: Storage, content: bytes) -> None:
+    store.put(f"{WORKERS}/damaged.yaml", content)
+    assert Watch(store).look() == {"damaged": False}
+
+
 def test_worker_whose_file_others_have_removed_is_told(store: Storage) -> None:
     reasons: list[QwqBatchError] = []
     with joined(store, reasons.append) as slept, joined(store, lost) as other:
