@@ -9,15 +9,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.exceptions import GetTimeoutError, RayActorError
@@ -25,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import QwqBatchError
 from pipeline.execution.prepare import PassContext
+from pipeline.execution.source import RowSource
 from pipeline.execution.task_deaths import READ_DEATHS, refuse_endless_deaths
 from pipeline.input.longest_first import Lengths
 from pipeline.input.rows import read_bundle
@@ -66,20 +65,12 @@ class RowQueue:
         return () if self._ended else None
 
 
-class ClaimedSource(Datasource):
+class ClaimedSource(RowSource):
     """The rows of the first ``claims`` in ``queue``, a `RowQueue` actor."""
 
     def __init__(self, context: PassContext, queue: Any, claims: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._context, self._queue, self.read_tasks = context, queue, claims
-
-    def get_name(self) -> str:
-        """The name in Ray Data's own logs."""
-        return "Prompts"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown before reading."""
-        return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -109,7 +100,7 @@ class ClaimedRows:
     """The rows that a worker claims during one execution; ``todo``: its first claim, taken."""
 
     # A read task waits most of the time; holding a CPU, it might keep others from starting.
-    resources: Mapping[str, Any] = MappingProxyType({"num_cpus": 0})
+    read_cpus: float | None = 0
 
     def __init__(self, claims: Claims, todo: Sequence[Range]) -> None:
         self._claims, self.todo = claims, todo

@@ -206,7 +206,7 @@ def execute_tier(
     configure_ray_data(sized)
     # One read task at a time keeps rows in order, and is a thousand times as fast as the engines.
     prompts = ray.data.read_datasource(
-        source, override_num_blocks=source.read_tasks, concurrency=1, ray_remote_args=feed.resources
+        source, override_num_blocks=source.read_tasks, concurrency=1, num_cpus=feed.read_cpus
     ).repartition(target_num_rows_per_block=block_rows)
     traces = map_blocks(
         prompts,

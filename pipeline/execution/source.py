@@ -1,9 +1,8 @@
 """The Ray Data source: the rows of a plan, with one read task for each bundle of ranges."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,25 +20,36 @@ from pipeline.planning import Range, bundles
 from pipeline.schema import with_origin
 
 
-class RowSource(Protocol):
-    """A `Datasource` that says how many read tasks it has; `read_datasource` must make as many."""
+class RowSource(Datasource):
+    """Rows, each with its part, row number and requested samples.
+
+    ``read_tasks``: how many read tasks it has; `read_datasource` must make as many.
+    """
 
     read_tasks: int
+
+    def get_name(self) -> str:
+        """The name in Ray Data's own logs."""
+        return "Prompts"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
 
 
 class Feed(Protocol):
     """Where the rows of one execution come from.
 
     ``todo``: its rows, or the first of them. ``rows``: how many it will have, at most.
-    ``resources``: that a read task needs, as Ray's options.
+    ``read_cpus``: what a read task holds; None as Ray Data has it.
     """
 
     todo: Sequence[Range]
     rows: int
-    resources: Mapping[str, Any]
+    read_cpus: float | None
 
-    def source(self, context: PassContext, lengths: Lengths | None, at_once: int) -> Any:
-        """What Ray Data reads, a `RowSource`; ``at_once``: how many rows all engines run."""
+    def source(self, context: PassContext, lengths: Lengths | None, at_once: int) -> RowSource:
+        """What Ray Data reads; ``at_once``: how many rows all engines run."""
         ...
 
     def feeding(
@@ -59,7 +69,7 @@ class Feed(Protocol):
 class PlannedRows:
     """All rows of a plan, known from the start."""
 
-    resources: Mapping[str, Any] = MappingProxyType({})
+    read_cpus: float | None = None
 
     def __init__(self, todo: Sequence[Range]) -> None:
         self.todo: Sequence[Range] = tuple(todo)
@@ -74,8 +84,8 @@ class PlannedRows:
         return nullcontext()
 
 
-class PromptSource(Datasource):
-    """The rows of ``todo`` in order, each with its part, row number and requested samples.
+class PromptSource(RowSource):
+    """The rows of ``todo`` in order.
 
     With ``lengths``, the ``last`` rows go longest first.
     """
@@ -90,20 +100,8 @@ class PromptSource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         last = 0 if lengths is None else min(last, ROWS_A_READ_TASK)
         self._bundles = list(bundles(todo, ROWS_A_READ_TASK, last))
+        self.read_tasks = len(self._bundles)
         self._context, self._lengths = context, lengths
-
-    @property
-    def read_tasks(self) -> int:
-        """How many read tasks there are; `read_datasource` must make as many."""
-        return len(self._bundles)
-
-    def get_name(self) -> str:
-        """The name in Ray Data's own logs."""
-        return "Prompts"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown before reading."""
-        return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None

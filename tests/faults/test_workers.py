@@ -54,3 +54,18 @@ def test_one_worker_is_killed_one_sleeps_too_long_and_one_comes_late(
     # held when it was given up, and what it was given meanwhile.
     assert outcome.tokens_twice is not None
     assert outcome.tokens_twice < 4 * SLOTS * TOKENS, outcome
+
+
+def test_workers_that_begin_a_top_up_at_the_same_time(new_case: NewCase) -> None:
+    """Only one of them can open it; the other helps."""
+    case = new_case(
+        "two workers begin a top-up at once",
+        sizes=[60, 60],
+        engine={**ONE_ENGINE, "simulated": {"tokens_median": 60}},
+    )
+    case.finish(case.start(HASTY, ["sampling.n=1"], shared=True))
+    case.remember()
+    both = [case.start(HASTY, shared=True) for _ in range(2)]
+    for worker in both:
+        assert worker.wait() == 0, worker.told()
+    assert case.check().generated_twice == 0
