@@ -148,9 +148,9 @@ def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServ
         yield server
 
 
-def use(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the environment at ``server``, with no client left over from before."""
-    for name, value in server.environment.items():
+def at(endpoint: str, server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the environment at ``server`` or a proxy, with no client left over from before."""
+    for name, value in server.environment_at(endpoint).items():
         monkeypatch.setenv(name, value)
     type(server.filesystem()).clear_instance_cache()
 
@@ -158,7 +158,7 @@ def use(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The server, with the environment pointing at it."""
-    use(s3_server, monkeypatch)
+    at(s3_server.endpoint, s3_server, monkeypatch)
     return s3_server
 
 
@@ -167,14 +167,14 @@ def google_cloud(
     google_cloud_server: GoogleCloudServer, monkeypatch: pytest.MonkeyPatch
 ) -> GoogleCloudServer:
     """The server, with the environment pointing at it."""
-    use(google_cloud_server, monkeypatch)
+    at(google_cloud_server.endpoint, google_cloud_server, monkeypatch)
     return google_cloud_server
 
 
 @pytest.fixture
 def azure(azure_server: AzureServer, monkeypatch: pytest.MonkeyPatch) -> AzureServer:
     """The server, with the environment pointing at it."""
-    use(azure_server, monkeypatch)
+    at(azure_server.endpoint, azure_server, monkeypatch)
     return azure_server
 
 
