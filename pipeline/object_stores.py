@@ -8,6 +8,7 @@ Other filesystems of fsspec are written as their client does it. Errors are thos
 """
 
 import json
+import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext
@@ -163,6 +164,8 @@ class GoogleCloud(ObjectStore):
         # writes in other ways, which nobody has tried, where a bucket is in one zone.
         from gcsfs.core import GCSFileSystem
 
+        for name in ("gcsfs", "google.auth"):  # they log all that they raise, with its traceback
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.fs = GCSFileSystem(**self.options(attempts))
         self.root = GCSFileSystem._strip_protocol(url)
 

@@ -1,6 +1,6 @@
 """What the object stores do alike, each on a server of its own: conditions, lost answers, errors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,8 +52,17 @@ def test_missing_bucket_is_one_clear_message(server: ObjectServer) -> None:
         with store.writing("a", over=None) as file:
             file.write(b"x")
 
-    reads = [store.files, lambda: store.glob("*"), lambda: store.read("a"), lambda: store.open("a")]
-    writes = [lambda: store.put("a", b"x"), lambda: store.create("a", b"x"), write]
+    reads: list[Callable[[], object]] = [
+        store.files,
+        lambda: store.glob("*"),
+        lambda: store.read("a"),
+        lambda: store.open("a"),
+    ]
+    writes: list[Callable[[], object]] = [
+        lambda: store.put("a", b"x"),
+        lambda: store.create("a", b"x"),
+        write,
+    ]
     # SeaweedFS makes a bucket as it is written to.
     for attempt in reads if server.scheme == "s3" else reads + writes:
         with pytest.raises(StorageError, match=r"no-such-bucket.*does not exist"):
@@ -99,7 +108,7 @@ def test_requests_to_a_busy_server_are_repeated_and_whole(
 
 
 def test_expired_credentials_are_one_clear_message(
-    server: ObjectServer, proxy: FaultProxy, tmp_path: Path
+    server: ObjectServer, proxy: FaultProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Storage(f"{server.bucket(BUCKET)}/{tmp_path.name}")
     store.put("a", b"x")
@@ -111,6 +120,7 @@ def test_expired_credentials_are_one_clear_message(
     ):  # fmt: skip
         with pytest.raises(StorageError, match=r"access denied .*check the credentials"):
             attempt()
+    assert not [record.message for record in caplog.records if record.exc_info]
 
 
 def test_unreachable_server_is_named(
@@ -200,6 +210,7 @@ def test_errors_that_mean_denied() -> None:
     assert is_denied(HttpError({"code": 401, "message": "Invalid Credentials"}))
     assert is_denied(OSError("Forbidden: b/x\nno"))
     assert is_denied(ClientAuthenticationError("DefaultAzureCredential failed"))
-    assert is_denied(DefaultCredentialsError("none were found"))
+    no_credentials: Callable[[str], Exception] = DefaultCredentialsError
+    assert is_denied(no_credentials("none were found"))
     assert not is_denied(HttpError({"code": 503, "message": "busy"}))
     assert not is_denied(OSError("no space left"))
