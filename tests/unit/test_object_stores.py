@@ -1,5 +1,6 @@
 """What the object stores do alike, each on a server of its own: conditions, lost answers, errors."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from tests.conftest import OBJECT_STORES, at
 from tests.faults.proxy import EXPIRED, ONE_IN_FIVE_BUSY, FaultProxy
 from tests.google_cloud import GoogleCloudServer
 from tests.object_server import ObjectServer
+from tests.s3 import S3Server
 
 BUCKET = "object-stores"
 
@@ -129,6 +131,40 @@ def test_unreachable_server_is_named(
     at("http://127.0.0.1:9", server, monkeypatch)
     with pytest.raises(StorageError, match=rf"can't list {server.scheme}://bucket/x: .*127.0.0.1"):
         check_reachable(f"{server.scheme}://bucket/x")
+
+
+def test_no_client_keeps_listings_and_files_have_the_time_of_the_store(
+    server: ObjectServer, tmp_path: Path
+) -> None:
+    store = Storage(f"{server.bucket(BUCKET)}/{tmp_path.name}")
+    assert not store.fs.dircache.use_listings_cache
+    store.put("a", b"x")
+    [info] = store.files()
+    assert abs(info.created / 1e9 - time.time()) < 60
+
+
+def test_client_of_google_cloud_does_not_wait_forever(google_cloud: GoogleCloudServer) -> None:
+    limits = Storage(google_cloud.bucket(BUCKET)).fs.requests_timeout
+    assert (limits.total, limits.sock_connect, limits.sock_read) == (None, 20, 60)
+
+
+def test_s3_file_too_large_for_one_request_is_compared_before_it_is_written(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Storage(f"{s3.bucket(BUCKET)}/{tmp_path.name}")
+    with store.writing("a", over=None) as file:
+        file.write(b"one")
+    first = store.version("a")
+    monkeypatch.setattr(object_stores, "LARGEST_PUT", 2)
+    monkeypatch.setattr(object_stores.S3, "_put", lambda *_: pytest.fail("one request"))
+    for stale in (None, "1"):
+        with pytest.raises(FileChangedError), store.writing("a", over=stale) as file:
+            file.write(b"no!")
+    with store.writing("a", over=first) as file:
+        file.write(b"two")
+    with store.writing("b", over=None) as file:
+        file.write(b"new")
+    assert (store.read("a"), store.read("b")) == (b"two", b"new")
 
 
 def test_a_file_may_hold_any_text(server: ObjectServer, tmp_path: Path) -> None:

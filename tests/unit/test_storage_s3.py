@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import FileChangedError, StorageError
 from pipeline.local_disk import FileInfo
 from pipeline.object_stores import S3, ObjectStore, object_store
 from pipeline.storage import Storage
@@ -104,6 +104,20 @@ def test_s3_says_in_several_ways_that_a_file_exists(
     fake = FakeS3(*answers)
     assert on(fake).create("lease", b"x") is created
     assert fake.puts == len(answers)
+
+
+def test_file_that_was_removed_is_changed_however_s3_says_it(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS answers 404 to If-Match then."""
+    store = Storage(f"{s3.bucket('removed')}/x")
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("a")
+
+    monkeypatch.setattr(store.fs, "call_s3", gone)
+    with pytest.raises(FileChangedError), store.writing("a", over="e") as file:
+        file.write(b"x")
 
 
 def test_failed_create_is_an_error() -> None:
