@@ -10,10 +10,12 @@ GPU_PINS := infra/requirements-gpu.txt
 AT_ONCE := -n 2 --dist loadscope --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --no-header
+# The last one that Node 20 runs.
+AZURITE := azurite@3.35.0
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test unit quick check docs faults mutants setup lock nano clean
+.PHONY: help demo test unit quick check docs faults mutants setup azurite lock nano clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 10
@@ -57,6 +59,10 @@ setup: .venv/.ready ## install the pinned packages into .venv (4 GB)
 		$(BIN)/python -m pip install -q --no-deps -r $(PINS) --extra-index-url $(TORCH_INDEX)
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
+
+azurite: ## install Azure's emulator into .venv by npm; without it its tests are skipped
+	mkdir -p .venv/azurite
+	npm install --silent --no-audit --no-fund --prefix .venv/azurite $(AZURITE)
 
 # The override drops what requirements-cpu.in says is left out.
 lock: setup ## pin the packages again, for CPUs and for GPUs

@@ -15,26 +15,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import local_disk
 from pipeline.errors import FileChangedError, StorageError, first_line
 from pipeline.local_disk import ANY_VERSION, FileInfo, drafted, local_version
+from pipeline.object_stores import is_client_error, is_denied, object_store
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# The S3 client retries throttling, 5xx, timeouts and resets, and doubles the wait each time: ten
-# attempts take about a minute. Its "standard" mode gives up early when many threads see errors at
-# the same time; "legacy" does not.
 ATTEMPTS, FIRST_ATTEMPTS = 10, 3
 REQUESTS_AT_ONCE = 16
-LARGEST_PUT = 5 * 2**30  # bytes; S3 takes no more in one request
-OBJECT_KEY_BYTES = 1024  # of S3 and Google Cloud Storage
+OBJECT_KEY_BYTES = 1024  # of S3 and Google Cloud Storage; Azure counts as many characters
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -66,7 +61,8 @@ class Storage:
     def __init__(self, url: str, attempts: int = ATTEMPTS) -> None:
         self.url = url.rstrip("/")
         with self._errors("open"):
-            self.fs, self.root = fsspec.core.url_to_fs(self.url, **_options(self.url, attempts))
+            self._store = object_store(self.url, attempts)
+            self.fs, self.root = self._store.fs, self._store.root
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -84,7 +80,7 @@ class Storage:
                 return local_disk.walk(self.root, folder, [] if left_out is None else left_out)
             self.fs.invalidate_cache()
             try:
-                return self._infos(self.fs.find(self.path(folder), detail=True))
+                return self._infos(self._store.find(self.path(folder)))
             except FileNotFoundError:
                 self._require_bucket()
                 return []
@@ -116,7 +112,7 @@ class Storage:
     def is_folder(self) -> bool:
         """Whether the root is an existing folder."""
         with self._errors("list"):
-            return bool(self.fs.isdir(self.root))
+            return self._store.is_folder(self.root)
 
     @property
     def location(self) -> str:
@@ -134,7 +130,12 @@ class Storage:
         """What fsspec lists, by path, as `FileInfo`; without folders and their placeholders."""
         prefix = self.root.rstrip("/") + "/"
         infos = [
-            FileInfo(path.removeprefix(prefix), int(info["size"] or 0), _tag(info), _created(info))
+            FileInfo(
+                path.removeprefix(prefix),
+                int(info["size"] or 0),
+                self._store.version_of(info),
+                self._store.created(info),
+            )
             for path, info in details.items()
             if info["type"] == "file" and path.startswith(prefix) and not path.endswith("/")
         ]
@@ -164,7 +165,7 @@ class Storage:
                 with drafted(Path(self.path(name)), ANY_VERSION) as file:
                     file.write(data)
             else:
-                self.fs.pipe_file(self.path(name), data)
+                self._store.write(self.path(name), data, ANY_VERSION)
 
     def version(self, name: str) -> str | None:
         """A text that changes whenever ``name`` is replaced; None if the file does not exist."""
@@ -173,7 +174,7 @@ class Storage:
                 if self.is_local:
                     return local_version(Path(self.path(name)))
                 self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
-                return _tag(self.fs.info(self.path(name)))
+                return self._store.version_of(self.fs.info(self.path(name)))
             except FileNotFoundError:
                 return None
 
@@ -185,8 +186,8 @@ class Storage:
         writes nothing, if the file has another version at the end. The data is collected in a
         local file, so it may exceed the memory.
 
-        S3 decides with the write itself (If-Match, If-None-Match), and so does a local disk for a
-        new file. Elsewhere the version is compared immediately before the write.
+        S3, Google Cloud Storage and Azure decide with the write itself, and so does a local disk
+        for a new file. Elsewhere the version is compared immediately before the write.
         """
         draft = drafted(Path(self.path(name)), over) if self.is_local else self._upload(name, over)
         with self._errors("write"):
@@ -203,35 +204,28 @@ class Storage:
             draft.__exit__(None, None, None)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write ``name`` unless it exists; returns whether this call wrote it.
+        """Write ``name`` unless it exists; returns whether it has come from this call.
 
-        One of several concurrent calls wins: by a conditional put (If-None-Match) on S3, by a hard
-        link on a local disk.
+        One of several concurrent calls wins: by a conditional put on an object store, by a hard
+        link on a local disk. If the answer to a put is lost, the client repeats it and is told
+        that the file exists. So the bytes decide: callers that compete must write different ones.
         """
         with self._errors("write"):
             try:
-                return self._create(name, data)
-            except OSError as error:
-                # S3 asks to repeat a put that raced a deletion of the same name.
-                if _s3_code(error) != "ConditionalRequestConflict":
-                    raise
-                return self._create(name, data)
+                if self.is_local:
+                    with drafted(Path(self.path(name)), None) as file:
+                        file.write(data)
+                else:
+                    self._store.write(self.path(name), data, None)
+            except FileChangedError:
+                return not self.is_local and self._has(name, data)
+            return True
 
-    def _create(self, name: str, data: bytes) -> bool:
+    def _has(self, name: str, data: bytes) -> bool:
         try:
-            if self.is_local:
-                with drafted(Path(self.path(name)), None) as file:
-                    file.write(data)
-            else:
-                self.fs.pipe_file(self.path(name), data, mode="create")
-        except (FileChangedError, FileExistsError):
+            return bool(self.fs.cat_file(self.path(name)) == data)
+        except FileNotFoundError:  # removed meanwhile
             return False
-        except OSError as error:
-            # s3fs turns 412 PreconditionFailed into OSError(EINVAL).
-            if _s3_code(error) == "PreconditionFailed":
-                return False
-            raise
-        return True
 
     def delete(self, names: list[str]) -> None:
         """Remove files; missing ones are no error."""
@@ -277,32 +271,14 @@ class Storage:
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
-            if over == ANY_VERSION:
-                self.fs.put_file(file.name, self.path(name))
-            elif hasattr(self.fs, "call_s3") and file.tell() <= LARGEST_PUT:
-                self._put_over(name, file.name, over)
-            elif self.version(name) != over:
-                raise FileChangedError(name)
-            else:
-                self.fs.put_file(file.name, self.path(name))
-
-    def _put_over(self, name: str, local: str, over: str | None) -> None:
-        """Put the file ``local`` on S3 if ``name`` still has the version ``over``."""
-        bucket, key, _ = self.fs.split_path(self.path(name))
-        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{over}"'}
-        try:
-            with Path(local).open("rb") as body:
-                self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **condition)
-        except FileNotFoundError:  # If-Match of a file that was removed
-            raise FileChangedError(name) from None
-        except OSError as error:
-            if _s3_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+            try:
+                self._store.write(self.path(name), Path(file.name), over)
+            except FileChangedError:
                 raise FileChangedError(name) from None
-            raise
 
     def _require_bucket(self) -> None:
         """Raise `StorageError` if an object store's bucket does not exist."""
-        if not self.is_local and not self.fs.exists(self.root.split("/")[0]):
+        if not self.is_local and not self._store.has_bucket(self.root.split("/")[0]):
             bucket = self.url.split("://")[0] + "://" + self.root.split("/")[0]
             raise StorageError(f"{bucket} does not exist: create the bucket or correct the path")
 
@@ -311,23 +287,23 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            if _s3_code(error) == "NoSuchBucket":
+            with self._errors(verb):
+                lacks_bucket = not self.is_local and self._store.lacks_bucket(error)
+            if lacks_bucket:
                 raise StorageError(
                     f"can't {verb} {self.url}: the bucket does not exist; create it or correct the "
                     "path"
                 ) from None
             raise
-        except PermissionError as error:
-            raise StorageError(
-                f"can't {verb} {self.url}: access denied ({first_line(error)}); check the "
-                "credentials, and that they allow list, read, write and delete"
-            ) from None
         except ImportError as error:
             raise StorageError(f"can't {verb} {self.url}: {error}") from None
-        except (OSError, ValueError) as error:
-            raise StorageError(f"can't {verb} {self.url}: {first_line(error)}") from None
         except Exception as error:
-            if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            if is_denied(error):
+                raise StorageError(
+                    f"can't {verb} {self.url}: access denied ({first_line(error)}); check the "
+                    "credentials, and that they allow list, read, write and delete"
+                ) from None
+            if is_client_error(error):
                 raise StorageError(f"can't {verb} {self.url}: {first_line(error)}") from None
             raise
 
@@ -335,32 +311,3 @@ class Storage:
 def check_reachable(url: str) -> None:
     """Raise `StorageError` after a few attempts if nothing answers at ``url``."""
     Storage(url, FIRST_ATTEMPTS).is_folder()
-
-
-def _options(url: str, attempts: int) -> dict[str, Any]:
-    """The fsspec options for S3 URLs; none for other filesystems."""
-    if not url.startswith(("s3://", "s3a://")):
-        return {}
-    client = {
-        "retries": {"mode": "legacy", "max_attempts": attempts},
-        "connect_timeout": 20,
-        "read_timeout": 60,
-    }
-    return {"config_kwargs": client, "use_listings_cache": False}
-
-
-def _s3_code(error: BaseException) -> str | None:
-    """The S3 error code that caused an error of s3fs; None for other errors."""
-    response = getattr(error.__cause__, "response", None)
-    return response["Error"]["Code"] if isinstance(response, dict) else None
-
-
-def _tag(info: dict[str, Any]) -> str:
-    tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    return str(tag).strip('"')
-
-
-def _created(info: dict[str, Any]) -> int:
-    """When a remote file was written, in nanoseconds; S3 counts seconds."""
-    written = info.get("LastModified")
-    return int(written.timestamp() * 1e9) if isinstance(written, datetime) else 0

@@ -1,4 +1,4 @@
-"""Fixtures: prompt shards, one Ray cluster for all simulated runs, one S3 server."""
+"""Fixtures: prompt shards, one Ray cluster for all simulated runs, one server of each object store."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, settings
 from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from tests import hub as stub_hub
+from tests.azure import AZURITE, AzureServer
+from tests.google_cloud import GoogleCloudServer
 from tests.hub import Hub
-from tests.s3 import S3Server, serve
+from tests.object_server import ObjectServer, serve
+from tests.s3 import S3Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The machine may be busy with anything: how long an example takes says nothing. In CI the examples are
@@ -73,12 +76,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return GroupScheduling(config, log)
 
 
-def needs_program(name: str, is_there: bool, packages: str) -> pytest.MarkDecorator:
-    """Skip without a program; where ``QWQ_REQUIRED_PROGRAMS`` names it, run and fail instead."""
+def needs_program(name: str, is_there: bool, install: str) -> pytest.MarkDecorator:
+    """Skip without a program; where ``QWQ_REQUIRED_PROGRAMS`` names it, run and fail instead.
+
+    ``install``: the command, or Debian's packages.
+    """
+    if not install.startswith("make "):
+        install = f"on Debian: apt-get install --no-install-recommends {install}"
     return pytest.mark.skipif(
-        not is_there and name not in REQUIRED_PROGRAMS,
-        reason=f"no {name} (on Debian: apt-get install --no-install-recommends {packages})",
+        not is_there and name not in REQUIRED_PROGRAMS, reason=f"no {name} ({install})"
     )
+
+
+# The object stores, by the fixture that has a server of it.
+OBJECT_STORES = (
+    "s3",
+    "google_cloud",
+    pytest.param("azure", marks=needs_program("azurite", AZURITE is not None, "make azurite")),
+)
 
 
 def write_shards(folder: Path, sizes: list[int], prompt: str = "What is {} + 1?") -> int:
@@ -115,19 +130,52 @@ def make_config(tmp_path: Path) -> MakeConfig:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One SeaweedFS for the whole test run."""
-    with serve(tmp_path_factory.mktemp("seaweedfs")) as server:
+    with serve(S3Server(tmp_path_factory.mktemp("seaweedfs"))) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def google_cloud_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleCloudServer]:
+    """One fake-gcs-server for the whole test run."""
+    with serve(GoogleCloudServer(tmp_path_factory.mktemp("gcs"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    """One Azurite for the whole test run."""
+    with serve(AzureServer(tmp_path_factory.mktemp("azurite"))) as server:
+        yield server
+
+
+def at(endpoint: str, server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the environment at ``server`` or a proxy, with no client left over from before."""
+    for name, value in server.environment_at(endpoint).items():
+        monkeypatch.setenv(name, value)
+    type(server.filesystem()).clear_instance_cache()
 
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The server, with the environment pointing at it and no client left over from before."""
-    import s3fs
-
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    """The server, with the environment pointing at it."""
+    at(s3_server.endpoint, s3_server, monkeypatch)
     return s3_server
+
+
+@pytest.fixture
+def google_cloud(
+    google_cloud_server: GoogleCloudServer, monkeypatch: pytest.MonkeyPatch
+) -> GoogleCloudServer:
+    """The server, with the environment pointing at it."""
+    at(google_cloud_server.endpoint, google_cloud_server, monkeypatch)
+    return google_cloud_server
+
+
+@pytest.fixture
+def azure(azure_server: AzureServer, monkeypatch: pytest.MonkeyPatch) -> AzureServer:
+    """The server, with the environment pointing at it."""
+    at(azure_server.endpoint, azure_server, monkeypatch)
+    return azure_server
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from tests.mutations import ROOT, Mutant, mutants_of
 MODULES = {
     "pipeline/planning.py": ("test_planning.py", "input", "execution/test_many_rows.py"),
     "pipeline/storage.py": ("test_storage.py", "test_storage_s3.py"),
+    "pipeline/object_stores.py": ("test_storage.py", "test_storage_s3.py", "test_object_stores.py"),
     "pipeline/local_disk.py": ("test_storage.py", "output"),
     "pipeline/output/layout.py": ("output",),
     "pipeline/output/parts.py": ("output", "execution/test_duplicates.py"),

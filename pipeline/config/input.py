@@ -15,7 +15,7 @@ class InputConfig(Section):
 
     path: Location = Field(
         description="Folder, file or glob of Parquet, JSON lines, CSV or Arrow files; local, "
-        "or `s3://`. The output of another run is one too, and "
+        "`s3://`, `gs://` or `az://`. The output of another run is one too, and "
         "`hf://datasets/ORG/NAME` a data set of the Hugging Face hub."
     )
     files: Location | None = Field(

@@ -33,7 +33,8 @@ def _checked(url: str) -> str:
         raise PydanticCustomError(
             "credentials",
             "has credentials in it; set them in the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY for s3://), or give the machine a role",
+            "AWS_SECRET_ACCESS_KEY for s3://, GOOGLE_APPLICATION_CREDENTIALS for gs://, "
+            "AZURE_STORAGE_CONNECTION_STRING for az://), or give the machine a role",
         )
     return url
 

@@ -21,7 +21,9 @@ from pipeline.schema import OUR_COLUMNS, TRACE_COLUMNS
 class OutputConfig(Section):
     """The traces: where they go, and in what shape."""
 
-    path: Location = Field(description="Folder for this run alone; local or `s3://`.")
+    path: Location = Field(
+        description="Folder for this run alone; local, `s3://`, `gs://` or `az://`."
+    )
     rows_per_part: Annotated[int, Field(ge=1)] = Field(
         4096, description="Input rows of one output file."
     )
@@ -40,8 +42,8 @@ class OutputConfig(Section):
         if path.startswith("hf://"):
             raise ValueError(
                 "hf:// can't be written to while a run goes on: the hub has no atomic create, "
-                "which keeps two drivers apart; write to a disk or s3://, and qwq-batch push what "
-                "is finished to the hub, as often as you like"
+                "which keeps two drivers apart; write to a disk or an object store, and qwq-batch "
+                "push what is finished to the hub, as often as you like"
             )
         return path
 

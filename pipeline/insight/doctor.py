@@ -33,7 +33,7 @@ from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.storage import Storage
 
 NAME = "qwq-batch"
-# S3 refuses requests signed more than a quarter of an hour from its own time.
+# S3 and Azure refuse requests signed more than a quarter of an hour from their own time.
 CLOCK_SECONDS = 30
 
 
@@ -226,7 +226,11 @@ def _output(config: RunConfig) -> Iterator[Finding]:
         store.delete([name])
         store.prune(BOOKKEEPING if existed else "")
     if store.exists(name):
-        yield Finding("error", f"{store.url}: a file could not be deleted", "allow s3:DeleteObject")
+        yield Finding(
+            "error",
+            f"{store.url}: a file could not be deleted",
+            "allow to delete files (s3:DeleteObject, storage.objects.delete)",
+        )
     yield Finding("ok", f"{store.url}: list, create, read, replace and delete work")
     driver = holder(store)
     if driver is not None and driver.is_at_work:
@@ -244,8 +248,8 @@ def _writes(store: Storage, name: str, began: float) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"{store.url} creates a file although it exists: two drivers could work at once",
-            "use a store with conditional writes (If-None-Match), as S3, MinIO, Ceph and "
-            "SeaweedFS have",
+            "use a store with conditional writes, as S3, Google Cloud Storage, Azure, MinIO, Ceph "
+            "and SeaweedFS have",
         )
     yield from _clock(store, name, began)
     store.put(name, b"third")
@@ -268,7 +272,7 @@ def _clock(store: Storage, name: str, began: float) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"this machine's clock and that of {store.url} are {seconds_apart:,.0f} s apart",
-            "set the clock (NTP): S3 refuses requests signed with a wrong time",
+            "set the clock (NTP): object stores refuse requests signed with a wrong time",
         )
 
 

@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline.errors import ModelError, first_line
+from pipeline.storage import Storage
 
 BUILT_IN = Path(__file__).parents[1] / "models"
 TOKENIZER_FILES = ("token", "vocab", "merges", "chat_template", "special_tokens", "added_tokens")
@@ -51,8 +50,7 @@ def load_model_config(path: str, revision: str | None = None) -> dict[str, Any]:
     source = resolve_model(path)
     try:
         if "://" in source:
-            with fsspec.open(f"{source}/config.json") as remote:
-                data = remote.read()
+            data = Storage(source).read("config.json")
         else:
             file = cached_file(source, "config.json", revision=revision or "main")
             data = Path(str(file)).read_bytes()
@@ -94,9 +92,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
 
 def _download_tokenizer(url: str, folder: str) -> str:
     """Copy the tokenizer's files from an object store into ``folder``, and return ``folder``."""
-    fs, root = fsspec.core.url_to_fs(url)
-    for file in fs.ls(root, detail=False):
-        name = file.rsplit("/", 1)[-1]
-        if name == "config.json" or name.startswith(TOKENIZER_FILES):
-            fs.get_file(file, f"{folder}/{name}")
+    store = Storage(url)
+    for name in (info.name for info in store.files()):
+        if "/" not in name and (name == "config.json" or name.startswith(TOKENIZER_FILES)):
+            store.copy_to(name, Path(folder) / name)
     return folder

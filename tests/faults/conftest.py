@@ -1,4 +1,4 @@
-"""Fixtures of the fault cases: one Ray cluster, runs on disk and on S3, a table at the end."""
+"""Fixtures of the fault cases: one Ray cluster, runs on disk and object stores, a table at the end."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.harness import Case, Outcome, Output, wait_until
 from tests.faults.ray_cluster import RayCluster, ray_cluster
-from tests.s3 import S3Server
+from tests.object_server import ObjectServer
 
 BUCKET = "faults"
 PROPERTY = "fault"  # of a test's report, which comes from another process if tests run at once
@@ -78,7 +78,7 @@ def cluster(told_to_end: None) -> Iterator[RayCluster]:
 def new_case(
     tmp_path: Path, cluster: RayCluster, request: pytest.FixtureRequest
 ) -> Iterator[NewCase]:
-    """Make a case on the local disk, or with ``server`` on S3, reached at ``endpoint``.
+    """Make a case on the local disk, or on the object store of ``server``, reached at ``endpoint``.
 
     ``in_workers``: Python that each of its workers runs as it starts, to break something there.
     """
@@ -89,7 +89,7 @@ def new_case(
         *,
         sizes: list[int],
         samples: int = 2,
-        server: S3Server | None = None,
+        server: ObjectServer | None = None,
         endpoint: str | None = None,
         in_workers: str | None = None,
         **sections: dict[str, Any],
@@ -99,8 +99,9 @@ def new_case(
         if server is None:
             output = Output(str(folder / "out"), fsspec.filesystem("file"))
         else:
-            output = _on_s3(server, f"s3://{BUCKET}/{tmp_path.name}-{len(cases)}")
-            of_workers |= server.environment | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
+            url = f"{server.bucket(BUCKET)}/{tmp_path.name}-{len(cases)}"
+            output = Output(url, server.filesystem())
+            of_workers |= server.environment_at(endpoint or server.endpoint)
             environment |= of_workers
         if in_workers is not None:
             folder.mkdir()
@@ -121,9 +122,3 @@ def new_case(
         for driver in case.drivers:
             driver.kill()
     wait_until(lambda: not cluster.engines(), "the end of all engines", lambda: "")
-
-
-def _on_s3(server: S3Server, url: str) -> Output:
-    fs = server.filesystem()
-    fs.mkdirs(BUCKET, exist_ok=True)
-    return Output(url, fs)

@@ -1,4 +1,4 @@
-"""Bad weather for S3: a proxy that passes requests on, or answers them with an error instead."""
+"""Bad weather for object stores: a proxy that passes requests on, answers with an error, or not."""
 
 import asyncio
 import random
@@ -48,6 +48,7 @@ class FaultProxy:
 
     def __init__(self, target: str) -> None:
         self.fault: Fault | None = None
+        self.lose = 0  # of so many writes that are passed on, no answer comes back
         self.passed = 0
         self.refused = 0
         self.endpoint = ""
@@ -96,7 +97,11 @@ class FaultProxy:
             return fault.answer()
         self.passed += 1
         try:
-            return await self._forward(request, body)
+            answer = await self._forward(request, body)
+            if self.lose and request.method in ("PUT", "POST"):
+                self.lose -= 1
+                return UNREACHABLE.answer()
+            return answer
         except (ClientError, OSError):
             return UNREACHABLE.answer()
 

@@ -17,6 +17,7 @@ import pytest
 from pipeline.output import engine_starts
 from pipeline.reasoning.early_answer import is_control
 from pipeline.storage import Storage
+from tests.conftest import OBJECT_STORES
 from tests.faults.conftest import NewCase
 from tests.faults.harness import ONE_ENGINE, Case, wait_until
 from tests.faults.ray_cluster import WORKER_GPUS, RayCluster
@@ -30,6 +31,7 @@ LONG: dict[str, dict[str, Any]] = {
         **ONE_ENGINE,
     },
 }
+NAMES = {"disk": "disk", "s3": "S3", "google_cloud": "Google Cloud", "azure": "Azure"}
 EXPIRE_SECONDS = 8
 # At the end of a run, Ray Data asks all processes of the cluster for statistics, and waits two minutes
 # for one that is stopped. It does without them if it can't.
@@ -65,11 +67,11 @@ Storage.writing = write_after_a_sleep
 """
 
 
-@pytest.mark.parametrize("place", ["disk", "S3"])
+@pytest.mark.parametrize("place", ["disk", *OBJECT_STORES])
 def test_driver_killed_at_random_moments_loses_nothing(
     place: str, kills: int, new_case: NewCase, request: pytest.FixtureRequest
 ) -> None:
-    server = request.getfixturevalue("s3_server") if place == "S3" else None
+    server = None if place == "disk" else request.getfixturevalue(f"{place}_server")
     case = new_case("", sizes=[20 * kills, 0, 20 * kills], server=server)
     moments, done = random.Random(0), 0
     while done < kills:
@@ -83,7 +85,7 @@ def test_driver_killed_at_random_moments_loses_nothing(
         done += 1
     assert done, "the run was over before the first kill, so this shows nothing"
     case.finish()
-    case.fault = f"driver killed {done} times in a row, output on {place}"
+    case.fault = f"driver killed {done} times in a row, output on {NAMES[place]}"
     case.check()
 
 

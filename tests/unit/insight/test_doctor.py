@@ -19,7 +19,7 @@ from pipeline.insight.doctor import examine
 from pipeline.insight.findings import Finding
 from pipeline.output.lease import hold
 from pipeline.storage import Storage
-from tests.conftest import MakeConfig, write_shards
+from tests.conftest import OBJECT_STORES, MakeConfig, write_shards
 from tests.toy_engine import TOY
 
 GIB = 2**30
@@ -50,6 +50,22 @@ def test_nothing_is_wrong_with_a_good_config_and_nothing_stays_behind(
 ) -> None:
     assert found(config, "error") == found(config, "warning") == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", OBJECT_STORES)
+def test_object_store_is_tried_in_all_ways(
+    place: str, make_config: MakeConfig, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = Storage(f"{request.getfixturevalue(place).bucket('doctor')}/{tmp_path.name}")
+    write_shards(tmp_path / "in", [3, 4])
+    for path in (tmp_path / "in").iterdir():
+        store.put(f"in/{path.name}", path.read_bytes())
+    config = make_config(input={"path": f"{store.url}/in"}, output={"path": f"{store.url}/out"})
+    assert found(config, "error") == found(config, "warning") == []
+    told = "\n".join(finding.what for finding in found(config, "ok"))
+    assert f"{store.url}/out: list, create, read, replace and delete work" in told
+    assert f"{store.url}/in: 2 shards, 7 rows" in told
+    assert [info.name for info in store.files("out")] == []
 
 
 def test_all_that_is_wrong_is_told_at_once(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -129,7 +145,7 @@ def test_output_that_may_not_be_written(config: RunConfig, monkeypatch: pytest.M
     def denied(*_: Any) -> bool:
         raise PermissionError("no")
 
-    monkeypatch.setattr(Storage, "_create", denied)
+    monkeypatch.setattr("pipeline.storage.drafted", denied)
     assert "access denied" in one(config).what
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import LeaseHeldError, QwqBatchError, StorageError
 from pipeline.output import lease, processes
 from pipeline.output.layout import LEASE
 from pipeline.storage import Storage
+from tests.conftest import OBJECT_STORES
 
 
 @pytest.fixture
@@ -38,7 +39,12 @@ def lost(reason: QwqBatchError) -> None:
     raise AssertionError(reason)
 
 
-def test_one_of_many_drivers_takes_it_and_the_others_name_the_holder(store: Storage) -> None:
+@pytest.mark.parametrize("place", ["local", *OBJECT_STORES])
+def test_one_of_many_drivers_takes_it_and_the_others_name_the_holder(
+    place: str, store: Storage, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if place != "local":
+        store = Storage(f"{request.getfixturevalue(place).bucket('leases')}/{tmp_path.name}")
     refused = Semaphore(0)
 
     def take(_: int) -> str:
