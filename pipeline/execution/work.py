@@ -72,8 +72,8 @@ def refuse_unshared(config: RunConfig) -> None:
         "engine.context: auto": config.engine.context == "auto"
         and "it sorts all rows by their length first; give each worker one context",
         "engine.replicas: a range": config.engine.is_elastic
-        and "each worker claims rows for all its engines, also for those that are not there; workers "
-        "may come and go themselves",
+        and "each worker claims rows for all its engines, also for those that are not there; "
+        "workers may come and go themselves",
         "limits.output_tokens": config.limits.output_tokens is not None
         and "each worker counts its own tokens only; limit each one's time with limits.minutes",
         "limits.cost": config.limits.cost is not None

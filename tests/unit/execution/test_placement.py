@@ -17,6 +17,7 @@ from pipeline.execution.placement import (
     fitted_to_cluster,
     spans_nodes,
 )
+from pipeline.execution.work import refuse_unshared
 from pipeline.prompts.tokenizer import load_model_config
 
 FORCED = {"vllm": {BACKEND: "ray"}}
@@ -137,3 +138,12 @@ def test_range_of_engines_that_take_several_nodes_is_refused(
             fitted_to_cluster(config_of(replicas=[1, 2], **engine))
     config = config_of(replicas=[1, 2], tensor_parallel=4)
     assert fitted_to_cluster(config) == config
+
+
+def test_worker_refuses_a_range_of_engines() -> None:
+    """It would claim rows for engines that are not there, and keep them from other workers."""
+    with pytest.raises(
+        ConfigError, match=r"engine\.replicas: a range is not possible with several"
+    ):
+        refuse_unshared(config_of(replicas=[1, 2]))
+    refuse_unshared(config_of(replicas=2))
