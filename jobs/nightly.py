@@ -25,7 +25,7 @@ from pipeline.errors import IncompleteRunError, LimitReachedError, QwqBatchError
 from pipeline.execution import run as flow
 from pipeline.execution.prepare import prepare
 from pipeline.monitor import terminal as progress
-from pipeline.monitor.limits import Limits, pool_of
+from pipeline.monitor.limits import Limits
 from pipeline.output.layout import BOOKKEEPING
 from pipeline.output.summary import summarize
 from pipeline.printing import print_text
@@ -73,7 +73,7 @@ def outcome(config: RunConfig, limits: Limits) -> dict[str, Any]:
     rows, rows_todo = sum(part.rows for part in prepared.parts), prepared.plan.rows_todo
     store, policy = prepared.ledger.store, config.sampling
     summary = summarize(store, prepared.parts, policy.n, policy.agree, prepared.floor)
-    cost = pool_of(config).cost(limits.seconds)
+    cost = limits.cost
     return {
         "seconds": round(limits.seconds),
         "cost": None if cost is None else round(cost, 2),

@@ -46,6 +46,11 @@ HUNG_SECONDS = 600.0
 # The same if no engine generates: then it may be the storage, the network or the whole machine.
 HUNG_ALONE_SECONDS = 1800.0
 
+# Nodes that come and go.
+
+# How often the driver looks which nodes are about to end. GCE's spot notice comes 30 s before.
+NODES_LOOK_SECONDS = 2.0
+
 # Servers in place of an engine (`engine.kind: endpoint`).
 
 # How long a server may take to accept a connection.

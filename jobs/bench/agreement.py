@@ -97,7 +97,7 @@ def simulate(way: str, rows: int, seed: int) -> tuple[Result, list[list[int]]]:
     config, tokenizer = config_of(), load_tokenizer("qwq-nano")
     scheduler, think_format = Scheduler(SLOTS, Steps(config.engine.simulated)), config.think_format
     engine = SimulatedEngine(config.engine.simulated, think_format, scheduler, tokenizer)
-    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda: None)
+    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda _: None)
     maker = TraceMaker(tokenizer, think_format, config.answer.load_format(), raw_text=False)
     generator = WAYS[way](config, Pass(0, 0, SAMPLES), engine, maker, reporter)
     _, in_flight = concurrency(config, config.sampling.first_draw, rows)

@@ -69,7 +69,7 @@ def measure(path: str) -> dict[str, float]:
                 snapshot = coordinator.snapshot()
                 if snapshot.engines:
                     mark("first_engine")
-                if len(snapshot.engines) >= config.engine.replicas:
+                if len(snapshot.engines) >= config.engine.max_replicas:
                     mark("all_engines")
                 if snapshot.totals.spent_tokens:
                     mark("first_token")

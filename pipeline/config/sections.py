@@ -3,7 +3,14 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.answers.base import AnswerFormat
 from pipeline.answers.formats import answer_format, parsed_formats
@@ -220,6 +227,28 @@ class AnswerConfig(Section):
         return self.load_format().schema
 
 
+def _read_replicas(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """A number of engines or a range, with one reason if it is neither."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    try:
+        replicas = read(value)
+    except ValidationError as error:
+        if numbers is not value:
+            raise ValueError(error.errors()[0]["msg"]) from None
+        replicas = None
+    if replicas is None or bool in map(type, numbers):
+        raise ValueError(
+            "must be a whole number from 1, or the least and the most such numbers, as in [1, 8]"
+        )
+    if numbers[0] > numbers[-1]:
+        raise ValueError("the first number is the least, the second the most, as in [1, 8]")
+    return replicas
+
+
+Count = Annotated[int, Field(ge=1)]
+Replicas = Annotated[Count | tuple[Count, Count], WrapValidator(_read_replicas)]
+
+
 class EngineConfig(Section):
     """The engines: their kind, how many, how large, on what, and each kind's own settings."""
 
@@ -230,7 +259,10 @@ class EngineConfig(Section):
         "`package.module:OBJECT`.",
     )
     device: Literal["gpu", "cpu"] = Field("gpu", description="What the engines run on.")
-    replicas: Annotated[int, Field(ge=1)] = Field(1, description="Number of engines.")
+    replicas: Replicas = Field(
+        1,
+        description="Number of engines. `[1, 8]`: from 1 to 8, as GPUs join and leave the cluster.",
+    )
     tensor_parallel: Annotated[int, Field(ge=1)] = Field(
         1, description="GPUs (or CPU processes) that share each layer of one engine."
     )
@@ -270,6 +302,27 @@ class EngineConfig(Section):
         """GPUs (or CPU processes) of one engine."""
         return self.tensor_parallel * self.pipeline_parallel
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of engines follows the GPUs that are there."""
+        return not isinstance(self.replicas, int)
+
+    @property
+    def replicas_text(self) -> str:
+        """The number of engines, such as ``2`` or ``1 to 8``."""
+        least = f"{self.min_replicas:,} to " if self.is_elastic else ""
+        return f"{least}{self.max_replicas:,}"
+
+    @property
+    def min_replicas(self) -> int:
+        """The least number of engines; without a range, their number."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[0]
+
+    @property
+    def max_replicas(self) -> int:
+        """The largest number of engines; without a range, their number."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[1]
+
 
 class LimitsConfig(Section):
     """Early-stop limits: time, tokens, cost. The next run continues."""
@@ -285,7 +338,8 @@ class LimitsConfig(Section):
     )
     cost: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="Cost of all engines from start to end, in the currency of `prices.gpu_hour`.",
+        description="Cost of all engines from start to end, in the currency of `prices.gpu_hour`. "
+        "If `engine.replicas` is a range: of the engines that are there, as long as they are.",
     )
 
 

@@ -246,6 +246,11 @@ class Endpoint(EngineType):
 
     def check(self, engine: EngineConfig) -> None:
         """Raise `ConfigError` without a server, and for what servers decide."""
+        if engine.is_elastic:
+            raise ConfigError(
+                "engine.replicas: one engine drives all servers of engine.kind endpoint, and they "
+                "may come and go; set engine.replicas=1"
+            )
         super().check(engine)
         if not engine.endpoint.urls:
             raise ConfigError(

@@ -122,6 +122,11 @@ class EngineType(ABC):
 
     def check(self, engine: EngineConfig) -> None:
         """Raise `ConfigError` for settings that this kind can't run with."""
+        if engine.is_elastic and engine.device == "cpu":
+            raise ConfigError(
+                "engine.replicas: a range needs engine.device gpu. On CPUs, engines that wait for "
+                "room would take the CPUs that reading and writing need; set a number"
+            )
         parse_options(Section, engine)
 
     def services(self, config: RunConfig) -> Iterator[tuple[bool, str]]:

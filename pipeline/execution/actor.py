@@ -190,7 +190,7 @@ class EngineActor:
     def _refuse_endless_restarts(self) -> None:
         """Raise `EngineError` when restarts finish no trace: Ray restarts dead actors for ever."""
         starts = self._coordinator.engine_starting(address_here(self._name))
-        if starts > self._config.engine.replicas + IDLE_RESTARTS:
+        if starts > self._config.engine.max_replicas + IDLE_RESTARTS:
             raise EngineError(
                 f"engines died {IDLE_RESTARTS + 1} times without finishing a row in between; "
                 "finished rows are kept"

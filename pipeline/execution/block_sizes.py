@@ -27,7 +27,7 @@ def concurrency(config: RunConfig, samples: int, rows: int) -> tuple[int, int]:
         min(
             TOKENS_A_BLOCK // (policy.max_tokens * samples),
             MOST_BLOCK_ROWS,
-            rows // (BLOCKS_AN_ENGINE * engine.replicas),
+            rows // (BLOCKS_AN_ENGINE * engine.max_replicas),
         ),
     )
     in_flight = (

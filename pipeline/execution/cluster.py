@@ -92,12 +92,12 @@ def _require_resources(engine: EngineConfig, address: str) -> None:
     """Refuse a local run that could never start; warn if a cluster has to grow."""
     sizes = node_sizes(engine)
     room = engines_with_room(engine, sizes)
-    if room >= engine.replicas:
+    if room >= engine.min_replicas:
         return
-    kind = engine.device.upper()
+    kind, least = engine.device.upper(), "at least " if engine.is_elastic else ""
     message = (
-        f"engine.replicas is {engine.replicas}, of {engine.ranks} {kind}s each (tensor_parallel x "
-        "pipeline_parallel)"
+        f"engine.replicas is {least}{engine.min_replicas}, of {engine.ranks} {kind}s each "
+        "(tensor_parallel x pipeline_parallel)"
     )
     if address == "local":
         hint = "without a GPU set engine.device=cpu" if kind == "GPU" else "see ray.num_cpus"
@@ -134,7 +134,7 @@ def _quiet_start() -> Iterator[None]:
 
 def local_cpus(engine: EngineConfig) -> int:
     """Logical CPUs of a local cluster: one for each CPU rank, one each to read, split and write."""
-    ranks = engine.replicas * engine.ranks if engine.device == "cpu" else engine.replicas
+    ranks = engine.max_replicas * engine.ranks if engine.device == "cpu" else engine.max_replicas
     return max(ranks + 3, os.cpu_count() or 1)
 
 

@@ -9,9 +9,7 @@ import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import time_limits
+from pipeline.execution.watching import watching
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.monitor.engine_processes import HungLimits, ProcessAddress
 
@@ -43,35 +42,17 @@ def start_of(process: int) -> str:
     return stat.rpartition(")")[2].split()[19]  # field 22; the name before it may hold anything
 
 
-def node_lives(node: str) -> bool:
-    """Whether the node with this id is part of the cluster at present."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return any(known["NodeID"] == node and known["Alive"] for known in nodes)
-
-
-@contextmanager
-def hung_engines_killed(coordinator: CoordinatorClient) -> Iterator[None]:
+def hung_engines_killed(coordinator: CoordinatorClient) -> AbstractContextManager[None]:
     """While the body runs, look for engines that hang, in another thread, and kill them."""
     limits = HungLimits(
         time_limits.HUNG_LOOK_SECONDS, time_limits.HUNG_SECONDS, time_limits.HUNG_ALONE_SECONDS
     )
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(limits.look):
-            try:
-                for address in coordinator.hung_engines(limits):
-                    _end(address, coordinator)
-            except Exception:  # the coordinator's node may be gone, or the cluster busy
-                logger.debug("no look at the engines", exc_info=True)
+    def look() -> None:
+        for address in coordinator.hung_engines(limits):
+            _end(address, coordinator)
 
-    thread = threading.Thread(target=watch, daemon=True, name="hung engines")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=time_limits.FOLLOWER_JOIN_SECONDS)
+    return watching("hung engines", look, limits.look)
 
 
 def _end(address: ProcessAddress, coordinator: CoordinatorClient) -> None:

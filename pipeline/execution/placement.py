@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import (
 from pipeline.config.run_config import RunConfig
 from pipeline.config.sections import EngineConfig
 from pipeline.engines import engine_type
+from pipeline.errors import ConfigError
 from pipeline.execution import ray_private
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,17 @@ def spans_nodes(engine: EngineConfig) -> bool:
 
 
 def fitted_to_cluster(config: RunConfig) -> RunConfig:
-    """``config``, its engines set to span nodes if no node of the cluster has enough GPUs."""
+    """``config``, its engines set to span nodes if no node of the cluster has enough GPUs.
+
+    Raises `ConfigError` if engines that span nodes are to come and go.
+    """
     engine = config.engine
+    if engine.is_elastic and needs_several(engine, node_sizes(engine)):
+        raise ConfigError(
+            f"engine.replicas {engine.replicas_text}: an engine of {engine.ranks} GPUs takes those "
+            "of several nodes here, and keeps them to the end of the run, so such engines can't "
+            "come and go; set a number"
+        )
     if spans_nodes(engine) or not needs_several(engine, node_sizes(engine)):
         return config
     return config.model_copy(update={"engine": engine_type(engine).over_nodes(engine)})
@@ -100,7 +110,7 @@ class EnginePlacements:
     def __enter__(self) -> Self:
         if self._spans_nodes:
             bundles = [{"GPU": 1}] * self._engine.ranks
-            self._groups = [placement_group(bundles) for _ in range(self._engine.replicas)]
+            self._groups = [placement_group(bundles) for _ in range(self._engine.max_replicas)]
         self._turns = cycle(self._groups)
         return self
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray.data
-from ray._private import services, worker
+from ray._private import services, state, worker
 from ray._private.state import available_resources_per_node
 from ray.data import DataContext, Dataset
 
@@ -51,6 +51,11 @@ def free_resources() -> dict[str, dict[str, float]]:
     """By node id, what is free of each resource at present."""
     free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
     return free
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that are to end soon, so that Ray places nothing there any more."""
+    return set(state.state.get_draining_nodes())
 
 
 def map_actor_context() -> Any:

@@ -24,7 +24,8 @@ from pipeline.execution.cluster import (
 )
 from pipeline.execution.context_tiers import NO_ENGINE, ContextTier
 from pipeline.execution.duplicates import split_duplicates
-from pipeline.execution.hung_engines import hung_engines_killed, node_lives
+from pipeline.execution.ending_nodes import node_lives, nodes_told
+from pipeline.execution.hung_engines import hung_engines_killed
 from pipeline.execution.notify import notified
 from pipeline.execution.pilot import still_to_do, stratified_rows
 from pipeline.execution.placement import EnginePlacements, fitted_to_cluster
@@ -197,8 +198,8 @@ def execute_tier(
     samples = min(len(run_pass.samples), config.sampling.first_draw)
     sized = prepared.sized(config)
     block_rows, blocks_in_flight = concurrency(sized, samples, feed.rows)
-    rows_at_once = max(1, engine_slots(config) * config.engine.replicas // samples)
-    rows_in_flight = block_rows * blocks_in_flight * config.engine.replicas
+    rows_at_once = max(1, engine_slots(config) * config.engine.max_replicas // samples)
+    rows_in_flight = block_rows * blocks_in_flight * config.engine.max_replicas
     source = feed.source(context, prepared.lengths(run_pass), rows_at_once)
     sink = TraceSink(
         context, coordinator, rows_a_write(rows_at_once, sized.sampling.max_tokens, feed.rows)
@@ -213,7 +214,7 @@ def execute_tier(
         EngineActor,
         fn_constructor_args=(config, prepared.columns, run_pass, coordinator),
         compute=ActorPoolStrategy(
-            size=config.engine.replicas,
+            size=config.engine.max_replicas,
             max_tasks_in_flight_per_actor=blocks_in_flight,
             max_concurrent_calls_per_actor=blocks_in_flight,
             enable_true_multi_threading=True,
@@ -225,6 +226,7 @@ def execute_tier(
         placements,
         feed.feeding(coordinator, rows_in_flight, control.shutdown.request),
         hung_engines_killed(coordinator),
+        nodes_told(coordinator),
         control.shutdown.engines_of(coordinator),
     ):
         try:

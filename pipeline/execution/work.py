@@ -71,6 +71,9 @@ def refuse_unshared(config: RunConfig) -> None:
         "input.dedupe": config.input.dedupe and "equal rows may be in different workers' hands",
         "engine.context: auto": config.engine.context == "auto"
         and "it sorts all rows by their length first; give each worker one context",
+        "engine.replicas: a range": config.engine.is_elastic
+        and "each worker claims rows for all its engines, also for those that are not there; "
+        "workers may come and go themselves",
         "limits.output_tokens": config.limits.output_tokens is not None
         and "each worker counts its own tokens only; limit each one's time with limits.minutes",
         "limits.cost": config.limits.cost is not None
@@ -104,7 +107,7 @@ def share_pass(prepared: PreparedRun, run_pass: Pass, control: RunControl, worke
     if run_pass.number:
         passes.recover_marks(prepared.ledger, prepared.parts, run_pass)
     config = prepared.config
-    at_once = max(1, engine_slots(config) * config.engine.replicas // len(run_pass.samples))
+    at_once = max(1, engine_slots(config) * config.engine.max_replicas // len(run_pass.samples))
     claims = Claims(prepared.ledger, prepared.parts, run_pass, worker, at_once)
     try:
         while (claim := claims.take()) is not None:

@@ -192,9 +192,12 @@ def _project(
     sums = [[sum(t.get(name) or 0 for t in row) for name in TOKEN_COLUMNS] for row in sample]
     prompt, think, answer, wasted, asked, probes = np.array(sums, float).T
     generated = think + answer + wasted + asked + probes
-    seconds = gpu_hours = cost = None
+    seconds = gpu_hours = cost = with_fewest = None
     if speed is not None:
         seconds = _seconds(config.sampling.n, engine_pool, sample, speed, rows)
+        if engine_pool.is_elastic:
+            fewest = replace(engine_pool, replicas=engine_pool.least)
+            with_fewest = _seconds(config.sampling.n, fewest, sample, speed, rows)
         gpu_hours = seconds.scaled(engine_pool.gpu_hours(1))
         cost = gpu_hours.scaled(engine_pool.gpu_hour) if engine_pool.gpu_hour is not None else None
     return Projection(
@@ -205,6 +208,7 @@ def _project(
         gpu_hours,
         cost,
         _api_cost(config.prices, prompt, think + answer, rows),
+        with_fewest,
     )
 
 

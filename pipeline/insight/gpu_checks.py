@@ -48,11 +48,14 @@ def check_gpus(config: RunConfig) -> Iterator[Finding]:
             "run it on a machine with GPUs, or set ray.address; without any, engine.device=cpu",
         )
         return
-    wanted = engine.replicas * engine.ranks
+    wanted = engine.min_replicas * engine.ranks
+    if engine.is_elastic:
+        now = min(len(gpus) // engine.ranks, engine.max_replicas)
+        yield Finding("ok", f"{now} engines of {engine.replicas_text} have GPUs at present")
     if len(gpus) < wanted:
         yield Finding(
             "error" if is_local else "warning",
-            f"{engine.replicas} engines of {engine.ranks} GPUs need {wanted}, and there are "
+            f"{engine.min_replicas} engines of {engine.ranks} GPUs need {wanted}, and there are "
             f"{len(gpus)}",
             "lower engine.replicas or engine.tensor_parallel"
             + (", or set ray.address" if is_local else ", unless nodes are still to come"),

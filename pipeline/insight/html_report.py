@@ -247,11 +247,11 @@ def _cost(statistics: TraceStatistics, runs: Runs) -> Iterator[tuple[str, str]]:
 
 
 def _gpu_hours(runs: Runs) -> float:
-    return sum(run[-1].engine_pool.gpu_hours(run[-1].seconds) for run in runs)
+    return sum(run[-1].engine_pool.gpu_hours(run[-1].paid_seconds) for run in runs)
 
 
 def _total_cost(runs: Runs) -> float | None:
-    costs = [run[-1].engine_pool.cost(run[-1].seconds) for run in runs]
+    costs = [run[-1].engine_pool.cost(run[-1].paid_seconds) for run in runs]
     return sum(cost for cost in costs if cost is not None) if any(costs) else None
 
 

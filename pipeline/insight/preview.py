@@ -90,7 +90,7 @@ def plan_lines(prepared: PreparedRun) -> Iterator[str]:
     sized = prepared.sized(config)
     block_rows, blocks = concurrency(sized, config.sampling.first_draw, plan.rows_todo)
     yield (
-        f"engines   {engine.replicas} x {engine.kind} on {engine.ranks} {engine.device}, "
+        f"engines   {engine.replicas_text} x {engine.kind} on {engine.ranks} {engine.device}, "
         f"{config.model.path} ({config.model.preset}), {blocks * block_rows} rows in flight "
         f"each, in blocks of {block_rows}"
     )

@@ -49,8 +49,9 @@ class Projection:
 
     ``output_tokens``: all generated tokens, with those of abandoned attempts and probes.
     ``seconds``: wall time from the request for engines to their end; ``gpu_hours``: of all engines.
-    Both are None if no engine speed is recorded. ``cost`` and ``api_cost``: in the currency of
-    ``prices``; None without a price.
+    Both are None if no engine speed is recorded. ``seconds_with_fewest``: the wall time with the
+    fewest engines of a range; None if their number is fixed. ``cost`` and ``api_cost``: in the
+    currency of ``prices``; None without a price.
     """
 
     rows: int
@@ -60,12 +61,14 @@ class Projection:
     gpu_hours: Interval | None = None
     cost: Interval | None = None
     api_cost: Interval | None = None
+    seconds_with_fewest: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             name: vars(value) if isinstance(value, Interval) else value
             for name, value in vars(self).items()
+            if name != "seconds_with_fewest" or value is not None
         }
 
     def lines(self, engine_pool: EnginePool) -> Iterator[str]:
@@ -73,16 +76,20 @@ class Projection:
         yield f"  {'prompt':<10} {in_range(self.prompt_tokens.scaled(1e-6))} million tokens"
         yield f"  {'output':<10} {in_range(self.output_tokens.scaled(1e-6))} million tokens"
         if self.seconds is not None and self.gpu_hours is not None:
-            times = (self.seconds.mid, self.seconds.low, self.seconds.high)
-            mid, low, high = map(clock, times)
-            several = engine_pool.replicas > 1
-            engines = f"{engine_pool.replicas:,} engines" if several else "one engine"
-            yield f"  {'time':<10} {mid} ({low} to {high}) with {engines}"
+            yield _time_line(self.seconds, engine_pool.replicas)
+            if self.seconds_with_fewest is not None:
+                yield _time_line(self.seconds_with_fewest, engine_pool.least)
             yield f"  {'GPU-hours':<10} {in_range(self.gpu_hours)}"
         if self.cost is not None:
             yield f"  {'cost':<10} {in_range(self.cost)} at {engine_pool.gpu_hour:,} per GPU-hour"
         if self.api_cost is not None:
             yield f"  {'API':<10} {in_range(self.api_cost)} at the API's prices"
+
+
+def _time_line(seconds: Interval, engines: int) -> str:
+    mid, low, high = map(clock, (seconds.mid, seconds.low, seconds.high))
+    several = f"{engines:,} engines" if engines > 1 else "one engine"
+    return f"  {'time':<10} {mid} ({low} to {high}) with {several}"
 
 
 def bootstrap_means(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -18,7 +18,8 @@ class Timeline:
 
     ``rates``: (time, output tokens per second of all engines). ``rows``: (time, rows done).
     ``engines``: load over time, an entry for each engine of the largest run. ``slots_used`` and
-    ``slots_available``: slot-seconds since the engines were ready.
+    ``slots_available``: slot-seconds since the engines were ready. ``sizes``: how many engines were
+    ready, over time, where their number is a range.
     """
 
     def __init__(self, runs: Runs) -> None:
@@ -31,6 +32,7 @@ class Timeline:
         for run in runs:
             self._add(_thinned(run, max(2, int(MAX_POINTS * run[-1].seconds / total))))
         self.tail_seconds = _tail_seconds(runs[-1])
+        self.sizes = [len(now.engines) for run in runs for now in run if _is_elastic_at_work(now)]
         self.preemptions = sum(run[-1].preemptions for run in runs)
         self.tokens = sum((Counter(run[-1].tokens) for run in runs), Counter[str]())
 
@@ -46,7 +48,7 @@ class Timeline:
             if now.ready_seconds is not None:
                 seconds = max(0.0, now.seconds - max(last.seconds, now.ready_seconds))
                 self.slots_used += seconds * now.running
-                self.slots_available += seconds * now.engine_pool.slots * now.engine_pool.replicas
+                self.slots_available += seconds * now.slots
         self.seconds += run[-1].seconds
         self.rows_done += run[-1].rows
 
@@ -66,6 +68,8 @@ class Timeline:
         if self.slots_available:
             share = self.slots_used / self.slots_available
             yield f"{share:.0%} of all slots were in use"
+        if self.sizes:
+            yield f"{min(self.sizes)} to {max(self.sizes)} engines at a time"
         if self.tail_seconds:
             yield f"less than half of them in the last {clock(self.tail_seconds)}"
         if self.preemptions:
@@ -97,6 +101,10 @@ def over_time(runs: Runs) -> Mapping[str, Any] | None:
         "strips": [strip(cells, seconds) for cells in timeline.engines[:MAX_ENGINES]],
         "remarks": "; ".join(timeline.remarks()),
     }
+
+
+def _is_elastic_at_work(figures: Figures) -> bool:
+    return figures.engine_pool.is_elastic and bool(figures.engines)
 
 
 def _tail_seconds(run: Sequence[Figures]) -> float:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ from pipeline.monitor.crash_isolation import Suspects, Suspicion
 from pipeline.monitor.engine_processes import (
     EngineProcess,
     EngineProcesses,
+    FailedStarts,
     HungLimits,
     ProcessAddress,
     RowKey,
@@ -45,30 +46,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class FailedStarts(NamedTuple):
-    """Engines that could not start: since any engine generated a token, and since one was ready."""
-
-    idle: int
-    in_a_row: int
-
-    @property
-    def doublings(self) -> int:
-        """How often the wait before the next try has doubled; less if no engine is at work."""
-        return (self.in_a_row if self.idle == 1 else self.idle) - 1
-
-
 class ReportAnswer(NamedTuple):
     """What an engine learns with its report.
 
     ``is_over``: whether the run is to end. ``compared`` and ``agreeing``: the control group's
     traces whose early answer was compared with the full one, and those that agree, of all engines;
-    ``rows``: how many rows they are of.
+    ``rows``: how many rows they are of. ``node_ends``: whether the engine's node is about to end.
     """
 
     is_over: bool
     rows: int = 0
     compared: int = 0
     agreeing: int = 0
+    node_ends: bool = False
 
 
 class RunCoordinator:
@@ -77,8 +67,8 @@ class RunCoordinator:
     ``rows_to_do``: by part, how many rows are to do. ``output``: labels the Prometheus metrics.
     ``engine_pool``: the engines that the run asks for. ``avoid``: gets the id of a node on which an
     engine could not start; while what it returns is held, for `AVOID_SECONDS`, Ray starts engines
-    elsewhere. It returns None if there is no elsewhere. ``node_lives``: tells by its id whether a
-    node is still there; rows are not to blame for what is lost with a node.
+    elsewhere. It returns None if there is no elsewhere. ``node_lives``: whether the node with an id
+    is still there; rows are not to blame for what is lost with one.
     """
 
     def __init__(
@@ -90,7 +80,7 @@ class RunCoordinator:
         node_lives: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._unfinished = UnfinishedRows(rows_to_do)
-        self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.replicas)
+        self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.least)
         self._engine_pool = engine_pool
         self._started = time.monotonic()
         self._totals = Totals()
@@ -100,9 +90,8 @@ class RunCoordinator:
         self._starts_since_row = self._poison_since_row = 0
         self._failed_starts = FailedStarts(0, 0)
         self._avoid, self._avoided = avoid, list[tuple[float, Any]]()
-        self._stopping = False
-        self._suspects = Suspects()
-        self._processes, self._node_lives = EngineProcesses(), node_lives
+        self._stopping, self._suspects = False, Suspects()
+        self._processes = EngineProcesses(node_lives)
         self._hung = 0
         self._control: ControlGroup | None = None
 
@@ -118,7 +107,10 @@ class RunCoordinator:
         killed = self._processes.start(address)
         if killed is not None:
             self._forget(killed.address.engine)
-            self._suspect_rows_of(killed)
+            if self._processes.is_lost(killed):
+                self._excuse_start()
+            else:
+                self._suspect_rows_of(killed)
         self._starts_since_row += 1
         return self._starts_since_row
 
@@ -186,11 +178,13 @@ class RunCoordinator:
             self._engines[engine], self._last_report[engine] = figures, now
         has_tokens = done.spent_tokens > 0
         self._processes.report(engine, moves or has_tokens or done.rows > 0, has_tokens)
-        group = self._control_group() or ControlGroup()
-        return ReportAnswer(self._stopping, group.rows, group.compared, group.agreeing)
+        group, ends = self._control_group() or ControlGroup(), self._processes.node_ends(engine)
+        return ReportAnswer(self._stopping, group.rows, group.compared, group.agreeing, ends)
 
     def engine_closed(self, engine: str) -> None:
         """``engine`` has shut down, or has saved its traces and does nothing more."""
+        if self._processes.node_ends(engine):
+            self._excuse_start()
         self._forget(engine)
 
     def engine_died(self, engine: str, rows: Sequence[RowKey]) -> None:
@@ -207,8 +201,13 @@ class RunCoordinator:
         self._processes[engine].is_killed = True
         self._hung += 1
 
+    def note_nodes(self, living: Collection[str], ending: Collection[str]) -> None:
+        """The nodes that are there, and those that end soon: engines there learn it, and leave."""
+        self._processes.note_nodes(living, ending)
+
     def snapshot(self) -> Snapshot:
         """The sums so far; silent engines are not counted."""
+        self._totals.engine_seconds = self._processes.count_seconds()
         until = time.monotonic() - AVOID_SECONDS
         self._avoided = [(since, held) for since, held in self._avoided if since > until]
         oldest = time.monotonic() - SILENT_SECONDS
@@ -256,14 +255,7 @@ class RunCoordinator:
         return self._control and self._control.plus(of.compared_rows, of.compared, of.agreeing)
 
     def _suspect_rows_of(self, killed: EngineProcess) -> None:
-        """Suspect the rows of a process that ended without a word, unless its node is lost."""
-        try:
-            is_lost = not self._node_lives(killed.address.node)
-        except Exception:  # Ray's own server is busy; no row is blamed without need
-            logger.warning("the nodes are unknown", exc_info=True)
-            is_lost = True
-        if is_lost:
-            return
+        """Suspect the rows of a process that ended without a word."""
         if rows := killed.rendering or killed.suspects:
             self._blame(rows)
         else:
@@ -274,6 +266,10 @@ class RunCoordinator:
         if self._suspects.blame(rows) and self._poison_since_row < POISON_IN_A_ROW:
             self._poison_since_row += 1
             self._starts_since_row = 0
+
+    def _excuse_start(self) -> None:
+        """The next start of an engine is no sign of a fault: its node has gone."""
+        self._starts_since_row = max(0, self._starts_since_row - 1)
 
     def _forget(self, engine: str) -> None:
         self._processes.end(engine)
@@ -332,6 +328,10 @@ class CoordinatorClient:
     def engine_killed(self, engine: str) -> None:
         """See `RunCoordinator.engine_killed`; does not wait."""
         self._send(RunCoordinator.engine_killed, engine)
+
+    def note_nodes(self, living: Collection[str], ending: Collection[str]) -> None:
+        """See `RunCoordinator.note_nodes`; waits `CALL_SECONDS` at most."""
+        ray.get(self._send(RunCoordinator.note_nodes, living, ending), timeout=CALL_SECONDS)
 
     def snapshot(self) -> Snapshot:
         """See `RunCoordinator.snapshot`; waits `CALL_SECONDS` at most."""

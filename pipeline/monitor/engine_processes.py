@@ -4,10 +4,13 @@ A process can end without a word, when it is killed or its machine is lost, or l
 nothing. Ray starts it again under another engine name, and in the same actor.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+logger = logging.getLogger(__name__)
 RowKey = tuple[str, int]  # part name, row number
 
 
@@ -53,11 +56,29 @@ class HungLimits(NamedTuple):
     alone: float
 
 
-class EngineProcesses:
-    """The processes that have started and not ended, as far as is known."""
+class FailedStarts(NamedTuple):
+    """Engines that could not start: since any engine generated a token, and since one was ready."""
 
-    def __init__(self) -> None:
+    idle: int
+    in_a_row: int
+
+    @property
+    def doublings(self) -> int:
+        """How often the wait before the next try has doubled; less if no engine is at work."""
+        return (self.in_a_row if self.idle == 1 else self.idle) - 1
+
+
+class EngineProcesses:
+    """The processes that have started and not ended, as far as is known.
+
+    ``node_lives``: tells by its id whether a node is still there.
+    """
+
+    def __init__(self, node_lives: Callable[[str], bool] = lambda _: True) -> None:
         self._processes: dict[str, EngineProcess] = {}  # by engine
+        self._node_lives = node_lives
+        self._nodes, self._ending_nodes = set[str](), set[str]()
+        self._seconds, self._counted = 0.0, time.monotonic()
         self._alive, self._working = set[str](), set[str]()  # since the last look
 
     def __getitem__(self, engine: str) -> EngineProcess:
@@ -67,6 +88,7 @@ class EngineProcesses:
 
     def start(self, address: ProcessAddress) -> EngineProcess | None:
         """Add a process; returns the one before it in the same actor, if that never ended."""
+        self.count_seconds()
         before = [p for p in self._processes.values() if p.address.actor == address.actor]
         for process in before:
             self.end(process.address.engine)
@@ -75,7 +97,34 @@ class EngineProcesses:
 
     def end(self, engine: str) -> None:
         """Forget a process that has ended in an orderly way."""
+        self.count_seconds()
         self._processes.pop(engine, None)
+
+    def note_nodes(self, living: Collection[str], ending: Collection[str]) -> None:
+        """The nodes that are there, and those of them that are about to end."""
+        self.count_seconds()
+        self._nodes, self._ending_nodes = set(living), set(ending)
+
+    def node_ends(self, engine: str) -> bool:
+        """Whether the node of ``engine`` is about to end."""
+        return self[engine].address.node in self._ending_nodes
+
+    def is_lost(self, process: EngineProcess) -> bool:
+        """Whether the node of a process has gone; True if that is unknown, to blame no row."""
+        try:
+            return not self._node_lives(process.address.node)
+        except Exception:  # Ray's own server is busy
+            logger.warning("the nodes are unknown", exc_info=True)
+            return True
+
+    def count_seconds(self) -> float:
+        """For how long all processes together have had their GPUs; those of lost nodes are gone."""
+        now = time.monotonic()
+        nodes = [process.address.node for process in self._processes.values()]
+        here = sum(node in self._nodes for node in nodes) if self._nodes else len(nodes)
+        self._seconds += (now - self._counted) * here
+        self._counted = now
+        return self._seconds
 
     def release(self, engine: str, rows: Iterable[RowKey]) -> None:
         """Rows of ``engine`` that are done, or given up."""

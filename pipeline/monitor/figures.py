@@ -65,12 +65,40 @@ class EngineFigures:
 
 @dataclass(frozen=True)
 class EnginePool:
-    """The engines of a run: their number, the GPUs and slots of each, the price of a GPU hour."""
+    """The engines of a run: their number, the GPUs and slots of each, the price of a GPU hour.
+
+    ``min_replicas``: the least of a range, of which ``replicas`` is the most; None: no range.
+    """
 
     replicas: int = 1
     gpus: int = 1
     slots: int = 1
     gpu_hour: float | None = None
+    min_replicas: int | None = None
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of engines follows the GPUs that are there."""
+        return self.min_replicas is not None
+
+    @property
+    def least(self) -> int:
+        """The least number of engines; without a range, their number."""
+        return self.replicas if self.min_replicas is None else self.min_replicas
+
+    @property
+    def size(self) -> str:
+        """The number of engines, such as ``1 to 8``."""
+        least = "" if self.min_replicas is None else f"{self.min_replicas:,} to "
+        return f"{least}{self.replicas:,}"
+
+    def paid_seconds(self, seconds: float, engine_seconds: float) -> float:
+        """For how long all engines of the pool are paid for, in a run of ``seconds``.
+
+        A fixed number of engines is paid for from start to end. Of a range, only the engines that
+        are there count: ``engine_seconds``, of all of them together.
+        """
+        return engine_seconds / self.replicas if self.is_elastic else seconds
 
     def gpu_hours(self, seconds: float) -> float:
         """GPU hours of all engines in ``seconds``."""
@@ -94,6 +122,7 @@ class Figures:
     spent ones, for early answers). ``think_lengths``: the number of traces by `length_bin`.
     ``engine_pool``: the engines that the run asked for. ``hung``: how many engines were killed for
     they did nothing. ``control``: the control group; None without a floor of its agreement.
+    ``engine_seconds``: for how long each engine had its GPUs, all together.
     """
 
     at: str
@@ -110,6 +139,18 @@ class Figures:
     engine_pool: EnginePool = field(default_factory=EnginePool)
     hung: int = 0
     control: ControlGroup | None = None
+    engine_seconds: float = 0.0
+
+    @property
+    def paid_seconds(self) -> float:
+        """See `EnginePool.paid_seconds`."""
+        return self.engine_pool.paid_seconds(self.seconds, self.engine_seconds)
+
+    @property
+    def slots(self) -> int:
+        """The slots of all engines that the run has; of a range, only those that are ready."""
+        pool = self.engine_pool
+        return pool.slots * (len(self.engines) if pool.is_elastic else pool.replicas)
 
     @property
     def tokens_per_second(self) -> float:
@@ -168,6 +209,8 @@ class Figures:
         values = asdict(self)
         bins = {str(number): count for number, count in sorted(self.think_lengths.items())}
         values |= {"think_lengths": bins, "eta_seconds": self.eta_seconds}
+        if not self.engine_pool.is_elastic:
+            del values["engine_pool"]["min_replicas"], values["engine_seconds"]
         return {_KEYS.get(name, name): value for name, value in values.items()}
 
     @classmethod
@@ -192,6 +235,8 @@ class Figures:
             f"{'now':<10} {self.tokens_per_second:>9,.0f} tokens/s, {self.running:,} running, "
             f"ETA {left}"
         )
+        if self.engine_pool.is_elastic:
+            yield f"{'engines':<10} {len(self.engines):>9,} at present, of {self.engine_pool.size}"
         for engine in self.engines:
             cache = "" if engine.kv_usage is None else f", KV cache {engine.kv_usage:.0%}"
             yield (
@@ -226,7 +271,8 @@ class Totals:
     ``generated``: traces that ended on an engine. ``output_tokens``: of ended traces;
     ``spent_tokens``: all generated tokens; ``recomputed_tokens``: those, and prompts, that were
     computed again after a preemption; ``drafted_tokens`` and ``accepted_tokens``: see `EngineLoad`.
-    ``probe_tokens``: of the spent ones, those of probes. ``compared``: traces of the control group
+    ``probe_tokens``: of the spent ones, those of probes. ``engine_seconds``: see `Figures`.
+    ``compared``: traces of the control group
     whose early answer was compared with the full one; ``agreeing``: of these, those that agree;
     ``compared_rows``: rows with compared traces.
     ``think_lengths``: the number of traces by `length_bin`.
@@ -245,6 +291,7 @@ class Totals:
     compared_rows: int = 0
     compared: int = 0
     agreeing: int = 0
+    engine_seconds: float = 0.0
     states: Counter[str] = field(default_factory=Counter)
     think_lengths: Counter[int] = field(default_factory=Counter)
 
@@ -263,6 +310,7 @@ class Totals:
         self.compared_rows += other.compared_rows
         self.compared += other.compared
         self.agreeing += other.agreeing
+        self.engine_seconds += other.engine_seconds
         self.states.update(other.states)
         self.think_lengths.update(other.think_lengths)
 

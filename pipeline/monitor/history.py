@@ -55,6 +55,7 @@ def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figu
         engine_pool=snapshot.engine_pool,
         hung=snapshot.hung,
         control=snapshot.control,
+        engine_seconds=round(totals.engine_seconds, 1),
     )
 
 

@@ -36,7 +36,8 @@ class Limits:
 
     def __init__(self, config: RunConfig, seconds: float | None = None) -> None:
         self._started = time.monotonic()
-        self._max_tokens = config.limits.output_tokens
+        self._max_tokens, self._max_cost = config.limits.output_tokens, config.limits.cost
+        self._pool, self._engines = pool_of(config), 0
         minutes = {
             "limits.minutes": config.limits.minutes,
             "limits.cost": cost_minutes(config),
@@ -62,6 +63,12 @@ class Limits:
     def seconds(self) -> float:
         """The time since the start."""
         return time.monotonic() - self._started
+
+    @property
+    def cost(self) -> float | None:
+        """What the engines have cost since the start, as far as is known; None without a price."""
+        paid = self._pool.paid_seconds(self.seconds, self.totals.engine_seconds)
+        return self._pool.cost(paid)
 
     def tracking(self, observer: RunObserver) -> RunObserver:
         """``observer``, with the tokens counted as well."""
@@ -115,6 +122,11 @@ class Limits:
                 return name
         if self._max_tokens is not None and self.totals.spent_tokens >= self._max_tokens:
             return "limits.output_tokens"
+        if self._max_cost is not None and self._pool.is_elastic:
+            # What the present engines cost until they have ended.
+            notice = self._pool.cost(self._engines / self._pool.replicas * LIMIT_NOTICE_SECONDS)
+            if (self.cost or 0) >= self._max_cost - min(notice or 0, self._max_cost / 2):
+                return "limits.cost"
         return None
 
     def _count(self) -> None:
@@ -122,19 +134,24 @@ class Limits:
             if self._coordinator is None:
                 return
             try:
-                self._totals[-1] = self._coordinator.snapshot().totals
+                snapshot = self._coordinator.snapshot()
+                self._totals[-1], self._engines = snapshot.totals, len(snapshot.engines)
             except Exception:  # the coordinator's node may be gone
                 logger.debug("no figures from the coordinator", exc_info=True)
 
 
 def pool_of(config: RunConfig) -> EnginePool:
     """The engines that a run asks for."""
-    engine = config.engine
-    return EnginePool(engine.replicas, engine.ranks, engine_slots(config), config.prices.gpu_hour)
+    engine, price = config.engine, config.prices.gpu_hour
+    least = engine.min_replicas if engine.is_elastic else None
+    return EnginePool(engine.max_replicas, engine.ranks, engine_slots(config), price, least)
 
 
 def cost_minutes(config: RunConfig) -> float | None:
-    """How long ``limits.cost`` pays for all engines, from the start of the run; None without."""
-    cost = config.limits.cost
+    """How long ``limits.cost`` pays for all engines, from the start of the run.
+
+    None without such a limit, and if the number of engines is a range.
+    """
+    cost = None if config.engine.is_elastic else config.limits.cost
     cost_per_minute = None if cost is None else pool_of(config).cost(60)
     return None if cost is None or cost_per_minute is None else cost / cost_per_minute

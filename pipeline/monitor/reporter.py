@@ -16,8 +16,9 @@ class EngineReporter:
     """One engine's counts, sent to the coordinator twice a second.
 
     ``done``: the counts since the last report. ``load``, ``stop`` and ``on_control`` are called in
-    the event loop's thread. ``on_control`` gets, after each report, what all engines have
-    compared of the control group: of how many rows, how many traces, and how many of these agree.
+    the event loop's thread. ``stop`` gets whether the process is to end too, with its
+    node. ``on_control`` gets, after each report, what all engines have compared of the control
+    group: of how many rows, how many traces, and how many of these agree.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class EngineReporter:
         coordinator: CoordinatorClient,
         engine: str,
         load: Callable[[], EngineLoad],
-        stop: Callable[[], None],
+        stop: Callable[[bool], None],
         on_control: Callable[[int, int, int], None] = lambda *_: None,
     ) -> None:
         self._coordinator, self._engine, self._load, self._stop = coordinator, engine, load, stop
@@ -54,9 +55,9 @@ class EngineReporter:
         while True:
             answer = await asyncio.wrap_future(self.send().future())
             self._on_control(answer.rows, answer.compared, answer.agreeing)
-            if answer.is_over and not stopping:
+            if (answer.is_over or answer.node_ends) and not stopping:
                 stopping = True
-                self._stop()
+                self._stop(answer.node_ends and not answer.is_over)
             await asyncio.sleep(REPORT_SECONDS)
 
     def send(self) -> ObjectRef[ReportAnswer]:

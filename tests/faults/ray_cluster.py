@@ -22,6 +22,7 @@ WORKER_CPUS = 12  # logical ones: each engine, and each of Ray Data's operators,
 WORKER_GPUS = 2  # there are none; Ray counts what it is told
 OBJECT_STORE_BYTES = 2**30
 START_TRIES = 3
+NODE_ID = "--node_id="
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
@@ -44,6 +45,12 @@ class Node:
     def engines(self) -> list[int]:
         """The process ids of the engine actors on this node."""
         return [process.pid for process in self._tree() if "EngineActor" in _title(process)]
+
+    @property
+    def id(self) -> str:
+        """The id that Ray has given it."""
+        words = (word for process in self._tree() for word in _title(process).split())
+        return next(word for word in words if word.startswith(NODE_ID)).removeprefix(NODE_ID)
 
     def kill(self) -> None:
         """End all its processes at once by SIGKILL, as when a machine is lost."""
@@ -108,6 +115,15 @@ class RayCluster:
         """Kill a worker with all that runs on it."""
         worker.kill()
         self.workers.remove(worker)
+
+    def drain(self, worker: Node) -> None:
+        """Announce the end of a worker, as an autoscaler does on a spot notice."""
+        drain = [
+            *RAY, "drain-node", "--address", self._address, "--node-id", worker.id,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice",
+            "--deadline-remaining-seconds", "120",
+        ]  # fmt: skip
+        subprocess.run(drain, env=self.environment, check=True, capture_output=True)
 
     def engines(self) -> list[int]:
         """The process ids of all engine actors."""

@@ -23,6 +23,11 @@ def test_driver_waits_for_engines_that_use_all_their_time_to_close() -> None:
     assert t.ENGINE_CLOSE_SECONDS + t.CALL_SECONDS < t.DRIVER_CLOSE_SECONDS
 
 
+def test_engine_on_a_node_that_ends_has_saved_before_the_shortest_spot_notice_is_over() -> None:
+    told = t.NODES_LOOK_SECONDS + t.REPORT_SECONDS
+    assert told + t.ENGINE_SAVE_SECONDS < t.GRACE_SECONDS
+
+
 def test_run_that_reaches_a_limit_ends_before_its_scheduler_ends_it() -> None:
     assert t.DRIVER_SAVE_SECONDS + t.DRIVER_CLOSE_SECONDS < t.LIMIT_NOTICE_SECONDS
 

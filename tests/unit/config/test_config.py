@@ -67,6 +67,11 @@ def test_shipped_config_is_valid(path: Path) -> None:
         ("output.rename.anser=x", "unknown key anser; did you mean answer?"),
         ("output.rename.answer=think", "two columns would be named think"),
         ("engine.replicas=0", "engine.replicas: Input should be greater than or equal to 1"),
+        ("engine.replicas=[0, 8]", "engine.replicas: must be a whole number from 1, or the least"),
+        ("engine.replicas=[8]", "engine.replicas: must be a whole number from 1, or the least"),
+        ("engine.replicas=[true, 8]", "engine.replicas: must be a whole number from 1, or the"),
+        ("engine.replicas=true", "engine.replicas: must be a whole number from 1, or the least"),
+        ("engine.replicas=[8, 1]", "engine.replicas: the first number is the least, the second"),
         ("colour=red", "unknown key colour"),
         ("input.path.x=1", "--set input.path.x: path is a value, not a section"),
         ("nonsense", "--set takes key=value"),
@@ -315,3 +320,14 @@ def test_early_answers_that_can_never_be_are_warned_of(
         }
     )  # fmt: skip
     assert can is not any("can close nothing" in warning for warning in config.warnings)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "least", "most", "text"),
+    [(1, 1, 1, "1"), (8, 8, 8, "8"), ([1, 8], 1, 8, "1 to 8"), ([2, 2], 2, 2, "2 to 2")],
+)
+def test_number_of_engines_or_a_range(replicas: object, least: int, most: int, text: str) -> None:
+    sections = {"input": {"path": "-"}, "output": {"path": "-"}, "model": {"path": "qwq-nano"}}
+    engine = parse_config({**sections, "engine": {"replicas": replicas}}).engine
+    assert (engine.min_replicas, engine.max_replicas) == (least, most)
+    assert (engine.replicas_text, engine.is_elastic) == (text, isinstance(replicas, list))

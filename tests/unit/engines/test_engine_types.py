@@ -132,3 +132,14 @@ def test_only_vllms_own_files_name_its_arguments() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("engine.vllm")
         ]  # fmt: skip
         assert not reads, f"{name} reads engine.vllm"
+
+
+def test_range_of_engines_is_refused_where_they_could_not_come_and_go() -> None:
+    on_cpus = EngineConfig(kind="simulated", device="cpu", replicas=(1, 2))
+    with pytest.raises(ConfigError, match=r"engine\.replicas: a range needs engine\.device gpu"):
+        engine_type(on_cpus).check(on_cpus)
+    servers = EngineConfig(kind="endpoint", device="cpu", replicas=(1, 2))
+    with pytest.raises(ConfigError, match=r"one engine drives all servers .* engine\.replicas=1"):
+        engine_type(servers).check(servers)
+    on_gpus = EngineConfig(kind="simulated", device="gpu", replicas=(1, 2))
+    engine_type(on_gpus).check(on_gpus)

@@ -56,7 +56,7 @@ def generator_of(**early: Any) -> tuple[Generator, EngineReporter]:
         }
     )  # fmt: skip
     maker, engine = TraceMaker(TOKENIZER, THINK_TAGS, config.answer.load_format()), SlowEngine()
-    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda: None)
+    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda _: None)
     return Generator(config, Pass(0, 0, 1), engine, maker, reporter), reporter
 
 

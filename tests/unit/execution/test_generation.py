@@ -86,7 +86,7 @@ def generator_of(
 ) -> tuple[Generator, ScriptedEngine, EngineReporter]:
     config, engine = config_of(**sampling), ScriptedEngine(script)
     maker = TraceMaker(TOKENIZER, THINK_TAGS, config.answer.load_format())
-    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda: None)
+    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda _: None)
     return Generator(config, run_pass, engine, maker, reporter), engine, reporter
 
 

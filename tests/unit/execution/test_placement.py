@@ -17,6 +17,7 @@ from pipeline.execution.placement import (
     fitted_to_cluster,
     spans_nodes,
 )
+from pipeline.execution.work import refuse_unshared
 from pipeline.prompts.tokenizer import load_model_config
 
 FORCED = {"vllm": {BACKEND: "ray"}}
@@ -112,3 +113,37 @@ def test_rows_without_an_engine_take_no_gpu_whatever_the_engines_take() -> None:
         make_context_tiers(config, load_model_config("qwq-nano", None))[-1].applied(config).engine
     )
     assert EnginePlacements(none).options == {"num_cpus": 1}
+
+
+def test_range_of_engines_needs_room_for_the_least_of_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes_of(monkeypatch, 4)
+    _require_resources(config_of(tensor_parallel=2, replicas=[2, 8]).engine, "local")
+    engine = config_of(tensor_parallel=2, replicas=[3, 8]).engine
+    with pytest.raises(ConfigError, match=r"engine\.replicas is at least 3, of 2 GPUs each"):
+        _require_resources(engine, "local")
+    assert not caplog.messages
+    _require_resources(engine, "10.0.0.1:6379")
+    assert "there is room for 2 at present" in caplog.text
+
+
+def test_range_of_engines_that_take_several_nodes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their placement groups keep their GPUs to the end, so nobody could have those of idle ones."""
+    nodes_of(monkeypatch, 4, 4)
+    for engine in ({"tensor_parallel": 8}, {"tensor_parallel": 4, **FORCED}):
+        with pytest.raises(ConfigError, match=r"1 to 2: an engine of \d GPUs takes those of"):
+            fitted_to_cluster(config_of(replicas=[1, 2], **engine))
+    config = config_of(replicas=[1, 2], tensor_parallel=4)
+    assert fitted_to_cluster(config) == config
+
+
+def test_worker_refuses_a_range_of_engines() -> None:
+    """It would claim rows for engines that are not there, and keep them from other workers."""
+    with pytest.raises(
+        ConfigError, match=r"engine\.replicas: a range is not possible with several"
+    ):
+        refuse_unshared(config_of(replicas=[1, 2]))
+    refuse_unshared(config_of(replicas=2))

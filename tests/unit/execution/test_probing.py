@@ -102,7 +102,7 @@ def generator_of(
         }
     )  # fmt: skip
     maker = TraceMaker(TOKENIZER, THINK_TAGS, config.answer.load_format())
-    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda: None)
+    reporter = EngineReporter(CoordinatorClient(None), "e", lambda: engine.load, lambda _: None)
     return Generator(config, Pass(0, 0, 1), engine, maker, reporter), reporter
 
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 import ray.data
 from ray import _raylet
-from ray._private import services
+from ray._private import services, state
 from ray.data import DataContext, Dataset
 
 from pipeline.config.load import parse_config
@@ -27,6 +27,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "get_current_task_attempt_number": lambda: hasattr(
         vars(_raylet)["CoreWorker"], "get_current_task_attempt_number"
     ),
+    "get_draining_nodes": lambda: hasattr(state.state, "get_draining_nodes"),
     "_map_actor_context": lambda: hasattr(ray.data, "_map_actor_context"),
 }
 

@@ -60,7 +60,7 @@ def generated(
         engine = ScriptedEngine(script)
         maker = TraceMaker(TOKENIZER, THINK_TAGS, config.answer.load_format())
         reporter = EngineReporter(
-            CoordinatorClient(None), "e", lambda: engine.load, lambda: None, lambda *_: None
+            CoordinatorClient(None), "e", lambda: engine.load, lambda _: None, lambda *_: None
         )
         generator = Generator(config, RUN, engine, maker, reporter)
         traces = await generator.run(rows)
@@ -127,7 +127,7 @@ def test_thinking_is_closed_by_the_rows_own_limit() -> None:
     async def work() -> list[list[Trace]]:
         maker = TraceMaker(TOKENIZER, THINK_TAGS)
         reporter = EngineReporter(
-            CoordinatorClient(None), "e", lambda: engine.load, lambda: None, lambda *_: None
+            CoordinatorClient(None), "e", lambda: engine.load, lambda _: None, lambda *_: None
         )
         return await Generator(config, RUN, engine, maker, reporter).run(rows)
 

@@ -124,7 +124,7 @@ def test_run_fits_the_cluster(folder: str) -> None:
     gpus, engine = int(resources["limits"]["nvidia.com/gpu"]), config.engine
     assert gpus % engine.tensor_parallel == 0, "an engine's GPUs are those of one pod"
     # Not more than are needed either: what Ray Data asks of the autoscaler is a guess.
-    assert engine.replicas * engine.tensor_parallel == workers["maxReplicas"] * gpus
+    assert engine.max_replicas * engine.tensor_parallel == workers["maxReplicas"] * gpus
     # Ray Data asks one CPU for each engine, too.
     assert int(resources["limits"]["cpu"]) > gpus // engine.tensor_parallel
     assert workers["minReplicas"] == workers["replicas"] == 0

@@ -12,6 +12,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.run_config import RunConfig
 from pipeline.insight.engine_speed import measure_speed
 from pipeline.insight.estimate import estimate
+from pipeline.insight.projection import Projection
 from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
 from pipeline.monitor.history import all_figures
 from pipeline.storage import Storage
@@ -287,3 +288,20 @@ def test_few_control_rows_are_too_few_for_a_projection() -> None:
     plain = estimate(config(), [[trace(900)]] * 30, [], 1000, 0)
     assert plain.without_early is None
     assert "without_early_answers" not in plain.to_json()
+
+
+def test_range_of_engines_takes_the_time_of_most_to_fewest() -> None:
+    sample, runs = [[trace(900)]] * 200, [run_of(2000, 64)]
+
+    def projected(replicas: object) -> Projection:
+        engine = {"replicas": replicas, "tensor_parallel": 4, "vllm": {"max_num_seqs": 64}}
+        return estimate(config(engine=engine), sample, runs, 100_000, 0).whole
+
+    both = projected([1, 8])
+    assert both.seconds == projected(8).seconds
+    assert both.seconds_with_fewest == projected(1).seconds
+    assert projected(8).seconds_with_fewest is None
+    assert "seconds_with_fewest" not in projected(8).to_json()
+    times = [line.split(" with ")[1] for line in both.lines(EnginePool(8, 4, 64, None, 1))
+             if "time" in line]  # fmt: skip
+    assert times == ["8 engines", "one engine"]

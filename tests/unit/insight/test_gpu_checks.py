@@ -168,3 +168,11 @@ def test_gpus_are_those_that_nvidia_smi_shows(
     assert gpus_here() == ()
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert gpus_here() == ()
+
+
+def test_range_of_engines_needs_gpus_for_the_least_only(check: Any) -> None:
+    found = check([node(*[H100] * 4)], replicas=[2, 8], tensor_parallel=2)
+    assert told(found, "error") == []
+    assert "2 engines of 2 to 8 have GPUs at present" in "\n".join(told(found, "ok"))
+    found = check([node(*[H100] * 4)], replicas=[3, 8], tensor_parallel=2)
+    assert "3 engines of 2 GPUs need 6, and there are 4" in told(found, "error")[0]

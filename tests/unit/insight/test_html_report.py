@@ -15,7 +15,7 @@ from pipeline.insight.html_report import page, write_page
 from pipeline.insight.markup import ELEMENTS, rendered
 from pipeline.insight.status import status
 from pipeline.insight.trace_statistics import examples
-from pipeline.monitor.figures import EnginePool, Figures
+from pipeline.monitor.figures import EngineFigures, EnginePool, Figures
 from pipeline.monitor.history import Recorder
 from pipeline.output.ledger import Ledger
 from pipeline.reasoning.early_answer import ControlGroup
@@ -252,3 +252,22 @@ def test_small_control_group_and_runs_without_one(tmp_path: Path) -> None:
     url = write_output(tmp_path / "none", [{}])
     assert "Early answers" not in page(url)
     assert "early_answers" not in status(url).to_json()
+
+
+def test_page_of_a_run_with_a_range_of_engines(tmp_path: Path) -> None:
+    """Paid for by the time of its engines; slots count while there is an engine."""
+    url = write_output(tmp_path, [{}] * 4)
+    recorder = Recorder(Storage(url))
+    for at, engines in ((0, 0), (30, 1), (60, 3), (90, 2)):
+        figures = Figures(
+            "2026-01-01T00:00:00+00:00", float(at), at, 90, ready_seconds=0.0,
+            tokens={"spent": at}, engines=[EngineFigures(f"e{i}", 8) for i in range(engines)],
+            engine_pool=EnginePool(8, 4, 8, 3.0, 1), engine_seconds=2.0 * at,
+        )  # fmt: skip
+        recorder.add(figures, at == 90)
+    text = page(url)
+    for words in (
+        "0.20</b><span>GPU-hours", "0.60</b><span>cost",
+        "100% of all slots were in use; 1 to 3 engines at a time",
+    ):  # fmt: skip
+        assert words in text

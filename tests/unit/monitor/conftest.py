@@ -15,8 +15,8 @@ class NoMetrics:
         self.sizes = self.done = self.load = lambda *_: None
 
 
-def address(engine: str = "a", actor: str = "actor") -> ProcessAddress:
-    return ProcessAddress(engine, actor, "node", "host", 7, "1")
+def address(engine: str = "a", actor: str = "actor", node: str = "node") -> ProcessAddress:
+    return ProcessAddress(engine, actor, node, "host", 7, "1")
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 import inspect
 import time
 import weakref
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from pipeline.engines import EngineLoad
 from pipeline.monitor import coordinator as module
+from pipeline.monitor import engine_processes as processes_module
 from pipeline.monitor.coordinator import CoordinatorClient, ReportAnswer, RunCoordinator
 from pipeline.monitor.crash_isolation import Suspicion
 from pipeline.monitor.figures import EngineFigures, EnginePool, Totals
@@ -128,10 +130,10 @@ def test_engines_learn_how_the_control_group_of_all_does_if_there_is_a_floor(
 ) -> None:
     """What earlier runs have counted is part of it."""
     some = Totals(compared_rows=3, compared=5, agreeing=4)
-    assert coordinator.engine_progress("a", some, EngineLoad()) == (False, 0, 0, 0)
+    assert coordinator.engine_progress("a", some, EngineLoad()) == ReportAnswer(False)
     assert coordinator.snapshot().control is None
     coordinator.note_control_group(ControlGroup(10, 10, 9, 0.9))
-    assert coordinator.engine_progress("b", some, EngineLoad()) == (False, 16, 20, 17)
+    assert coordinator.engine_progress("b", some, EngineLoad()) == ReportAnswer(False, 16, 20, 17)
     assert coordinator.snapshot().control == ControlGroup(16, 20, 17, 0.9)
 
 
@@ -208,6 +210,62 @@ def test_rows_of_a_process_that_ends_in_order_or_with_its_node_are_not_to_blame(
         coordinator.rendering(str(number), ROWS[:1])
         coordinator.engine_closed(str(number))
     assert suspicions == [Suspicion.NONE] * 4
+
+
+def test_engine_learns_that_its_node_ends_and_its_next_start_does_not_count(
+    coordinator: RunCoordinator,
+) -> None:
+    """Where spot nodes come and go for hours before a trace ends, starts are no sign of a fault."""
+    for start in range(1, 4):
+        name = f"a{start}"
+        assert coordinator.engine_starting(address(name, "a", "ends")) == 1
+        coordinator.engine_ready(name)
+        coordinator.note_nodes({"stays", "ends"}, ())
+        assert not coordinator.engine_progress(name, Totals(), EngineLoad()).node_ends
+        coordinator.note_nodes({"stays", "ends"}, {"ends"})
+        assert coordinator.engine_progress(name, Totals(), EngineLoad()).node_ends
+        coordinator.engine_closed(name)
+        coordinator.engine_closed(name)
+    coordinator.engine_starting(address("b", "b", "stays"))
+    assert not coordinator.engine_progress("b", Totals(), EngineLoad()).node_ends
+    coordinator.engine_closed("b")
+    assert coordinator.engine_starting(address("c", "b", "stays")) == 2
+
+
+def test_start_after_a_lost_node_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Metrics", NoMetrics)
+    coordinator = RunCoordinator({}, "out", EnginePool(), node_lives=lambda node: node == "stays")
+    assert coordinator.engine_starting(address("a", "1", "goes")) == 1
+    assert coordinator.engine_starting(address("b", "1", "stays")) == 1
+    assert coordinator.engine_starting(address("c", "1", "stays")) == 2, "a death of its own"
+
+
+def test_time_of_engines_counts_while_they_have_their_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(processes_module, "time", clock)
+    monkeypatch.setattr(module, "Metrics", NoMetrics)
+    coordinator = RunCoordinator({}, "out", EnginePool())
+
+    def counted() -> float:
+        return coordinator.snapshot().totals.engine_seconds
+
+    now += 5
+    assert counted() == 0, "no engine is there yet"
+    for name in "ab":
+        coordinator.engine_starting(address(name, name, f"node {name}"))
+    now += 10
+    assert counted() == 20, "engines that load their model have their GPUs"
+    coordinator.note_nodes({"node a", "node b"}, ())
+    now += 1
+    coordinator.note_nodes({"node a"}, ())
+    now += 10
+    assert counted() == 32, "of a lost node nothing counts any more"
+    coordinator.engine_closed("a")
+    now += 10
+    assert counted() == 32
 
 
 def test_killers_among_the_first_rows_do_not_use_up_the_starts_but_an_engine_that_only_dies_does(

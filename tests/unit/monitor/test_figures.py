@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.monitor.figures import (
     EngineFigures,
+    EnginePool,
     Figures,
     bin_floor,
     length_bin,
@@ -108,3 +109,25 @@ def test_a_line_is_read_back(control: ControlGroup | None) -> None:
     assert Figures.from_json({**line, "new": 1}) == figures(control=control)
     del line["control"]  # as older versions wrote it
     assert Figures.from_json(line) == figures()
+
+
+def test_range_of_engines_is_shown_recorded_and_paid_for_by_what_is_there() -> None:
+    pool = EnginePool(8, 4, 64, 2.0, 1)
+    some = figures(engine_pool=pool, engine_seconds=720.0)
+    assert "engines            2 at present, of 1 to 8" in some.lines()
+    assert some.slots == 2 * 64
+    assert pool.gpu_hours(some.paid_seconds) == pytest.approx(0.8)
+    assert pool.cost(some.paid_seconds) == pytest.approx(1.6)
+    again = Figures.from_json(json.loads(json.dumps(some.to_json())))
+    assert (again.engine_pool, again.engine_seconds) == (pool, 720)
+
+
+def test_fixed_number_of_engines_is_shown_recorded_and_paid_for_as_ever() -> None:
+    pool = EnginePool(8, 4, 64, 2.0)
+    some = figures(engine_pool=pool, engine_seconds=720.0)
+    assert not [line for line in some.lines() if "at present" in line]
+    assert some.slots == 8 * 64
+    assert some.paid_seconds == some.seconds
+    told = some.to_json()
+    assert told["fleet"] == {"replicas": 8, "gpus": 4, "slots": 64, "gpu_hour": 2.0}
+    assert "engine_seconds" not in told

@@ -13,8 +13,9 @@ from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, LimitReachedError
 from pipeline.monitor import limits
 from pipeline.monitor.coordinator import CoordinatorClient
-from pipeline.monitor.figures import Snapshot, Totals
+from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
 from pipeline.monitor.limits import Limits, cost_minutes
+from pipeline.time_limits import LIMIT_NOTICE_SECONDS
 
 
 class FakeCoordinator(CoordinatorClient):
@@ -109,6 +110,40 @@ def test_cost_is_that_of_all_gpus() -> None:
     assert cost_minutes(_config(engine)) is None
     with pytest.raises(ConfigError, match=r"limits\.cost needs prices\.gpu_hour"):
         _config(price=None, cost=3)
+
+
+def test_cost_of_a_range_is_that_of_the_engines_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two GPUs an engine, 2.5 an hour for each: ten engine-hours cost 50."""
+    config = _config({"replicas": [1, 8], "tensor_parallel": 2}, cost=50)
+    assert cost_minutes(config) is None
+
+    class Engines(CoordinatorClient):
+        def __init__(self, hours: float) -> None:
+            self._hours = hours
+
+        def snapshot(self) -> Snapshot:
+            three = tuple(EngineFigures(name) for name in "abc")
+            return Snapshot(Totals(engine_seconds=3600 * self._hours), engines=three)
+
+    now = 0.0
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now))
+    ready = Limits(config)
+    now = 1e6  # time alone costs nothing
+    notice = 3 * LIMIT_NOTICE_SECONDS / 3600  # a minute of three engines
+    for hours, cost, reached in (
+        (6, 30, None),
+        (3.9 - notice, None, None),
+        (0.2, None, "limits.cost"),
+    ):
+        with ready.tracking(_plain)(Engines(hours), 1, ""):
+            pass
+        assert ready._reached() == reached
+        assert cost is None or ready.cost == pytest.approx(cost)
+    plain = Limits(_config({"replicas": 2}, minutes=6000))
+    now += 3600
+    assert plain.cost == pytest.approx(5), "a fixed number is paid for from start to end"
 
 
 def test_no_coordinator_is_asked_once_its_engines_have_ended(
