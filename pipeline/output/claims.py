@@ -168,6 +168,8 @@ class Claims:
                 raise expelled()
             if new := self._begin(stored):
                 return new
+            if self._ledger.is_closed(self._pass):
+                return None
             board, dead = self._without_dead(stored)
             self._begun = _pieces_of(self._undone(self._begun))
             board = board.holds(me, Holding(self.at_once, tuple(self._begun)))
@@ -231,7 +233,8 @@ class Claims:
             for part in self._parts_of.get(shard, ())
             if start < part.stop and part.start < stop
         ]
-        return [piece for ranges in map_in_threads(self._open_ranges, clips) for piece in ranges]
+        undone = [piece for ranges in map_in_threads(self._open_ranges, clips) for piece in ranges]
+        return [] if undone and self._ledger.is_closed(self._pass) else undone
 
     def _open_ranges(self, clip: tuple[Part, int, int]) -> list[Range]:
         part, start, stop = clip
@@ -245,6 +248,8 @@ class Claims:
     def _plan(self) -> list[Piece]:
         """What is to do of the pass, by a listing of everything made now."""
         todo = plan_pass(self._ledger, self._parts, self._pass).todo
+        if todo and self._ledger.is_closed(self._pass):  # by another worker, with all its marks
+            return []
         return _pieces_of(sorted(todo, key=lambda piece: (piece.part.shard.name, piece.start)))
 
     def _last_board(self) -> tuple[int, Board]:

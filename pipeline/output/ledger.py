@@ -227,6 +227,10 @@ class Ledger:
         """Whether the part has finished the pass."""
         return self.store.exists(done_name(part, pass_number))
 
+    def is_closed(self, run_pass: Pass) -> bool:
+        """Whether all parts have finished a retry or top-up, so that its marks are removed."""
+        return run_pass.number > 0 and self.store.exists(pass_name(run_pass.number) + CLOSED)
+
     # Writing
 
     def write_block(self, block: pa.Table, pass_number: int = 0) -> set[PartRef]:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from pipeline.output.claims import Board, Claims, Holding, claimed, fair_rows
 from pipeline.output.layout import CLAIMS, fragment_name
 from pipeline.output.ledger import Ledger
 from pipeline.planning import Part, PartRef, Pass, Range, Shard, split_parts
+from tests.unit.output.passes_by_hand import PARTS, SETTINGS, carry_out
 
 RUN = Pass(0, 0, 1)
 Rows = list[tuple[str, int]]
@@ -35,9 +37,16 @@ class Fleet:
         self.done: Rows = []
         self._lock = threading.Lock()
 
-    def claims(self, name: str, at_once: int = 20, parts: list[Part] | None = None) -> Claims:
+    def claims(
+        self,
+        name: str,
+        at_once: int = 20,
+        parts: list[Part] | None = None,
+        run_pass: Pass = RUN,
+    ) -> Claims:
         self.dead[name] = False
-        return Claims(self.ledger, parts or self.parts, RUN, Member(self, name), at_once)  # type: ignore[arg-type]
+        member: Any = Member(self, name)
+        return Claims(self.ledger, parts or self.parts, run_pass, member, at_once)
 
     def do(self, ranges: Iterable[Range] | None) -> None:
         """Make the rows of ``ranges`` durable."""
@@ -229,6 +238,21 @@ def test_slow_worker_that_creates_an_old_number_takes_nothing_by_it(
         fleet.do(claim)
     assert quick.take() is None
     assert sorted(fleet.done) == fleet.rows
+
+
+def test_top_up_that_another_worker_has_closed_is_not_done_again(ledger: Ledger) -> None:
+    """Closing it removes the marks of the parts that have it."""
+    ledger.open_run(SETTINGS, {})
+    carry_out(ledger, PARTS, RUN)
+    fleet = Fleet(ledger, PARTS)
+    top_up = Pass(1, 1, 2)
+    ledger.open_pass(top_up)
+    begun, looked = (fleet.claims(name, at_once=1, run_pass=top_up) for name in ("begun", "looked"))
+    assert begun.take()
+    carry_out(ledger, PARTS, top_up)
+    assert begun.take() is None
+    assert looked.take() is None
+    assert fleet.claims("late", run_pass=top_up).take() is None
 
 
 def test_last_worker_of_a_pass_removes_its_boards(fleet: Fleet) -> None:
