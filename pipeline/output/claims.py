@@ -173,12 +173,9 @@ class Claims:
             board, dead = self._without_dead(stored)
             self._begun = _pieces_of(self._undone(self._begun))
             board = board.holds(me, Holding(self.at_once, tuple(self._begun)))
-            wanted = claimed(board, me, self._todo)
-            if wanted == board and not any(held.pieces for held in board.holdings.values()):
-                self._todo = self._plan()
-                if not self._todo:
-                    return None
-                wanted = claimed(Board(holdings=board.holdings), me, self._todo)
+            wanted = self._with_more(board)
+            if wanted is None:
+                return None
             if wanted == stored:
                 return []
             if self._write(number + 1, wanted):
@@ -216,6 +213,15 @@ class Claims:
         new = [piece for piece in held.pieces if piece not in self._begun]
         self._begun += new
         return self._undone(new)
+
+    def _with_more(self, board: Board) -> Board | None:
+        """``board`` with more rows for this worker, if there are any; None if no row is left."""
+        wanted = claimed(board, self._worker.name, self._todo)
+        if wanted != board or any(held.pieces for held in board.holdings.values()):
+            return wanted
+        self._todo = self._plan()  # nobody has anything: what is left by a look at everything?
+        again = Board(holdings=board.holdings)
+        return claimed(again, self._worker.name, self._todo) if self._todo else None
 
     def _without_dead(self, board: Board) -> tuple[Board, list[str]]:
         """``board`` without the workers that are gone, and their names."""
