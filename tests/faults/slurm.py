@@ -46,7 +46,12 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=10
 KillWait=10
 FirstJobId={first_job}
-PartitionName=all Nodes=ALL Default=YES
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+SchedulerParameters=sched_interval=2,bf_interval=2
+PartitionName=all Nodes=ALL Default=YES PriorityTier=2
+PartitionName=preemptible Nodes=ALL PriorityTier=1 GraceTime=120
 """
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
@@ -112,6 +117,12 @@ class Slurm:
         number = self.tell(*command, cwd=folder, PATH=path)
         return Job(self, number, folder / f"{number}.log")
 
+    def submit_array(self, folder: Path, tasks: int, *arguments: str | Path) -> list["Job"]:
+        """The same for an array; its tasks."""
+        first = self.submit(folder, f"--array=1-{tasks}", "--output=%A_%a.log", *arguments)
+        numbers = [f"{first.number}_{task}" for task in range(1, tasks + 1)]
+        return [Job(self, number, folder / f"{number}.log") for number in numbers]
+
     def lose(self, node: str) -> None:
         """Kill a node's slurmd and all that runs on it by SIGKILL, as when a machine is lost.
 
@@ -148,7 +159,7 @@ class Slurm:
 
     def _is_ready(self) -> bool:
         assert all(server.poll() is None for server in self._servers), self.told()
-        return self.ask("sinfo", "-ho", "%t %D") == f"idle {len(NODES)}"
+        return self.ask("sinfo", "-hp", "all", "-o", "%t %D") == f"idle {len(NODES)}"
 
     def _processes(self) -> dict[psutil.Process, dict[str, str]]:
         """All processes of this cluster that live, with their variables."""
