@@ -206,6 +206,11 @@ class Job:
         if not condition():
             pytest.fail(f"the job ended before {what}\n{self.told()}")
 
+    def must_complete(self) -> None:
+        """Wait until it has ended with exit code 0."""
+        self.must_reach(lambda: self.state == "COMPLETED", "the end of the run")
+        assert self.now["ExitCode"] == "0:0", self.told()
+
     def must_start_again(self, restarts: int) -> None:
         """Wait until it is in the queue so often again, and let it start soon.
 
