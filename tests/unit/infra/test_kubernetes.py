@@ -26,7 +26,7 @@ def test_workers_fit_their_pods(folder: str) -> None:
     assert resources["requests"] == resources["limits"]
     engine = config.engine
     gpus = int(resources["limits"]["nvidia.com/gpu"])
-    assert engine.replicas * engine.tensor_parallel == gpus
+    assert engine.max_replicas * engine.tensor_parallel == gpus
     volumes = {
         each["name"]: each for each in the("Job", folder)["spec"]["template"]["spec"]["volumes"]
     }
