@@ -134,15 +134,24 @@ def _traces(prepared: PreparedRun, part: Part, samples: int, trace: MakeTrace) -
     return _with_origin(table, PartRef.of(part), [row for row, _ in keys])
 
 
-def write_record(url: str, engine_pool: EnginePool, seconds: int = 60, rows: int = 1000) -> None:
+def write_record(
+    url: str,
+    engine_pool: EnginePool,
+    seconds: int = 60,
+    rows: int = 1000,
+    begun: datetime = BEGUN,
+    driver: str = "1f3c",
+) -> None:
     """Figures of a run whose engines make 100 tokens/s each, full but for the last quarter."""
-    recorder = Recorder(Storage(url))
+    recorder = Recorder(Storage(url), driver)
     for at in range(0, seconds + 1, 2):
         busy = engine_pool.slots if at < 0.75 * seconds else engine_pool.slots // 8
-        engines = [EngineFigures(f"e{i}", busy, 0, 0.5, 100.0) for i in range(engine_pool.replicas)]
+        engines = [
+            EngineFigures(f"{driver}-{i}", busy, 0, 0.5, 100.0) for i in range(engine_pool.replicas)
+        ]
         spent = at * 100 * engine_pool.replicas
         figures = Figures(
-            at=(BEGUN + timedelta(seconds=at)).isoformat(),
+            at=(begun + timedelta(seconds=at)).isoformat(),
             seconds=float(at),
             rows=rows * at // seconds,
             rows_to_do=rows,

@@ -141,7 +141,9 @@ class ClaimedRows:
             for _ in range(self._most_claims):
                 if not claim:
                     break
-                coordinator.add_rows(rows_by_part(claim))
+                # The coordinator began with the first claim.
+                more = rows_by_part(claim) if given else {}
+                coordinator.add_rows(more, self._claims.rows_to_come)
                 ray.get(self._queue.add.remote(claim))
                 given += sum(piece.rows for piece in claim)
                 while True:
@@ -152,6 +154,7 @@ class ClaimedRows:
                     if self._over.wait(POLL_SECONDS):
                         return
                 claim = self._claims.take()
+            coordinator.add_rows({}, 0)
             ray.get(self._queue.end.remote())
         except QwqBatchError as error:
             end(error)

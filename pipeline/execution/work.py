@@ -99,7 +99,8 @@ def one_of_several(
         workers.joined(store, shutdown.request) as worker,
         limits.enforced(shutdown.request),
     ):
-        yield RunControl(recorded(limits.tracking(observer), store), shutdown), worker
+        follow = recorded(limits.tracking(observer), store, worker.name)
+        yield RunControl(follow, shutdown), worker
 
 
 def share_pass(prepared: PreparedRun, run_pass: Pass, control: RunControl, worker: Worker) -> None:

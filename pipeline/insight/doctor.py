@@ -29,6 +29,7 @@ from pipeline.insight.gpu_checks import check_gpus
 from pipeline.output.layout import BOOKKEEPING
 from pipeline.output.lease import holder
 from pipeline.output.ledger import Ledger
+from pipeline.output.workers import present
 from pipeline.prompts.tokenizer import load_model_config, load_tokenizer
 from pipeline.storage import Storage
 
@@ -236,9 +237,14 @@ def _output(config: RunConfig) -> Iterator[Finding]:
     if driver is not None and driver.is_at_work:
         yield Finding(
             "error",
-            f"another driver is at work there: process {driver.pid} on {driver.host}, since "
-            f"{driver.since}",
+            f"another driver is at work there: {driver}",
             "wait for it or end it, or choose another output.path",
+        )
+    if workers := [str(each) for each in present(store).values() if each.is_at_work]:
+        yield Finding(
+            "warning",
+            f"{len(workers)} workers share the output (the first: {workers[0]})",
+            "help them with qwq-batch work, or end them before qwq-batch run",
         )
 
 

@@ -2,24 +2,46 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import OutputError
-from pipeline.monitor.figures import Figures, clock
-from pipeline.monitor.history import last_figures
+from pipeline.monitor.figures import Figures, clock, joined
+from pipeline.monitor.history import latest_figures
 from pipeline.output import engine_starts
+from pipeline.output.claims import rows_held
 from pipeline.output.engine_starts import EngineStart
 from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import SAMPLES
 from pipeline.output.passes import plan_run
+from pipeline.output.processes import SeenProcess
 from pipeline.output.summary import Summary, recorded_parts, summarize
+from pipeline.output.workers import present
 from pipeline.planning import Pass
 from pipeline.storage import Storage
 from pipeline.time_limits import FRESH_SECONDS
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One of several drivers that share an output; ``rows``: that it has claimed and not done."""
+
+    process: SeenProcess
+    rows: int
+
+    def __str__(self) -> str:
+        seen = clock(self.process.silent_seconds)
+        state = (
+            "at work" if self.process.is_at_work else f"silent, its last sign of life {seen} ago"
+        )
+        return f"{self.process}: {state}, has {self.rows:,} rows"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self.process), "rows": self.rows}
 
 
 @dataclass(frozen=True)
@@ -28,9 +50,10 @@ class Status:
 
     ``rows`` and ``rows_durable``: of the input, and of these the rows in finished parts and blocks.
     ``open_passes``: retries and additional samples that are not finished. ``summary``: of the
-    finished parts. ``figures``: the last recorded ones, None if older than `FRESH_SECONDS`.
-    ``age_seconds``: age of the last recorded figures, None if there are none. ``starts``: those of
-    engines since the last driver began.
+    finished parts. ``figures``: the last recorded ones, those of all workers together, None if
+    older than `FRESH_SECONDS`. ``age_seconds``: age of the last recorded figures, None if there are
+    none. ``starts``: those of engines since the last driver, or the first living worker, began.
+    ``workers``: by name.
     """
 
     url: str
@@ -45,11 +68,16 @@ class Status:
     figures: Figures | None
     age_seconds: float | None
     starts: tuple[EngineStart, ...] = ()
+    workers: Mapping[str, WorkerStatus] = field(default_factory=dict)
 
     @property
     def is_running(self) -> bool:
-        """Whether a driver seems to hold the output."""
-        return self.holder is not None and self.holder.is_at_work
+        """Whether a driver seems to hold the output, or workers to share it."""
+        return self._is_shared or (self.holder is not None and self.holder.is_at_work)
+
+    @property
+    def _is_shared(self) -> bool:
+        return any(worker.process.is_at_work for worker in self.workers.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -58,6 +86,7 @@ class Status:
             "output": self.url,
             "model": self.settings.get("model.path"),
             "running": self.is_running,
+            "workers": [worker.to_json() for worker in self.workers.values()],
             "rows": self.rows,
             "rows_durable": self.rows_durable,
             "parts": self.parts,
@@ -75,6 +104,8 @@ class Status:
         yield f"{'output':<10} {self.url}"
         yield f"{'model':<10} {self.settings.get('model.path')}"
         yield f"{'driver':<10} {self._driver()}"
+        for worker in self.workers.values():
+            yield f"{'worker':<10} {worker}"
         share = self.rows_durable / max(1, self.rows)
         yield (
             f"{'rows':<10} {self.rows_durable:>9,} of {self.rows:,} are durable ({share:.1%}), "
@@ -103,15 +134,18 @@ class Status:
             yield f"{'no start':<10} {count} x on {host}, the last at {last}: {told}"
 
     def _driver(self) -> str:
+        if self._is_shared:
+            return "none alone: workers share the output"
         if self.holder is None:
             return "none yet"
-        process = f"process {self.holder.pid} on {self.holder.host}, since {self.holder.since}"
         if self.holder.released:
-            return f"not running; the last one, {process}, has ended"
+            return f"not running; the last one, {self.holder}, has ended"
         if not self.holder.is_at_work:
             silent = clock(self.holder.silent_seconds)
-            return f"not running; the last one, {process}, gave its last sign of life {silent} ago"
-        return f"running: {process}"
+            return (
+                f"not running; the last one, {self.holder}, gave its last sign of life {silent} ago"
+            )
+        return f"running: {self.holder}"
 
 
 def _purpose(run_pass: Pass) -> str:
@@ -132,8 +166,9 @@ def status(url: str) -> Status:
     parts = recorded_parts(ledger, settings["output.rows_per_part"])
     plan, listing = plan_run(ledger, parts), ledger.listing()
     finished = listing.finished_parts()
-    last, driver = last_figures(store), holder(store)
-    age = None if last is None else time.time() - datetime.fromisoformat(last.at).timestamp()
+    driver, working = holder(store), _workers(store)
+    last = _last_figures(store, working)
+    age = None if last is None else _age(last)
     return Status(
         store.url,
         settings,
@@ -151,13 +186,35 @@ def status(url: str) -> Status:
         ),
         last if age is not None and age < FRESH_SECONDS else None,
         age,
-        tuple(_since(driver, engine_starts.read(store))),
+        tuple(_since(_began(driver, working.values()), engine_starts.read(store))),
+        working,
     )
 
 
-def _since(driver: Holder | None, starts: Iterable[EngineStart]) -> Iterator[EngineStart]:
-    """Those of ``starts`` that came after ``driver`` began."""
-    began = datetime.min.replace(tzinfo=UTC) if driver is None else _time(driver.since)
+def _workers(store: Storage) -> dict[str, WorkerStatus]:
+    rows = rows_held(store)
+    return {name: WorkerStatus(each, rows[name]) for name, each in present(store).items()}
+
+
+def _last_figures(store: Storage, working: Mapping[str, WorkerStatus]) -> Figures | None:
+    """The last figures; while there are living workers, the fresh ones of these together."""
+    latest = latest_figures(store)
+    living = {name for name, worker in working.items() if worker.process.is_at_work}
+    theirs = [f for name, f in latest.items() if name in living and _age(f) < FRESH_SECONDS]
+    return joined(theirs) if theirs else next(reversed(latest.values()), None)
+
+
+def _age(figures: Figures) -> float:
+    return time.time() - datetime.fromisoformat(figures.at).timestamp()
+
+
+def _began(driver: Holder | None, working: Iterable[WorkerStatus]) -> datetime:
+    """When the first living worker began, else the last driver; long ago if there was none."""
+    began = [_time(worker.process.since) for worker in working if worker.process.is_at_work]
+    return min(began) if began else _time("" if driver is None else driver.since)
+
+
+def _since(began: datetime, starts: Iterable[EngineStart]) -> Iterator[EngineStart]:
     return (start for start in starts if _time(start.at) >= began)
 
 

@@ -80,7 +80,7 @@ class RunCoordinator:
         node_lives: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._unfinished = UnfinishedRows(rows_to_do)
-        self._metrics = Metrics(output, sum(rows_to_do.values()), engine_pool.least)
+        self._metrics = Metrics(output, engine_pool.least)
         self._engine_pool = engine_pool
         self._started = time.monotonic()
         self._totals = Totals()
@@ -214,10 +214,10 @@ class RunCoordinator:
         engines = tuple(f for name, f in self._engines.items() if self._last_report[name] >= oldest)
         for silent in self._engines.keys() - {engine.name for engine in engines}:
             self._metrics.load(EngineFigures(silent))
-        self._metrics.sizes(len(engines), self._totals.rows)
+        self._metrics.sizes(len(engines), self._unfinished.rows, self._totals.rows)
         return Snapshot(
-            self._totals, self._ready_seconds, engines, self._engine_pool, self._hung,
-            self._control_group(),
+            self._totals, self._unfinished.rows, self._ready_seconds, engines, self._engine_pool,
+            self._hung, self._control_group(),
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -242,9 +242,9 @@ class RunCoordinator:
         """Of the suspects, ``engine`` runs ``rows`` now, and nothing else."""
         self._processes[engine].suspects = rows
 
-    def add_rows(self, rows: Mapping[str, int]) -> None:
+    def add_rows(self, rows: Mapping[str, int], to_come: int) -> None:
         """See `UnfinishedRows.add`."""
-        self._unfinished.add(rows)
+        self._unfinished.add(rows, to_come)
 
     def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
         """See `UnfinishedRows.mark_durable`."""
@@ -355,9 +355,9 @@ class CoordinatorClient:
         """See `RunCoordinator.suspects_running`; returns a reference to the answer."""
         return self._send(RunCoordinator.suspects_running, engine, rows)
 
-    def add_rows(self, rows: Mapping[str, int]) -> None:
+    def add_rows(self, rows: Mapping[str, int], to_come: int) -> None:
         """See `RunCoordinator.add_rows`."""
-        ray.get(self._send(RunCoordinator.add_rows, rows))
+        ray.get(self._send(RunCoordinator.add_rows, rows, to_come))
 
     def mark_durable(self, rows: Mapping[str, Sequence[int]]) -> list[str]:
         """See `RunCoordinator.mark_durable`."""

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.reasoning.early_answer import ControlGroup
@@ -264,6 +264,43 @@ class Figures:
             )
 
 
+def joined(figures: Sequence[Figures]) -> Figures:
+    """The figures of several drivers at work at once, at least one, as those of one run.
+
+    The engines of their pool are as large as the largest, and have a price if it is the same for
+    all.
+    """
+    pools, prices = (
+        [each.engine_pool for each in figures],
+        {f.engine_pool.gpu_hour for f in figures},
+    )
+    ready = [each.ready_seconds for each in figures if each.ready_seconds is not None]
+    return replace(
+        max(figures, key=lambda each: each.at),
+        seconds=max(each.seconds for each in figures),
+        rows=sum(each.rows for each in figures),
+        rows_to_do=sum(each.rows_to_do for each in figures),
+        ready_seconds=min(ready, default=None),
+        tokens=sum((Counter(each.tokens) for each in figures), Counter[str]()),
+        preemptions=sum(each.preemptions for each in figures),
+        states=sum((Counter(each.states) for each in figures), Counter[str]()),
+        think_lengths=sum((Counter(each.think_lengths) for each in figures), Counter[int]()),
+        engines=tuple(engine for each in figures for engine in each.engines),
+        engine_pool=EnginePool(
+            sum(pool.replicas for pool in pools),
+            max(pool.gpus for pool in pools),
+            max(pool.slots for pool in pools),
+            prices.pop() if len(prices) == 1 else None,
+        ),
+        hung=sum(each.hung for each in figures),
+        control=max(
+            (each.control for each in figures if each.control is not None),
+            key=lambda group: group.compared,
+            default=None,
+        ),
+    )
+
+
 @dataclass
 class Totals:
     """Counts since the start of this run, without earlier runs in the same output.
@@ -319,11 +356,13 @@ class Totals:
 class Snapshot:
     """What the coordinator knows at one moment; ``engines``: those that are ready, by their load.
 
+    ``rows_to_do``: in all; a worker, which claims rows a few at a time, has to guess the last ones.
     ``engine_pool``: the engines that the run asked for. ``hung``: how many were killed for they did
     nothing. ``control``: as in `Figures`.
     """
 
     totals: Totals
+    rows_to_do: int = 0
     ready_seconds: float | None = None
     engines: tuple[EngineFigures, ...] = ()
     engine_pool: EnginePool = field(default_factory=EnginePool)

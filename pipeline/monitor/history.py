@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
@@ -16,7 +16,7 @@ from pipeline.monitor.figures import Figures, Snapshot
 from pipeline.monitor.limits import RunObserver
 from pipeline.output.layout import RECORD
 from pipeline.storage import Storage
-from pipeline.time_limits import FOLLOWER_JOIN_SECONDS, LINE_SECONDS
+from pipeline.time_limits import FOLLOWER_JOIN_SECONDS, FRESH_SECONDS, LINE_SECONDS
 
 logger = logging.getLogger(__name__)
 # A line every `LINE_SECONDS`, but more often in the first ten minutes: short runs get a record too.
@@ -24,19 +24,20 @@ FIRST_LINE_SECONDS, LINES_PER_ELAPSED = 1.0, 20
 # Each line rewrites its file, so files stay short.
 LINES_A_FILE = 120
 LINES = ".jsonl"
+ID_CHARACTERS = 8
 
 # Gets the figures, and whether they are the last.
 Show = Callable[[Figures, bool], None]
 
 
-def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figures:
-    """The figures ``seconds`` after the coordinator started; ``rows``: to do in this tier."""
+def figures_of(snapshot: Snapshot, tier: str, seconds: float) -> Figures:
+    """The figures ``seconds`` after the coordinator of ``tier`` started."""
     totals = snapshot.totals
     return Figures(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         rows=totals.rows,
-        rows_to_do=rows,
+        rows_to_do=snapshot.rows_to_do,
         tier=tier,
         ready_seconds=snapshot.ready_seconds,
         tokens={
@@ -61,11 +62,7 @@ def figures_of(snapshot: Snapshot, rows: int, tier: str, seconds: float) -> Figu
 
 @contextmanager
 def following(
-    coordinator: CoordinatorClient,
-    rows: int,
-    tier: str,
-    show: Show,
-    pause: Callable[[float], float],
+    coordinator: CoordinatorClient, tier: str, show: Show, pause: Callable[[float], float]
 ) -> Iterator[None]:
     """Show the coordinator's figures while the body runs, in another thread, and once at its end.
 
@@ -83,7 +80,7 @@ def following(
                 logger.debug("no figures from the coordinator", exc_info=True)
             else:
                 seconds = time.monotonic() - started
-                show(figures_of(snapshot, rows, tier, seconds), last)
+                show(figures_of(snapshot, tier, seconds), last)
 
     thread = threading.Thread(target=follow, daemon=True, name="figures")
     thread.start()
@@ -95,11 +92,14 @@ def following(
 
 
 class Recorder:
-    """Writes lines of figures; a line that can't be written costs a figure, never a row."""
+    """Writes lines of figures; a line that can't be written costs a figure, never a row.
 
-    def __init__(self, store: Storage) -> None:
+    ``driver``: whose they are, a short id.
+    """
+
+    def __init__(self, store: Storage, driver: str) -> None:
         self._store, self._lines, self._file = store, list[str](), 0
-        self._stem = f"{RECORD}/{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:4]}"
+        self._stem = f"{RECORD}/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{driver}"
 
     def add(self, figures: Figures, last: bool) -> None:
         """Write a line."""
@@ -113,15 +113,16 @@ class Recorder:
             self._lines, self._file = [], self._file + 1
 
 
-def recorded(observer: RunObserver, store: Storage) -> RunObserver:
-    """``observer``, with the figures written to ``store`` as well."""
+def recorded(observer: RunObserver, store: Storage, driver: str | None = None) -> RunObserver:
+    """``observer``, with the figures written to ``store`` as well; ``driver``: see `Recorder`."""
+    driver = driver or uuid.uuid4().hex[:ID_CHARACTERS]
 
     @contextmanager
     def observe(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
-        record = Recorder(store).add
+        record = Recorder(store, driver).add
         with (
             observer(coordinator, rows, tier),
-            following(coordinator, rows, tier, record, seconds_to_next_line),
+            following(coordinator, tier, record, seconds_to_next_line),
         ):
             yield
 
@@ -133,25 +134,40 @@ def seconds_to_next_line(seconds: float) -> float:
     return min(LINE_SECONDS, max(FIRST_LINE_SECONDS, seconds / LINES_PER_ELAPSED))
 
 
-def last_figures(store: Storage) -> Figures | None:
-    """The latest figures of an output; None if there are none."""
-    names = [info.name for info in store.files(RECORD)]
-    return next(reversed(list(_figures(store, names[-1:]))), None)
+def latest_figures(store: Storage) -> dict[str, Figures]:
+    """The latest figures of each driver, by its id; of the last to begin come last.
+
+    Without the drivers that wrote none any more when others did, by the clock of ``store``.
+    """
+    files = store.files(RECORD)
+    oldest = max((info.created for info in files), default=0) - FRESH_SECONDS * 1e9
+    names = [info.name for info in files if info.created >= oldest]
+    latest = dict[str, Figures]()
+    for name, data in zip(names, store.read_all(names), strict=True):
+        if lines := list(_figures(data)):
+            driver = _run_of(name).rpartition("-")[2]
+            latest.pop(driver, None)
+            latest[driver] = lines[-1]
+    return latest
 
 
 def all_figures(store: Storage) -> Iterator[list[Figures]]:
     """All figures of an output, by run (and tier), each in order of time."""
     names = [info.name for info in store.files(RECORD)]
-    for _, files in groupby(names, key=lambda name: name.removesuffix(LINES).rpartition(".")[0]):
-        if figures := list(_figures(store, files)):
+    for _, files in groupby(names, key=_run_of):
+        if figures := [line for data in store.read_all(files) for line in _figures(data)]:
             yield figures
 
 
-def _figures(store: Storage, names: Iterable[str]) -> Iterator[Figures]:
-    """The figures in files; lines that can't be read are skipped."""
-    for data in store.read_all(names):
-        for line in data.decode(errors="replace").splitlines():
-            try:
-                yield Figures.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError):
-                continue
+def _run_of(name: str) -> str:
+    """The beginning that the files of one run (and tier) have in common."""
+    return name.removesuffix(LINES).rpartition(".")[0]
+
+
+def _figures(data: bytes) -> Iterator[Figures]:
+    """The figures in a file; lines that can't be read are skipped."""
+    for line in data.decode(errors="replace").splitlines():
+        try:
+            yield Figures.from_json(json.loads(line))
+        except (ValueError, TypeError, KeyError):
+            continue

@@ -24,7 +24,7 @@ class RunObserver(Protocol):
     def __call__(
         self, coordinator: CoordinatorClient, rows: int, tier: str, /
     ) -> AbstractContextManager[None]:
-        """The context; ``rows``: how many are to do in ``tier``."""
+        """The context; ``rows``: to do in ``tier``, for all workers together if there are any."""
         ...
 
 

@@ -17,7 +17,7 @@ TOKENS = ("prompt", "output", "spent", "recomputed", "drafted", "accepted", "pro
 class Metrics:
     """Counters and gauges of one run (in one tier); ``output``: where it writes."""
 
-    def __init__(self, output: str, rows: int, replicas: int) -> None:
+    def __init__(self, output: str, replicas: int) -> None:
         self._run = {RUN: output}
         self._rows = self._counter("rows", "rows done")
         self._traces = self._counter("traces", "traces that have ended, by state", "state")
@@ -36,7 +36,7 @@ class Metrics:
         self._rows_to_do = self._gauge("rows_to_do", "rows that the run has to do")
         self._engines_wanted = self._gauge("engines_wanted", "engines that the run asks for")
         self._rows_left = self._gauge("rows_left", "rows that are still to do")
-        self._total_rows, self._replicas = rows, replicas
+        self._replicas = replicas
 
     def done(self, totals: Totals) -> None:
         """Add what an engine has done."""
@@ -52,12 +52,12 @@ class Metrics:
         for name, gauge in self._loads.items():
             gauge.set(getattr(engine, name) or 0, {**self._run, "engine": engine.name})
 
-    def sizes(self, engines: int, rows_done: int) -> None:
+    def sizes(self, engines: int, rows: int, rows_done: int) -> None:
         """Set the gauges of the run, often: Ray drops a gauge that is not set for a while."""
         self._engines.set(engines, self._run)
         self._engines_wanted.set(self._replicas, self._run)
-        self._rows_to_do.set(self._total_rows, self._run)
-        self._rows_left.set(self._total_rows - rows_done, self._run)
+        self._rows_to_do.set(rows, self._run)
+        self._rows_left.set(rows - rows_done, self._run)
 
     def _add(self, counter: Counter, count: float, **labels: str) -> None:
         if count > 0:

@@ -20,11 +20,15 @@ LOUD = "bold red"
 
 
 @contextmanager
-def watch(coordinator: CoordinatorClient, rows: int, tier: str) -> Iterator[None]:
-    """Show the coordinator's figures while the body runs; ``rows``: to do in ``tier``."""
+def watch(
+    coordinator: CoordinatorClient,
+    rows: int,  # noqa: ARG001 (the coordinator's own number goes with the time)
+    tier: str,
+) -> Iterator[None]:
+    """Show the coordinator's figures while the body runs."""
     console = Console(stderr=True)
     with _live(console) if console.is_terminal else _lines() as show:  # noqa: SIM117 (show)
-        with following(coordinator, rows, tier, show, lambda _: REFRESH_SECONDS):
+        with following(coordinator, tier, show, lambda _: REFRESH_SECONDS):
             yield
 
 

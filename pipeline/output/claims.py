@@ -12,8 +12,11 @@ so that all workers end at about the same time.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from pipeline.output.layout import CLAIMS, JSON, ranges_of
@@ -21,7 +24,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.passes import plan_pass
 from pipeline.output.workers import Worker, expelled
 from pipeline.planning import Part, PartRef, Pass, Range, gaps
-from pipeline.storage import map_in_threads
+from pipeline.storage import Storage, map_in_threads
 
 # A worker claims so many times what it works on at once: at most, and at least, near the end.
 MOST_WAVES, LEAST_WAVES = 4.0, 0.25
@@ -86,26 +89,35 @@ def _pieces(values: Sequence[Sequence[Any]]) -> tuple[Piece, ...]:
     return tuple((str(shard), int(start), int(stop)) for shard, start, stop in values)
 
 
+def share(board: Board, worker: str) -> float:
+    """The share of all that is done at once, 0 to 1, that ``worker`` does."""
+    return board.holdings[worker].at_once / sum(held.at_once for held in board.holdings.values())
+
+
 def fair_rows(left: int, board: Board, worker: str) -> int:
-    """How many of ``left`` rows ``worker`` takes: half of its share by what it does at once."""
-    mine = board.holdings[worker].at_once
-    share = left * mine / (2 * sum(held.at_once for held in board.holdings.values()))
-    return max(1, math.ceil(min(max(share, LEAST_WAVES * mine), MOST_WAVES * mine)))
+    """How many of ``left`` rows ``worker`` takes: half of its share."""
+    mine, fair = board.holdings[worker].at_once, left * share(board, worker) / 2
+    return max(1, math.ceil(min(max(fair, LEAST_WAVES * mine), MOST_WAVES * mine)))
 
 
-def claimed(board: Board, worker: str, todo: Sequence[Piece]) -> Board:
-    """The board after ``worker`` has taken rows: those returned, and those of ``todo``.
+def unclaimed(board: Board, todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """The rows of ``todo``, in order, that nobody has: those returned, and those never claimed.
 
-    ``todo``: in order. Of returned rows, the worker takes only those of the shards in ``todo``.
+    Of returned rows, only those of the shards in ``todo``.
     """
     shards = {shard for shard, _, _ in todo}
     free = [piece for piece in board.returned if piece[0] in shards]
     later = [(s, max(start, _row(s, board)), stop) for s, start, stop in todo]
-    later = [piece for piece in later if piece[0] >= board.place[0] and piece[1] < piece[2]]
+    return free, [p for p in later if p[0] >= board.place[0] and p[1] < p[2]]
+
+
+def claimed(board: Board, worker: str, todo: Sequence[Piece]) -> Board:
+    """The board after ``worker`` has taken rows that are `unclaimed`."""
+    free, later = unclaimed(board, todo)
     rows = fair_rows(_rows(free) + _rows(later), board, worker)
     again, left_free = _split(free, rows)
     first, _ = _split(later, rows - _rows(again))
-    unknown = [piece for piece in board.returned if piece[0] not in shards]
+    unknown = [piece for piece in board.returned if piece not in free]
     place = (first[-1][0], first[-1][2]) if first else board.place
     held = board.holdings[worker]
     board = replace(board, place=place, returned=(*unknown, *left_free))
@@ -137,7 +149,8 @@ class Claims:
     """The rows of ``run_pass`` that ``worker`` has, and the way to more.
 
     ``parts``: of the whole run. ``at_once``: how many rows the worker works on at the same time.
-    The pass must not be a retry, which is for a driver alone.
+    ``rows_to_come``: how many it will probably claim yet, its share of those that nobody has. The
+    pass must not be a retry, which is for a driver alone.
     """
 
     def __init__(
@@ -150,6 +163,7 @@ class Claims:
             self._parts_of.setdefault(part.shard.name, []).append(part)
         self._todo = self._plan()
         self._begun: list[Piece] = []
+        self.rows_to_come = 0
 
     @property
     def rows_left(self) -> int:
@@ -167,6 +181,8 @@ class Claims:
             if self._begun and me not in stored.holdings:
                 raise expelled()
             if new := self._begin(stored):
+                left = _rows([*chain.from_iterable(unclaimed(stored, self._todo))])
+                self.rows_to_come = math.ceil(left * share(stored, me))
                 return new
             if self._ledger.is_closed(self._pass):
                 return None
@@ -287,6 +303,18 @@ class Claims:
 
     def _file(self, number: int) -> str:
         return f"{CLAIMS}/{self._pass.number:05}.{number:08}{JSON}"
+
+
+def rows_held(store: Storage) -> Counter[str]:
+    """How many rows each worker had not done when it last claimed some; for display only."""
+    files = [info.name for info in store.files(CLAIMS)]
+    last = {file.partition(".")[0]: file for file in files}  # of each pass
+    rows = Counter[str]()
+    for file in last.values():
+        with suppress(FileNotFoundError):  # newer ones were made meanwhile
+            for name, held in Board.from_json(store.read(file)).holdings.items():
+                rows[name] += _rows(held.pieces)
+    return rows
 
 
 def _pieces_of(ranges: Iterable[Range]) -> list[Piece]:

@@ -17,7 +17,7 @@ import yaml
 
 from pipeline.errors import LeaseHeldError, QwqBatchError
 from pipeline.output.layout import LEASE, YAML
-from pipeline.output.processes import has_ended, this_process
+from pipeline.output.processes import SeenProcess, has_ended, seen, this_process
 from pipeline.storage import Storage
 from pipeline.time_limits import LEASE_EXPIRE_SECONDS as EXPIRE_SECONDS
 from pipeline.time_limits import LEASE_LOOK_SECONDS as LOOK_SECONDS
@@ -27,19 +27,10 @@ OnLost = Callable[[QwqBatchError], None]
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The driver that holds the lease or held it last.
+class Holder(SeenProcess):
+    """The driver that holds the lease or held it last; ``released``: whether it ended in order."""
 
-    ``host``, ``pid``: where it runs. ``since``: when it started, in UTC. ``released``: whether it
-    ended in order. ``silent_seconds``: the age of its last renewal.
-    """
-
-    host: str
-    pid: int
-    since: str
-    is_at_work: bool
     released: bool
-    silent_seconds: float
 
 
 def holder(store: Storage) -> Holder | None:
@@ -52,16 +43,9 @@ def holder(store: Storage) -> Holder | None:
     data = lease.read(last[0]) if last else None
     if not data:
         return None
-    silent = max(0.0, time.time() - float(data.get("at", 0)))
-    released = bool(data.get("released"))
-    return Holder(
-        host=str(data.get("host")),
-        pid=int(data.get("pid", 0)),
-        since=str(data.get("since")),
-        is_at_work=not released and not has_ended(data) and silent < EXPIRE_SECONDS,
-        released=released,
-        silent_seconds=silent,
-    )
+    driver, released = seen(data, EXPIRE_SECONDS), bool(data.get("released"))
+    values = {**vars(driver), "is_at_work": driver.is_at_work and not released}
+    return Holder(**values, released=released)
 
 
 @contextmanager
@@ -112,11 +96,9 @@ class _Lease:
         """The number of the last lease, 0 without any; raises `LeaseHeldError` if it is held."""
         last = self.numbers()[-1:]
         if last and not self._is_free(last[0]):
-            other = self.read(last[0]) or {}
+            other = seen(self.read(last[0]) or {}, EXPIRE_SECONDS)
             raise LeaseHeldError(
-                f"another driver is at work on {self._store.url}: process "
-                f"{other.get('pid')} on {other.get('host')}, since {other.get('since')}; "
-                "wait for it or end it"
+                f"another driver is at work on {self._store.url}: {other}; wait for it or end it"
             )
         return last[0] if last else 0
 

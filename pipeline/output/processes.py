@@ -5,8 +5,43 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class SeenProcess:
+    """A process that rewrites its file at intervals, as the last content shows it; for display.
+
+    ``host``, ``pid``: where it runs. ``since``: when it started, in UTC. ``silent_seconds``: the
+    age of that content, by comparing the clocks of two machines.
+    """
+
+    host: str
+    pid: int
+    since: str
+    is_at_work: bool
+    silent_seconds: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+def seen(content: Mapping[str, Any], expire_seconds: float) -> SeenProcess:
+    """The process that wrote ``content``, `this_process` with the time as ``at`` (Unix).
+
+    It counts as gone if it has ended or is silent for ``expire_seconds``.
+    """
+    silent = max(0.0, time.time() - float(content.get("at", 0)))
+    is_gone = silent >= expire_seconds or ("pid" in content and has_ended(content))
+    return SeenProcess(
+        host=str(content.get("host")),
+        pid=int(content.get("pid", 0)),
+        since=str(content.get("since")),
+        is_at_work=not is_gone,
+        silent_seconds=silent,
+    )
 
 
 def this_process() -> dict[str, Any]:

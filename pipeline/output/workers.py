@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import ExpelledError, LeaseHeldError, OutputError, QwqBatchError
 from pipeline.output import lease
 from pipeline.output.layout import CLAIMS, WORKERS, YAML
-from pipeline.output.processes import has_ended, this_process
+from pipeline.output.processes import SeenProcess, has_ended, seen, this_process
 from pipeline.output.yaml_files import read_yaml, to_yaml
 from pipeline.storage import Storage
 from pipeline.time_limits import LEASE_EXPIRE_SECONDS as EXPIRE_SECONDS
@@ -58,30 +58,20 @@ class Watch:
         with self._lock:
             now, files = time.monotonic(), dict[str, _Seen]()
             for info in self._store.files(WORKERS):
-                name = info.name.rpartition("/")[2].removesuffix(YAML)
-                seen = self._seen.get(name)
-                if seen is None:
-                    seen = _Seen(info.tag, now, self._content(info.name))
-                elif seen.tag != info.tag:
-                    seen = _Seen(info.tag, now, seen.content, renewed=True)
-                files[name] = seen
+                name = _name(info.name)
+                file = self._seen.get(name)
+                if file is None:
+                    file = _Seen(info.tag, now, _content(self._store, info.name))
+                elif file.tag != info.tag:
+                    file = _Seen(info.tag, now, file.content, renewed=True)
+                files[name] = file
             self._seen = files
-            return {name: seen.is_dead(now) for name, seen in files.items()}
-
-    def _content(self, name: str) -> dict[str, Any]:
-        """What a worker's file says; nothing if it is gone or was damaged."""
-        try:
-            return read_yaml(self._store, name) or {}
-        except OutputError:
-            return {}
+            return {name: file.is_dead(now) for name, file in files.items()}
 
     def renewed(self) -> list[str]:
         """Where the workers run whose files have changed since the first look, in words."""
         return [
-            f"process {seen.content.get('pid')} on {seen.content.get('host')}, since "
-            f"{seen.content.get('since')}"
-            for seen in self._seen.values()
-            if seen.renewed
+            str(seen(file.content, EXPIRE_SECONDS)) for file in self._seen.values() if file.renewed
         ]
 
 
@@ -135,7 +125,9 @@ class Worker(Watch):
                     return
 
     def _write(self, beat: int) -> None:
-        self._store.put(_file(self.name), to_yaml({**self._me, "beat": beat}))
+        self._store.put(
+            _file(self.name), to_yaml({**self._me, "at": round(time.time(), 1), "beat": beat})
+        )
 
 
 def expelled() -> ExpelledError:
@@ -172,6 +164,24 @@ def refuse_workers(store: Storage) -> None:
             )
         time.sleep(LOOK_SECONDS)
     store.delete([info.name for folder in (WORKERS, CLAIMS) for info in store.files(folder)])
+
+
+def present(store: Storage) -> dict[str, SeenProcess]:
+    """The workers that have a file in ``store``, by name, for display only."""
+    files = [info.name for info in store.files(WORKERS)]
+    return {_name(file): seen(_content(store, file), EXPIRE_SECONDS) for file in files}
+
+
+def _content(store: Storage, file: str) -> dict[str, Any]:
+    """What a worker's file says; nothing if it is gone or was damaged."""
+    try:
+        return read_yaml(store, file) or {}
+    except OutputError:
+        return {}
+
+
+def _name(file: str) -> str:
+    return file.rpartition("/")[2].removesuffix(YAML)
 
 
 def _file(name: str) -> str:

@@ -68,7 +68,7 @@ class SlowCoordinator(CoordinatorClient):
         self.asked += 1
         if self.asked == 1:
             raise GetTimeoutError("busy")
-        return Snapshot(Totals(), None, ())
+        return Snapshot(Totals())
 
 
 def test_driver_waits_for_engines_that_save_though_one_answer_is_late(
@@ -144,7 +144,7 @@ class SavingCoordinator(CoordinatorClient):
 
     def snapshot(self) -> Snapshot:
         engines = () if self.saved.is_set() else (EngineFigures("a"),)
-        return Snapshot(Totals(), None, engines)
+        return Snapshot(Totals(), engines=engines)
 
 
 def test_signal_that_comes_twice_at_once_lets_the_engines_save(

@@ -224,7 +224,7 @@ def test_early_answers_are_a_table_and_status_tells_the_same(tmp_path: Path) -> 
     url = write_output(tmp_path, traces, early={})
     begun = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
     record = Figures(begun, 1.0, 50, 50, tokens={"spent": 1}, control=ControlGroup(50, 50, 50, 0.9))
-    Recorder(Storage(url)).add(record, True)
+    Recorder(Storage(url), "1f3c").add(record, True)
     text, lines = page(url), list(status(url).lines())
     for text_or_tag in (
         '<td>traces closed early</td><td class="n">10</td>',

@@ -1,6 +1,7 @@
 """The board of claims: every row is handed out once, and what a dead worker had again."""
 
 import json
+import math
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,38 @@ def test_claims_follow_from_what_is_left_and_how_fast_each_worker_is(
 ) -> None:
     held = {str(i): Holding(at_once) for i, at_once in enumerate(others)}
     assert fair_rows(left, Board(holdings={**held, "me": Holding(mine)}), "me") == rows
+
+
+def test_worker_expects_its_share_of_the_rows_that_nobody_has(fleet: Fleet) -> None:
+    mine = fleet.claims("mine", at_once=10)
+    given = rows_of(mine.take())
+    assert given + mine.rows_to_come == len(fleet.rows), "alone it does all"
+    other = fleet.claims("other", at_once=30)
+    taken = rows_of(other.take())
+    mine.again()
+    fleet.do(mine.take())
+    given += rows_of(mine.take())
+    left = len(fleet.rows) - given - taken
+    assert mine.rows_to_come == math.ceil(left / 4)
+    while claim := mine.take():
+        given += rows_of(claim)
+        fleet.do(claim)
+    assert (mine.rows_to_come, given + taken) == (0, len(fleet.rows))
+
+
+def test_rows_that_workers_have_are_shown_by_name_for_all_passes(fleet: Fleet) -> None:
+    assert claims.rows_held(fleet.ledger.store) == {}
+    one, two = fleet.claims("one", at_once=10), fleet.claims("two", at_once=5)
+    held = one.take()
+    two.take()
+    assert claims.rows_held(fleet.ledger.store) == {"one": 40, "two": 20}
+    fleet.do(held)
+    one.take()
+    board = Board(holdings={"two": Holding(5, (("a.parquet", 0, 7),))})
+    fleet.ledger.store.put(f"{CLAIMS}/00001.00000009.json", board.to_json())
+    assert claims.rows_held(fleet.ledger.store) == {"one": 40, "two": 27}
+    one.give_back()
+    assert claims.rows_held(fleet.ledger.store) == {"two": 27}
 
 
 def test_workers_beside_each_other_do_each_row_once(fleet: Fleet) -> None:

@@ -121,7 +121,8 @@ class Clock:
 @pytest.fixture
 def clock(store: Storage, monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(lease, "time", clock)
+    for module in (lease, processes):
+        monkeypatch.setattr(module, "time", clock)
     for name, seconds in (("RENEW", 10.0), ("LOOK", 1.0), ("EXPIRE", 90.0)):
         monkeypatch.setattr(lease, f"{name}_SECONDS", seconds)
     return clock
@@ -184,7 +185,7 @@ def test_last_holder_is_at_work_while_its_renewals_are_fresh(
     store.put(f"{LEASE}/._100000001.yaml", b"host: none")
     store.put(name(100_000_000), f"host: elsewhere\nprocess: boot ns 1\n{more}\n".encode())
     assert lease.holder(store) == lease.Holder(
-        "elsewhere", 0, "None", at_work, "released" in more, silent
+        "elsewhere", 0, "None", at_work, silent, "released" in more
     )
 
 
@@ -248,7 +249,7 @@ def test_newcomer_sees_what_becomes_of_the_lease(
         with lease.hold(store, lost):
             assert clock.waited == 40
     else:
-        with pytest.raises(LeaseHeldError, match=r"process None on elsewhere, since None; wait"):
+        with pytest.raises(LeaseHeldError, match=r"process 0 on elsewhere, since None; wait"):
             with lease.hold(store, lost):
                 pass
         assert (clock.waited, files(store)) == (40, [name(7)])
