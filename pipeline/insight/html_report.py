@@ -23,7 +23,7 @@ from pipeline.insight.charts import histogram
 from pipeline.insight.markup import rendered
 from pipeline.insight.status import Status, status
 from pipeline.insight.text import in_words, shortened
-from pipeline.insight.timeline import Runs, over_time
+from pipeline.insight.timeline import Runs, over_time, seconds_of
 from pipeline.insight.trace_statistics import EXAMPLE_PARTS, TraceStatistics, count, examples
 from pipeline.monitor.figures import bin_floor, clock, quantile
 from pipeline.monitor.history import all_figures
@@ -237,7 +237,7 @@ def _cost(statistics: TraceStatistics, runs: Runs) -> Iterator[tuple[str, str]]:
     if tokens["probe_tokens"]:
         yield "tokens of probes for early answers", f"{tokens['probe_tokens']:,}"
     if hours:
-        yield "time with engines", clock(sum(run[-1].seconds for run in runs))
+        yield "time with engines", clock(seconds_of(runs))
         yield "GPU-hours (CPU-process-hours on device cpu)", f"{hours:,.3f}"
     if cost is not None:
         yield "cost", f"{cost:,.2f}"
