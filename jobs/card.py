@@ -12,6 +12,7 @@ from jobs.chats import VARIANTS
 from jobs.export import CONFIGS, JSONL, PREFERENCE, RL, Exported, Kept
 from jobs.markdown import literal, table_lines
 from jobs.splits import SPLITS, TRAIN, VALIDATION
+from pipeline.output.made_by import EngineMark, in_words
 from pipeline.planning import Pass
 
 UNKNOWN = "unknown: fill in"
@@ -57,10 +58,10 @@ SECTIONS = ("model", "prompt", "sampling", "thinking", "answer")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made the data: the run's settings by key, software versions, and finished retries."""
+    """What made the data: the run's settings by key, its engines, and finished retries."""
 
     settings: Mapping[str, Any]
-    versions: Mapping[str, str]
+    engines: Sequence[EngineMark]
     retries: Sequence[Pass] = ()
 
 
@@ -184,7 +185,7 @@ def _selection_lines(counts: SampleCounts, section: Mapping[str, Any]) -> Iterat
 
 
 def provenance_lines(provenance: Provenance) -> Iterator[str]:
-    """What made the data: settings, retries and software."""
+    """What made the data: settings, retries and engines."""
     yield from ("", "## What made it", "")
     for section in SECTIONS:
         values = {
@@ -198,8 +199,8 @@ def provenance_lines(provenance: Provenance) -> Iterator[str]:
             f"- retry {run_pass.number} of traces that ended {', '.join(run_pass.states)}: "
             f"{_settings(dict(run_pass.changed)) or 'with the same settings'}"
         )
-    versions = (f"{name} {version}" for name, version in provenance.versions.items())
-    yield f"- software: {', '.join(versions)}"
+    for engine in provenance.engines:
+        yield f"- engine: {literal(in_words(engine))}"
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def _card(ledger: Ledger, manifest: Mapping[str, Any]) -> bytes:
     retries = [each for each in ledger.passes(ledger.listing()) if each.is_retry]
     lines = [
         *_content_lines(summary),
-        *provenance_lines(Provenance(settings, manifest["versions"], retries)),
+        *provenance_lines(Provenance(settings, summary.engines, retries)),
     ]
     return (f"---\n{front}---\n" + "\n".join(lines) + "\n").encode()
 

@@ -41,6 +41,7 @@ from pipeline.monitor.limits import Limits
 from pipeline.output import passes
 from pipeline.output.manifest import RETRY_MAY_CHANGE
 from pipeline.output.parts import SAMPLES
+from pipeline.output.summary import recorded_summary
 from pipeline.printing import print_text
 from pipeline.prompts.columns import prompt_columns
 from pipeline.prompts.render import TableRow
@@ -192,7 +193,7 @@ def _export(config: Synthesis, prepared: PreparedRun, samples: Samples, own: Own
     settings = {**manifest["settings"], SAMPLES: passes.samples_per_row(prepared.ledger)}
     known = prepared.ledger.passes(prepared.ledger.listing())
     retries = [run_pass for run_pass in known if run_pass.is_retry]
-    made_by = Provenance(settings, manifest["versions"], retries)
+    made_by = Provenance(settings, recorded_summary(prepared.ledger).engines, retries)
     text = card(samples.counts, exported, made_by, section.model_dump())
     store.put(DATASET_INFO, dataset_info(exported).encode())
     store.put(CARD, text.encode())

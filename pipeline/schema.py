@@ -93,7 +93,9 @@ ORIGIN_COLUMNS: tuple[str, ...] = tuple(field.name for field in ORIGIN_FIELDS)
 # Why the file could not be read at this row; null for nearly all rows.
 UNREADABLE_COLUMN = "__qwq_unreadable"
 UNREADABLE_FIELD = pa.field(UNREADABLE_COLUMN, pa.string())
-RESERVED_COLUMNS = (*ORIGIN_COLUMNS, UNREADABLE_COLUMN)
+# Which engine made a trace, on its way from the engine to its fragment.
+ENGINE_COLUMN = "__qwq_engine"
+RESERVED_COLUMNS = (*ORIGIN_COLUMNS, UNREADABLE_COLUMN, ENGINE_COLUMN)
 
 
 def trace_fields(

@@ -10,6 +10,7 @@ told to end.
 import asyncio
 import concurrent.futures
 import gc
+import json
 import logging
 import os
 import signal
@@ -49,6 +50,7 @@ from pipeline.output import engine_starts
 from pipeline.output.checkpoints import Checkpoints
 from pipeline.output.engine_starts import EngineStart
 from pipeline.output.ledger import Ledger
+from pipeline.output.made_by import EngineMark, marked
 from pipeline.output.manifest import software_versions
 from pipeline.planning import Pass
 from pipeline.prompts.columns import PromptColumns
@@ -124,9 +126,23 @@ class EngineActor:
         renderer = PromptRenderer(tokenizer, self._engine.context_tokens, config.think_format)
         self._builder = SampleBuilder(config, self._columns, run_pass, renderer)
         self._generator = Generator(config, run_pass, self._engine, maker, self._reporter)
+        self._mark = json.dumps(self._describe())
         gc.collect()
         gc.freeze()  # what exists by now stays
         gc.set_threshold(GARBAGE_THRESHOLD)
+
+    def _describe(self) -> EngineMark:
+        """What the footers of parts say of this engine."""
+        engine = self._config.engine
+        gpus = {gpu.name for gpu in gpus_here()} if engine.device == "gpu" else set[str]()
+        return {
+            "kind": engine.kind,
+            "device": engine.device,
+            **({"gpu": ", ".join(sorted(gpus))} if gpus else {}),
+            "tensor_parallel": engine.tensor_parallel,
+            "pipeline_parallel": engine.pipeline_parallel,
+            "versions": software_versions(engine_type(engine).packages),
+        }
 
     def _note_start(self, seconds: float, error: Exception | None = None) -> None:
         """Keep beside the output what the engine found, or why it did not start, if possible."""
@@ -212,7 +228,7 @@ class EngineActor:
             self._die(error)
         except concurrent.futures.CancelledError:
             threading.Event().wait()  # told to stop: the process ends, this block with it
-        table = with_traces(block, traces, self._config)
+        table = marked(with_traces(block, traces, self._config), self._mark)
         self._loop.call_soon_threadsafe(self._reporter.release, [o.row_key for o in origins])
         return table
 

@@ -29,7 +29,7 @@ from pipeline.monitor.figures import bin_floor, clock, quantile
 from pipeline.monitor.history import all_figures
 from pipeline.output.early import EarlySummary, percent
 from pipeline.output.ledger import Ledger
-from pipeline.output.manifest import software_versions
+from pipeline.output.made_by import in_words as engine_in_words
 from pipeline.reasoning.policy import ClosedBy
 from pipeline.reasoning.think_format import State
 from pipeline.storage import Storage
@@ -118,7 +118,7 @@ def page(url: str) -> str:
             (name, shortened(str(value), MAX_SETTING_CHARACTERS))
             for name, value in now.settings.items()
         ],
-        versions=sorted(software_versions().items()),
+        engines=[engine_in_words(engine) for engine in now.summary.engines],
     )
 
 

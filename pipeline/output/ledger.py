@@ -34,6 +34,13 @@ from pipeline.output.layout import (
     pass_name,
     ranges_of,
 )
+from pipeline.output.made_by import (
+    ENGINES,
+    EngineMark,
+    engines_of,
+    noting_engines,
+    with_marks_aside,
+)
 from pipeline.output.merge import (
     fragment_tables,
     interleaved,
@@ -252,7 +259,7 @@ class Ledger:
             rows, spans = with_spans(rows)
             for low, high in contiguous(spans):
                 name = fragment_name(part, spans[low][0], spans[high - 1][1], pass_number)
-                self.store.create(name, _parquet(rows.slice(low, high - low)))
+                self.store.create(name, _parquet(with_marks_aside(rows.slice(low, high - low))))
         return parts
 
     def commit(
@@ -274,7 +281,9 @@ class Ledger:
             return True
         fragments = self.fragments(part, run_pass.number)
         durable = ranges_of(fragments)
-        tables = fragment_tables(fragments, self.store.read_all)
+        engines = list[EngineMark]()  # filled while the fragments are read
+        metadata = {**metadata, ENGINES: engines}
+        tables = noting_engines(fragment_tables(fragments, self.store.read_all), engines)
         if copies is not None:
             new_copies, spans = with_spans(copies.filter(outside(copies, durable)))
             durable, tables = durable + spans, interleaved(tables, new_copies)
@@ -282,7 +291,7 @@ class Ledger:
             return False
         try:
             if run_pass.number:
-                self._update(part, run_pass, tables, schema, metadata["columns"])
+                self._update(part, run_pass, tables, schema, metadata)
             else:
                 self._write(part, run_pass, tables, schema, metadata)
         except FileNotFoundError:  # another committer was faster and has removed the fragments
@@ -326,16 +335,19 @@ class Ledger:
         run_pass: Pass,
         updates: Tables,
         schema: pa.Schema,
-        columns: Mapping[str, str],
+        new: Mapping[str, Any],
     ) -> None:
         """Merge the traces of a retry or top-up into a finished part, unless it holds them.
 
-        A part that holds them may have changed since then, in a later pass.
+        ``new``: their metadata. A part that holds them may have changed since then, in a later
+        pass.
         """
-        version = self.store.version(part.name)
-        metadata = {**part_metadata(self.store, part.name), "columns": dict(columns)}
-        if holds_pass(metadata, run_pass):
+        version, columns = self.store.version(part.name), new["columns"]
+        before = part_metadata(self.store, part.name)
+        if holds_pass(before, run_pass):
             return
+        new[ENGINES].extend(engines_of(before))
+        metadata = {**before, "columns": dict(columns), ENGINES: new[ENGINES]}
         this_pass = {
             "number": run_pass.number,
             "states": run_pass.states,

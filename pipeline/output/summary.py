@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pipeline.output.answers import not_compared_lines
 from pipeline.output.early import EarlySummary
 from pipeline.output.ledger import Ledger
+from pipeline.output.made_by import EngineMark, distinct_engines
 from pipeline.output.parts import AGREE, SAMPLES, read_footers
 from pipeline.planning import Part, Shard, split_parts
 from pipeline.reasoning.early_answer import ControlGroup
@@ -24,6 +25,7 @@ class Summary:
     could not be read from the input. ``missing_parts``: names of unfinished parts. ``agree``: the
     setting ``sampling.agree``. ``answers``: as `AnswerCounts` counts them; older versions did not.
     ``early``: what closing thinking early saves and costs; None if the run does not do that.
+    ``engines``: those that made the traces.
     """
 
     expected: int
@@ -41,6 +43,7 @@ class Summary:
     answers: Counter[str] = field(default_factory=Counter)
     unreadable: int = 0
     early: EarlySummary | None = None
+    engines: tuple[EngineMark, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -132,7 +135,8 @@ def summarize(
     parts = list(parts)
     files = {info.name for info in store.files()}
     finished = [part.name for part in parts if part.name in files]
-    summaries = [footer["summary"] for footer in read_footers(store, finished)]
+    footers = list(read_footers(store, finished))
+    summaries = [footer["summary"] for footer in footers]
     states: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     for summary in summaries:
@@ -154,4 +158,5 @@ def summarize(
         answers=answers,
         unreadable=sum(summary.get("unreadable", 0) for summary in summaries),
         early=EarlySummary.of_parts(summaries, floor),
+        engines=distinct_engines(footers),
     )

@@ -170,6 +170,9 @@ def test_a_sharegpt_conversation_is_exported_as_role_and_content() -> None:
 # The card
 
 
+ENGINE = {"kind": "vllm", "device": "gpu", "versions": {"ray": "2.60"}}
+
+
 def test_card_describes_the_data_and_how_it_was_made() -> None:
     counts = SampleCounts(
         10, 20, 5, Counter(wrong=9, duplicate=6), Counter(finished=20), 100, 50, 7
@@ -185,7 +188,7 @@ def test_card_describes_the_data_and_how_it_was_made() -> None:
     retry = Pass(1, 0, 2, ("truncated",), (("sampling.max_tokens", 99),))
     rows = Counter({(variant, "train"): 5 for variant in ("thinking", "answers")})
     exported = Exported(rows, Counter({"thinking": 1500, "answers-jsonl": 2_500_000}))
-    text = card(counts, exported, Provenance(settings, {"ray": "2.60"}, [retry]), section)
+    text = card(counts, exported, Provenance(settings, [ENGINE], [retry]), section)
     _, front, body = text.split("---\n", 2)
     head = yaml.safe_load(front)
     assert head["license"] == "unknown"
@@ -196,11 +199,11 @@ def test_card_describes_the_data_and_how_it_was_made() -> None:
         "20 samples of 10 prompts were drawn, and 5 accepted", "| 9 | `wrong`", "1.5 kB", "2.5 MB",
         "100 thinking, 50 answers, 7 in abandoned attempts", "`max_tokens` 4096", '`chat_template` "12ab"',
         "- sampling: `n` 2\n", "retry 1 of traces that ended truncated: `sampling.max_tokens` 99",
-        "ray 2.60",
+        "- engine: vllm, device gpu; ray 2.60\n",
     ):  # fmt: skip
         assert line in body
     assert yaml.safe_load(card(
-        counts, Exported(rows), Provenance(settings, {}), {**section, "license": "mit: mine"}
+        counts, Exported(rows), Provenance(settings, []), {**section, "license": "mit: mine"}
     ).split("---\n")[1])["license"] == "mit: mine"  # fmt: skip
     entry = json.loads(dataset_info(exported))["synthetic_thinking"]
     assert entry["file_name"] == "thinking-jsonl"
@@ -275,7 +278,7 @@ def test_settings_stay_text_in_the_card() -> None:
         "prompt.template": "<img> |{x}| </think>\n",
     }
     section = {"license": None, "source": None, "export": "all", **dict.fromkeys(RULES)}
-    text = card(SampleCounts(), Exported(), Provenance(made_by, {}), section)
+    text = card(SampleCounts(), Exported(), Provenance(made_by, []), section)
     html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     assert "written by a*b*/&lt;b&gt;." in html
     assert "&quot;&lt;img&gt; |{x}| &lt;/think&gt;\\n&quot;" in html
