@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.api import RunPlan, estimate, plan, retry, run
+    from pipeline.api import RunPlan, estimate, plan, retry, run, work
     from pipeline.config.load import load_config, parse_config
     from pipeline.config.run_config import RunConfig
     from pipeline.errors import QwqBatchError
@@ -38,10 +38,11 @@ __all__ = [
     "retry",
     "run",
     "status",
+    "work",
 ]
 
 _HOMES = {
-    "pipeline.api": ("RunPlan", "estimate", "plan", "retry", "run"),
+    "pipeline.api": ("RunPlan", "estimate", "plan", "retry", "run", "work"),
     "pipeline.config.load": ("load_config", "parse_config"),
     "pipeline.config.run_config": ("RunConfig",),
     "pipeline.errors": ("QwqBatchError",),

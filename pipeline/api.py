@@ -1,4 +1,4 @@
-"""The functions behind `import pipeline`: plan, run, retry, estimate and read an output.
+"""The functions behind `import pipeline`: plan, run, work, retry, estimate and read an output.
 
 API.md describes them with examples. Every error is a `QwqBatchError` whose message says what to do.
 """
@@ -11,6 +11,7 @@ from pipeline import console
 from pipeline.config.run_config import RunConfig
 from pipeline.errors import InputError, LimitReachedError
 from pipeline.execution import run as execution
+from pipeline.execution import work as workers
 from pipeline.execution.pilot import stratified_rows
 from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.insight import preview
@@ -69,6 +70,15 @@ def run(config: RunConfig, progress: bool = True) -> Summary:
     ``config.limits`` ends the run. Any other end is resumed by calling it again.
     """
     return execution.run(config, _observer(progress))
+
+
+def work(config: RunConfig, progress: bool = True) -> Summary:
+    """Share the remaining rows with other workers, and summarize the whole output at their end.
+
+    A worker is a driver that calls this, on any machine; it may come and go at any time. Raises as
+    `run`, and `ConfigError` for settings that need a driver alone.
+    """
+    return workers.work(config, _observer(progress))
 
 
 def retry(

