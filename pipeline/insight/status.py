@@ -16,7 +16,7 @@ from pipeline.output.engine_starts import EngineStart
 from pipeline.output.lease import Holder, holder
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import SAMPLES
-from pipeline.output.passes import plan_run
+from pipeline.output.passes import plan_pass, plan_run
 from pipeline.output.processes import SeenProcess
 from pipeline.output.summary import Summary, recorded_parts, summarize
 from pipeline.output.workers import present
@@ -167,7 +167,9 @@ def status(url: str) -> Status:
     plan, listing = plan_run(ledger, parts), ledger.listing()
     finished = listing.finished_parts()
     driver, working = holder(store), _workers(store)
-    last = _last_figures(store, working)
+    open_passes = tuple(p for p in ledger.passes(listing) if p.number not in listing.closed)
+    more = (plan_pass(ledger, parts, p) for p in open_passes if not p.is_retry)
+    last = _last_figures(store, working, plan.rows_todo or sum(each.rows_todo for each in more))
     age = None if last is None else _age(last)
     return Status(
         store.url,
@@ -177,7 +179,7 @@ def status(url: str) -> Status:
         plan.rows - plan.rows_todo,
         len(parts),
         plan.parts_done,
-        tuple(p for p in ledger.passes(listing) if p.number not in listing.closed),
+        open_passes,
         summarize(
             store,
             [p for p in parts if p.name in finished],
@@ -196,12 +198,14 @@ def _workers(store: Storage) -> dict[str, WorkerStatus]:
     return {name: WorkerStatus(each, rows[name]) for name, each in present(store).items()}
 
 
-def _last_figures(store: Storage, working: Mapping[str, WorkerStatus]) -> Figures | None:
+def _last_figures(
+    store: Storage, working: Mapping[str, WorkerStatus], rows_left: int
+) -> Figures | None:
     """The last figures; while there are living workers, the fresh ones of these together."""
     latest = latest_figures(store)
     living = {name for name, worker in working.items() if worker.process.is_at_work}
     theirs = [f for name, f in latest.items() if name in living and _age(f) < FRESH_SECONDS]
-    return joined(theirs) if theirs else next(reversed(latest.values()), None)
+    return joined(theirs, rows_left) if theirs else next(reversed(latest.values()), None)
 
 
 def _age(figures: Figures) -> float:

@@ -264,22 +264,23 @@ class Figures:
             )
 
 
-def joined(figures: Sequence[Figures]) -> Figures:
+def joined(figures: Sequence[Figures], rows_left: int) -> Figures:
     """The figures of several drivers at work at once, at least one, as those of one run.
 
-    The engines of their pool are as large as the largest, and have a price if it is the same for
-    all.
+    ``rows_left``: for all of them; each only guesses what it will have to do. The engines of their
+    pool are as large as the largest, and have a price if it is the same for all.
     """
     pools, prices = (
         [each.engine_pool for each in figures],
         {f.engine_pool.gpu_hour for f in figures},
     )
     ready = [each.ready_seconds for each in figures if each.ready_seconds is not None]
+    rows = sum(each.rows for each in figures)
     return replace(
         max(figures, key=lambda each: each.at),
         seconds=max(each.seconds for each in figures),
-        rows=sum(each.rows for each in figures),
-        rows_to_do=sum(each.rows_to_do for each in figures),
+        rows=rows,
+        rows_to_do=rows + rows_left,
         ready_seconds=min(ready, default=None),
         tokens=sum((Counter(each.tokens) for each in figures), Counter[str]()),
         preemptions=sum(each.preemptions for each in figures),
