@@ -137,7 +137,7 @@ class Status:
         if self._is_shared:
             return "none alone: workers share the output"
         if self.holder is None:
-            return "none yet"
+            return "none at work"
         if self.holder.released:
             return f"not running; the last one, {self.holder}, has ended"
         if not self.holder.is_at_work:

@@ -114,4 +114,4 @@ def test_workers_that_are_all_silent_do_not_run(url: str) -> None:
     worker(url, "one", at(30), silent=500)
     found = status(url)
     assert not found.is_running
-    assert lines(found, "driver") == ["none yet"]
+    assert lines(found, "driver") == ["none at work"]
