@@ -284,6 +284,7 @@ def joined(figures: Sequence[Figures], rows_left: int) -> Figures:
         ready_seconds=min(ready, default=None),
         tokens=sum((Counter(each.tokens) for each in figures), Counter[str]()),
         preemptions=sum(each.preemptions for each in figures),
+        engine_seconds=sum(each.engine_seconds for each in figures),
         states=sum((Counter(each.states) for each in figures), Counter[str]()),
         think_lengths=sum((Counter(each.think_lengths) for each in figures), Counter[int]()),
         engines=tuple(engine for each in figures for engine in each.engines),

@@ -257,7 +257,7 @@ def test_small_control_group_and_runs_without_one(tmp_path: Path) -> None:
 def test_page_of_a_run_with_a_range_of_engines(tmp_path: Path) -> None:
     """Paid for by the time of its engines; slots count while there is an engine."""
     url = write_output(tmp_path, [{}] * 4)
-    recorder = Recorder(Storage(url))
+    recorder = Recorder(Storage(url), "1f3c")
     for at, engines in ((0, 0), (30, 1), (60, 3), (90, 2)):
         figures = Figures(
             "2026-01-01T00:00:00+00:00", float(at), at, 90, ready_seconds=0.0,

@@ -1,5 +1,6 @@
 """Runs over time: workers at the same time are added up, others follow each other."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -74,3 +75,12 @@ def test_a_long_record_is_thinned_and_keeps_its_sums() -> None:
     assert timeline.rows_done == timeline.rows[-1][1] == 4000
     assert max(rate for _, rate in timeline.rates) == pytest.approx(200, rel=0.01)
     assert over_time([]) is None
+
+
+def test_engine_that_was_replaced_leaves_its_strip_to_the_next() -> None:
+    figures = run("a", 0, 50)
+    for i in range(30, 51):
+        figures[i] = replace(figures[i], engines=[EngineFigures("b", 10), EngineFigures("c", 10)])
+    timeline = Timeline([figures])
+    names = [sorted({cell.tooltip[0] for cell in cells}) for cells in timeline.engines]
+    assert names == [["a", "b"], ["c"]]
