@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import ConfigError, LeaseHeldError, OutputError, QwqBatchError
 from pipeline.execution import run as flow
 from pipeline.execution.work import work
+from pipeline.monitor.history import all_figures, latest_figures
 from pipeline.output import lease, workers
 from pipeline.output.layout import CLAIMS, WORKERS
 from pipeline.storage import Storage
@@ -45,6 +46,9 @@ def test_worker_makes_the_rows_of_a_run(tmp_path: Path, make_config: MakeConfig)
     assert made == expected
     store = Storage(config.output.path)
     assert store.files(WORKERS) == store.files(CLAIMS) == []
+    last = [figures[-1] for figures in all_figures(store)]
+    assert [(each.rows, each.rows_to_do) for each in last] == [(160, 160)] * 2
+    assert list(latest_figures(store).values()) == last, "each worker's own, the last to begin last"
     assert flow.run(config).is_complete
 
 

@@ -18,6 +18,7 @@ from pipeline.insight import doctor
 from pipeline.insight.doctor import examine
 from pipeline.insight.findings import Finding
 from pipeline.output.lease import hold
+from pipeline.output.workers import joined
 from pipeline.storage import Storage
 from tests.conftest import OBJECT_STORES, MakeConfig, write_shards
 from tests.toy_engine import TOY
@@ -152,6 +153,13 @@ def test_output_that_may_not_be_written(config: RunConfig, monkeypatch: pytest.M
 def test_another_driver_at_work(config: RunConfig) -> None:
     with hold(Storage(config.output.path), lambda _: None):
         assert "another driver is at work" in one(config).what
+
+
+def test_workers_at_work(config: RunConfig) -> None:
+    with joined(Storage(config.output.path), lambda _: None):
+        found = one(config, "warning")
+    assert "1 workers share the output (the first: process" in found.what
+    assert "qwq-batch work" in (found.advice or "")
 
 
 def test_code_of_the_model_is_spoken_of(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

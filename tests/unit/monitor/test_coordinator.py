@@ -317,3 +317,15 @@ def test_client_has_each_method_of_the_coordinator_with_its_arguments() -> None:
     ours, theirs = methods(CoordinatorClient), methods(RunCoordinator)
     assert ours.keys() == theirs.keys()
     assert all(ours[name][: len(theirs[name])] == theirs[name] for name in theirs)
+
+
+def test_rows_to_do_are_those_claimed_and_those_that_a_worker_expects(
+    coordinator: RunCoordinator,
+) -> None:
+    begun = coordinator.snapshot().rows_to_do
+    coordinator.add_rows({}, 90)
+    assert coordinator.snapshot().rows_to_do == begun + 90
+    coordinator.add_rows({"p.parquet 0 50": 30}, 20)
+    assert coordinator.snapshot().rows_to_do == begun + 50
+    coordinator.add_rows({}, 0)
+    assert coordinator.snapshot().rows_to_do == begun + 30
