@@ -33,23 +33,33 @@ PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 MakeConfig = Callable[..., RunConfig]
 
 
-# What runs at once in `make test`: two groups at a time, the longest first. Tests of a group share
-# what they start. Those of the real engine are one group, because two of them on two cores would
-# slow each other down more than they save.
-GROUPS = ("faults", "vllm", "integration", "model", "e2e", "unit")
+# What runs at once in `make test`: three groups at a time, the longest first; most tests wait most of
+# the time. Tests of a group share what they start. Those of the real engine are one group, because two
+# of them on two cores would slow each other down more than they save.
+GROUPS = ("faults", "vllm", "integration", "fleets", "unit", "e2e", "model")
 REAL_ENGINE = (
     "e2e/test_answers",
     "e2e/test_jobs",
     "e2e/test_row_settings",
     "e2e/test_vllm",
+    "e2e/test_workers",
     "faults/test_endpoints",
+)
+# These take as long as all other faults, and start a cluster of their own.
+FLEETS = (
+    "faults/test_engines_come_and_go",
+    "faults/test_ray_jobs",
+    "faults/test_slurm",
+    "faults/test_workers",
 )
 
 
 def group_of(nodeid: str) -> str:
     """The group of the test ``tests/FOLDER/…/FILE.py::NAME``."""
     name = PurePosixPath(nodeid.partition("::")[0]).relative_to("tests").with_suffix("")
-    return "vllm" if str(name) in REAL_ENGINE else name.parts[0]
+    if str(name) in REAL_ENGINE:
+        return "vllm"
+    return "fleets" if str(name) in FLEETS else name.parts[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
