@@ -10,10 +10,13 @@ from jobs.bench import (
     contamination,
     engines,
     estimates,
+    fleet,
     kv_cache,
     label_confidence,
     loops,
+    moves,
     overhead,
+    pools,
     queues,
     scale,
     slots,
@@ -55,6 +58,22 @@ def main() -> None:
     sub = commands.add_parser("queues", help="how full engines are kept, computed")
     sub.add_argument("--seeds", type=int, default=8)
     sub.set_defaults(main=queues.main)
+
+    sub = commands.add_parser("pools", help="workers of unequal speed that share an output")
+    sub.add_argument("--workers", default="2,8", help="sizes of the fleet, separated by commas")
+    sub.add_argument("--rows", default="5,20,50,200", help="rows a slot, separated by commas")
+    sub.add_argument("--seeds", type=int, default=1)
+    sub.add_argument("--real", action="store_true", help="two processes, 50 rows a slot, 1:3")
+    sub.set_defaults(main=pools.main)
+
+    sub = commands.add_parser("fleet", help="64 workers of 8 engines: requests, boards, CPU time")
+    sub.add_argument("--workers", default="4,16,64", help="sizes, separated by commas")
+    sub.add_argument("--rows", type=int, default=30, help="rows a slot")
+    sub.set_defaults(main=fleet.main)
+
+    sub = commands.add_parser("moves", help="the last traces of engines moved to others, computed")
+    sub.add_argument("--seeds", type=int, default=8)
+    sub.set_defaults(main=moves.main)
 
     sub = commands.add_parser("kv-cache", help="slots and watermark against a KV cache, simulated")
     sub.set_defaults(main=kv_cache.main)

@@ -1,9 +1,18 @@
-"""An event loop whose clock does not wait: what sleeps for an hour is over at once."""
+"""Clocks that do not wait: what sleeps for an hour is over at once.
+
+`run` is for coroutines. `Clock` is for code that blocks, such as the pipeline's own drivers: they
+take turns in one thread.
+"""
 
 import asyncio
+import heapq
+import itertools
 import selectors
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
 
 class _NoWait(selectors.DefaultSelector):
@@ -33,3 +42,64 @@ def run(main: Coroutine[Any, Any, Any]) -> float:
         began = runner.get_loop().time()
         runner.run(main)
         return runner.get_loop().time() - began
+
+
+class Clock:
+    """Actions in the order of their times, and processes that sleep between theirs."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = itertools.count()
+        self._cpu: dict[greenlet, float] = {}
+        self._switched = time.process_time()
+        self._loop = getcurrent()
+
+    def monotonic(self) -> float:
+        """The time, by the name that `time` has for it."""
+        return self._now
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do ``action`` so much later."""
+        heapq.heappush(self._due, (self._now + seconds, next(self._order), action))
+
+    def start(self, body: Callable[[], None]) -> None:
+        """Begin a process that does ``body``."""
+        process = greenlet(body, self._loop)
+        self.after(0, lambda: self._switch(process))
+
+    def run(self) -> None:
+        """Do all actions, and those that they ask for."""
+        while self._due:
+            self._now, _, action = heapq.heappop(self._due)
+            action()
+
+    def sleep(self, seconds: float) -> None:
+        """Let the current process sleep."""
+        self.after(seconds, self.pause())
+        self.wait()
+
+    def pause(self) -> Callable[[], object]:
+        """What will wake the current process, which is about to `wait`."""
+        process = getcurrent()
+        return lambda: self._switch(process)
+
+    def wait(self) -> None:
+        """Let the current process wait until it is woken."""
+        assert getcurrent() is not self._loop, "only a process can wait"
+        self._switch(self._loop)
+
+    def cpu_seconds(self) -> float:
+        """The CPU time of the current process, without that of others."""
+        self._count()
+        return self._cpu[getcurrent()]
+
+    def _switch(self, process: greenlet) -> None:
+        self._count()
+        process.switch()
+
+    def _count(self) -> None:
+        """Count the CPU time since the last switch as the current process's."""
+        now, process = time.process_time(), getcurrent()
+        self._cpu[process] = self._cpu.get(process, 0.0) + now - self._switched
+        self._switched = now

@@ -34,7 +34,7 @@ from pipeline.output.claims import Claims
 from pipeline.output.summary import Summary
 from pipeline.output.workers import Worker
 from pipeline.planning import Pass
-from pipeline.time_limits import LEASE_LOOK_SECONDS as LOOK_SECONDS
+from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def share_pass(prepared: PreparedRun, run_pass: Pass, control: RunControl, worke
                 control.shutdown.take_signals()
                 claims.again()
             else:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(WAIT_SECONDS)
             control.shutdown.check()
     finally:
         give_back(claims)

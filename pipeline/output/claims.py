@@ -34,6 +34,8 @@ BOARDS_KEPT = 64
 # Rows ``start`` to ``stop`` (exclusive) of a shard: its name, start, stop.
 Piece = tuple[str, int, int]
 BEGIN = ("", 0)
+# A part, and spans of its rows.
+_Clip = tuple[Part, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,15 @@ def claimed(board: Board, worker: str, todo: Sequence[Piece]) -> Board:
     return board.holds(worker, replace(held, pieces=(*held.pieces, *again, *first)))
 
 
+def _minus(pieces: Iterable[Piece], others: Sequence[Piece]) -> list[Piece]:
+    """The rows of ``pieces`` that ``others`` do not have."""
+    return [
+        (shard, low, high)
+        for shard, start, stop in pieces
+        for low, high in gaps(start, stop, [(s, e) for name, s, e in others if name == shard])
+    ]
+
+
 def _row(shard: str, board: Board) -> int:
     """The first row of ``shard`` that has not been handed out, if ``shard`` is at the place."""
     return board.place[1] if shard == board.place[0] else 0
@@ -135,14 +146,14 @@ def _rows(pieces: Sequence[Piece]) -> int:
 
 def _split(pieces: Sequence[Piece], rows: int) -> tuple[list[Piece], list[Piece]]:
     """The first ``rows`` rows of ``pieces``, and the others."""
-    taken, rest = list[Piece](), list[Piece]()
-    for shard, start, stop in pieces:
-        border = min(stop, start + max(0, rows - _rows(taken)))
-        if start < border:
-            taken.append((shard, start, border))
-        if border < stop:
-            rest.append((shard, border, stop))
-    return taken, rest
+    taken = list[Piece]()
+    for i, (shard, start, stop) in enumerate(pieces):
+        if rows < stop - start:
+            first, rest = (shard, start, start + rows), (shard, start + rows, stop)
+            return [*taken, first] if rows else taken, [rest, *pieces[i + 1 :]]
+        taken.append((shard, start, stop))
+        rows -= stop - start
+    return taken, []
 
 
 class Claims:
@@ -163,6 +174,7 @@ class Claims:
             self._parts_of.setdefault(part.shard.name, []).append(part)
         self._todo = self._plan()
         self._begun: list[Piece] = []
+        self._old: list[int] = []  # numbers of boards that nobody needs
         self.rows_to_come = 0
 
     @property
@@ -176,6 +188,8 @@ class Claims:
         Raises `ExpelledError` if others count this worker as dead.
         """
         me = self._worker.name
+        # Before the board is read: the sooner the next one follows, the fewer others are faster.
+        workers, rest = self._worker.look(), self._rest(self._begun)
         while True:
             number, stored = self._last_board()
             if self._begun and me not in stored.holdings:
@@ -186,15 +200,15 @@ class Claims:
                 return new
             if self._ledger.is_closed(self._pass):
                 return None
-            board, dead = self._without_dead(stored)
-            self._begun = _pieces_of(self._undone(self._begun))
-            board = board.holds(me, Holding(self.at_once, tuple(self._begun)))
+            dead = self._dead(stored, workers)
+            board = stored.without(dead).holds(me, Holding(self.at_once, tuple(rest)))
             wanted = self._with_more(board)
             if wanted is None:
                 return None
             if wanted == stored:
                 return []
             if self._write(number + 1, wanted):
+                self._begun = rest
                 for name in dead:
                     self._worker.remove(name)
                 if wanted == board:
@@ -211,7 +225,7 @@ class Claims:
             number, board = self._last_board()
             if name not in board.holdings:
                 return
-            rest = _pieces_of(self._undone(board.holdings[name].pieces))
+            rest = self._rest(board.holdings[name].pieces)
             board = board.holds(name, Holding(self.at_once, tuple(rest)))
             if self._write(number + 1, board.without([name])):
                 return
@@ -224,9 +238,12 @@ class Claims:
             self._ledger.store.delete(names)
 
     def _begin(self, board: Board) -> list[Range]:
-        """What this worker has on ``board`` and has not begun."""
+        """What this worker has on ``board`` and has not begun.
+
+        The board may still have pieces of which some rows are durable since.
+        """
         held = board.holdings.get(self._worker.name, Holding(0))
-        new = [piece for piece in held.pieces if piece not in self._begun]
+        new = _minus(held.pieces, self._begun)
         self._begun += new
         return self._undone(new)
 
@@ -239,33 +256,45 @@ class Claims:
         again = Board(holdings=board.holdings)
         return claimed(again, self._worker.name, self._todo) if self._todo else None
 
-    def _without_dead(self, board: Board) -> tuple[Board, list[str]]:
-        """``board`` without the workers that are gone, and their names."""
-        workers = self._worker.look()
-        dead = [
-            name for name in board.holdings if name != self._worker.name and workers.get(name, True)
-        ]
-        return board.without(dead), dead
+    def _dead(self, board: Board, workers: Mapping[str, bool]) -> list[str]:
+        """Who on ``board`` is gone; ``workers``: by a look, which may be older than the board."""
+        if not board.holdings.keys() <= workers.keys():
+            workers = self._worker.look()
+        return [n for n in board.holdings if n != self._worker.name and workers.get(n, True)]
+
+    def _rest(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """``pieces``, each from its first to its last row that is not durable.
+
+        Rows end in any order. A board with all gaps between them would be long.
+        """
+        undone = _pieces_of(self._undone(pieces))
+        rest = list[Piece]()
+        for shard, start, stop in pieces:
+            rows = [p for p in undone if p[0] == shard and p[1] < stop and start < p[2]]
+            if rows:
+                rest.append((shard, max(start, rows[0][1]), min(stop, rows[-1][2])))
+        return rest
 
     def _undone(self, pieces: Iterable[Piece]) -> list[Range]:
         """The rows of ``pieces`` that are not durable, by listings made now."""
-        clips = [
-            (part, max(start, part.start), min(stop, part.stop))
-            for shard, start, stop in pieces
-            for part in self._parts_of.get(shard, ())
-            if start < part.stop and part.start < stop
-        ]
-        undone = [piece for ranges in map_in_threads(self._open_ranges, clips) for piece in ranges]
+        clips: dict[str, _Clip] = {}
+        for shard, start, stop in sorted(pieces):
+            for part in self._parts_of.get(shard, ()):
+                if start < part.stop and part.start < stop:
+                    _, spans = clips.setdefault(part.name, (part, []))
+                    spans.append((max(start, part.start), min(stop, part.stop)))
+        found = map_in_threads(self._open_ranges, clips.values())
+        undone = [piece for ranges in found for piece in ranges]
         return [] if undone and self._ledger.is_closed(self._pass) else undone
 
-    def _open_ranges(self, clip: tuple[Part, int, int]) -> list[Range]:
-        part, start, stop = clip
+    def _open_ranges(self, clip: _Clip) -> list[Range]:
+        part, spans = clip
         ref, number = PartRef.of(part), self._pass.number
         durable = ranges_of(self._ledger.fragments(ref, number))
         # In this order: a part is finished before its fragments are removed.
         if self._ledger.is_done(ref, number):
             return []
-        return [Range(part, low, high) for low, high in gaps(start, stop, durable)]
+        return [Range(part, *gap) for span in spans for gap in gaps(*span, durable)]
 
     def _plan(self) -> list[Piece]:
         """What is to do of the pass, by a listing of everything made now."""
@@ -277,7 +306,9 @@ class Claims:
     def _last_board(self) -> tuple[int, Board]:
         """The newest board and its number; 0 and an empty one if there is none."""
         while True:
-            last = self._numbers()[-1:]
+            numbers = self._numbers()
+            last = numbers[-1:]
+            self._old = [n for n in numbers if n <= last[0] + 1 - BOARDS_KEPT]
             try:
                 return (last[0], self._read(last[0])) if last else (0, Board())
             except FileNotFoundError:  # many newer ones were made meanwhile
@@ -291,7 +322,7 @@ class Claims:
         store = self._ledger.store
         if not store.create(self._file(number), board.to_json()):
             return False
-        store.delete([self._file(n) for n in self._numbers() if n <= number - BOARDS_KEPT])
+        store.delete([self._file(n) for n in self._old])
         return True
 
     def _numbers(self) -> list[int]:

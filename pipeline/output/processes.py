@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,17 @@ def has_ended(process: Mapping[str, Any]) -> bool:
 
     And in this container: elsewhere the answer is always no.
     """
-    this, other = _process(os.getpid()), str(process.get("process"))
-    if this is None or other.rpartition(" ")[0] != this.rpartition(" ")[0]:
+    here, other = _here(os.getpid()), str(process.get("process"))
+    if here is None or other.rpartition(" ")[0] != here:
         return False
     return _process(int(process["pid"])) != other
+
+
+@lru_cache(maxsize=1)  # a worker asks for each of a thousand others
+def _here(pid: int) -> str | None:
+    """The boot and the pid namespace of ``pid``, which is this process; None without /proc."""
+    this = _process(pid)
+    return None if this is None else this.rpartition(" ")[0]
 
 
 def _process(pid: int) -> str | None:

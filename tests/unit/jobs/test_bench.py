@@ -10,6 +10,7 @@ import pytest
 from jobs.bench.agreement import AGREE, SAMPLES, WAYS, simulate
 from jobs.bench.agreement import table as agreement_table
 from jobs.bench.engines import Killed, Result, earlier, killed_table, table
+from jobs.bench.fleets import LATENCY_SECONDS, Fleet, MemoryStorage, Shape, bound, one_queue
 from jobs.bench.label_confidence import (
     LabeledText,
     area_under_roc,
@@ -21,8 +22,12 @@ from jobs.bench.label_confidence import table as confidence_table
 from jobs.bench.loops import Result as Loop
 from jobs.bench.loops import circling_tokens, traces
 from jobs.bench.loops import table as loop_table
+from jobs.bench.moves import simulate as simulate_moves
+from jobs.bench.moves import table as moves_table
+from jobs.bench.pools import claiming, slowness_of
 from jobs.bench.queues import Way, draw, efficiency
 from jobs.bench.tails import SLOTS, elapsed
+from jobs.bench.virtual_time import Clock
 
 RESULTS = [
     Result("raw", seconds, 1000, 2**30, seconds - 1, 0) for seconds in (90.0, 110.0, 100.0)
@@ -127,3 +132,61 @@ def test_traces_of_other_programs_are_read(tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     path.write_text('{"text": "a", "ended": true}\n{"text": "b", "ended": false}\n')
     assert list(traces(str(path))) == [("a", True), ("b", False)]
+
+
+def test_processes_of_a_clock_take_turns_and_do_not_wait() -> None:
+    clock, seen = Clock(), list[tuple[str, float]]()
+
+    def sleeper(name: str, seconds: float) -> None:
+        for _ in range(2):
+            clock.sleep(seconds)
+            seen.append((name, clock.monotonic()))
+
+    clock.start(lambda: sleeper("a", 3600))
+    clock.start(lambda: sleeper("b", 5000))
+    clock.run()
+    assert seen == [("a", 3600), ("b", 5000), ("a", 7200), ("b", 10_000)]
+
+
+def test_storage_in_memory_counts_requests_as_s3fs_makes_them() -> None:
+    clock = Clock()
+    store = MemoryStorage(clock)
+
+    def use() -> None:
+        assert store.create("a/x", b"1")
+        assert not store.create("a/x", b"2")
+        assert store.read("a/x") == b"1"
+        assert not store.exists("a/y")
+        assert [info.name for info in store.files("a")] == ["a/x"]
+        assert store.files("b") == []
+        store.delete(["a/x"])
+
+    clock.start(use)
+    clock.run()
+    assert store.requests == {"PUT": 2, "HEAD": 3, "GET": 1, "LIST": 4, "DELETE": 1}
+    assert store.lost_creates == 1
+    assert clock.monotonic() == pytest.approx(11 * LATENCY_SECONDS)
+
+
+def test_fleet_does_each_row_once_and_no_better_than_the_bound() -> None:
+    slowness = slowness_of(4, 3)
+    lengths, _ = draw(8 * SLOTS * 4, seed=0)
+    best, fleet = bound(lengths, slowness), Fleet(Shape(slowness), lengths)
+    seconds = fleet.run()
+    assert fleet.twice == 0
+    assert fleet.store.lost_creates > 0, "they do claim at the same time"
+    assert best < seconds
+    assert best < one_queue(lengths, slowness)
+    with claiming(4, 4):
+        assert Fleet(Shape(slowness), lengths).run() > seconds
+
+
+def test_moving_the_last_traces_saves_engine_time_and_takes_longer() -> None:
+    results = simulate_moves(2, seed=0)
+    plain, *moved = results
+    assert plain.used < plain.held
+    assert plain.moves == 0
+    assert moved[-1].used < plain.used
+    assert moved[-1].tail_seconds > plain.tail_seconds
+    assert [r.moves for r in moved] == sorted(r.moves for r in moved)
+    assert len(moves_table(results).splitlines()) == 2 + 2 + len(moved)

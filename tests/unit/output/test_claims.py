@@ -303,6 +303,32 @@ def test_last_worker_of_a_pass_removes_its_boards(fleet: Fleet) -> None:
     assert not fleet.ledger.store.files(CLAIMS)
 
 
+def test_worker_that_loses_the_race_for_a_board_keeps_what_it_works_on(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its rows are durable, which the board does not say yet, and others still run."""
+    late, quick = fleet.claims("late"), fleet.claims("quick")
+    first = late.take()
+    assert first is not None
+    fleet.do([first[0].clip(0, 10)])
+    write = late._write
+    losses = [1]
+
+    def lose_then_write(number: int, board: Board) -> bool:
+        if losses.pop() if losses else 0:
+            fleet.do(quick.take())
+        return write(number, board)
+
+    monkeypatch.setattr(late, "_write", lose_then_write)
+    second = late.take()
+    assert second is not None
+    held = [piece.clip(10, 50) if piece is first[0] else piece for piece in first]
+    fleet.do([*held, *second])
+    while claim := late.take():
+        fleet.do(claim)
+    assert sorted(fleet.done) == fleet.rows, "each row once"
+
+
 def test_boards_are_few_small_files(fleet: Fleet) -> None:
     mine = fleet.claims("mine", at_once=1)
     while claim := mine.take():

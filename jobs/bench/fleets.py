@@ -1,0 +1,372 @@
+"""A fleet of workers on a clock that does not wait: the real claims, simulated engines.
+
+Each worker does what `pipeline.execution.work` and `claimed_rows` do, with the real `Claims`,
+`Worker` and `Ledger` on a storage in memory. The storage counts its requests as s3fs makes them,
+and each takes `LATENCY_SECONDS`. The engines and the lengths are those of `jobs.bench.tails`.
+Simplified: rows of a worker come one by one to whichever of its engines has a free slot, and a row
+is durable as soon as it has ended. What engines take to start is left out.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from jobs.bench.tails import SEQUENCE_SECONDS, SLOTS, STEP_SECONDS
+from jobs.bench.virtual_time import Clock
+from pipeline.execution.block_sizes import oversubscription
+from pipeline.execution.claimed_rows import POLL_SECONDS
+from pipeline.local_disk import FileInfo
+from pipeline.output import claims as claims_module
+from pipeline.output import workers as workers_module
+from pipeline.output.claims import Claims
+from pipeline.output.layout import CLAIMS, fragment_name, journal_folder
+from pipeline.output.ledger import Ledger
+from pipeline.output.workers import Worker
+from pipeline.planning import PartRef, Pass, Range, Shard, split_parts
+from pipeline.storage import Storage
+from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
+
+LATENCY_SECONDS = 0.05
+KEYS_A_LISTING = 1000
+IN_FLIGHT = round(oversubscription(1) * SLOTS)  # rows of an engine
+RUN = Pass(0, 0, 1)
+
+
+class MemoryStorage(Storage):
+    """Files in memory.
+
+    ``requests``: their number by kind, as s3fs makes them on S3. A look at a file that is not there
+    is a HEAD and a LIST; an empty folder two LISTs and a HEAD. ``largest_board``: in bytes.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.url, self.root, self.is_local = "memory://", "", False
+        self.requests: Counter[str] = Counter()
+        self.lost_creates = self.largest_board = 0
+        self._clock = clock
+        self._folders: dict[str, dict[str, tuple[bytes, str]]] = {}
+        self._versions = 0
+
+    def _request(self, **kinds: int) -> None:
+        self.requests.update(kinds)
+        self._clock.sleep(LATENCY_SECONDS * sum(kinds.values()))
+
+    def _folder(self, name: str) -> dict[str, tuple[bytes, str]]:
+        return self._folders.setdefault(name.rpartition("/")[0], {})
+
+    def set(self, name: str, data: bytes = b"") -> None:
+        """Write a file without a request."""
+        self._versions += 1
+        self._folder(name)[name] = data, str(self._versions)
+
+    def drop(self, folder: str) -> None:
+        """Remove the files of a folder without requests."""
+        self._folders.pop(folder, None)
+
+    def files(self, folder: str = "", left_out: list[str] | None = None) -> list[FileInfo]:
+        """As `Storage.files`."""
+        found = [
+            FileInfo(name, len(data), tag, 0)
+            for path, files in list(self._folders.items())
+            if not folder or path == folder or path.startswith(folder + "/")
+            for name, (data, tag) in files.items()
+        ]
+        if found:
+            self._request(LIST=1 + (len(found) - 1) // KEYS_A_LISTING)
+        else:
+            self._request(LIST=2, HEAD=1)
+        return sorted(found, key=lambda info: info.name)
+
+    def read(self, name: str) -> bytes:
+        """As `Storage.read`."""
+        self._request(HEAD=1, GET=1)
+        if name not in self._folder(name):
+            raise FileNotFoundError(name)
+        return self._folder(name)[name][0]
+
+    def exists(self, name: str) -> bool:
+        """As `Storage.exists`."""
+        exists = name in self._folder(name)
+        self._request(HEAD=1, **({} if exists else {"LIST": 1}))
+        return exists
+
+    def put(self, name: str, data: bytes) -> None:
+        """As `Storage.put`."""
+        self._request(PUT=1)
+        self.set(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """As `Storage.create`."""
+        self._request(PUT=1)
+        if name in self._folder(name):
+            self.lost_creates += 1
+            return False
+        if name.startswith(CLAIMS):
+            self.largest_board = max(self.largest_board, len(data))
+        self.set(name, data)
+        return True
+
+    def delete(self, names: list[str]) -> None:
+        """As `Storage.delete`."""
+        if names:
+            self._request(DELETE=len(names))
+        for name in names:
+            self._folder(name).pop(name, None)
+
+    def prune(self, folder: str) -> None:
+        """Object stores have no folders."""
+
+
+class _Ended:
+    """Stands in for the event that ends a worker's renewals."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._is_set = clock, False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def wait(self, seconds: float) -> bool:
+        self._clock.sleep(0 if self._is_set else seconds)
+        return self._is_set
+
+
+class VirtualWorker(Worker):
+    """The real worker, whose renewals follow the clock; ``name``: in place of a random one."""
+
+    def __init__(self, store: Storage, clock: Clock, name: str) -> None:
+        super().__init__(store, _raise)
+        self.name = name
+        self._me = {**self._me, "process": f"{name} {name} 0"}  # on a machine of its own
+        self._ended: Any = _Ended(clock)
+        self._thread: Any = SimpleNamespace(
+            start=lambda: clock.start(self._renew), join=lambda: None
+        )
+        self._lock: Any = nullcontext()  # only one process has the turn
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@contextmanager
+def virtual(clock: Clock) -> Iterator[None]:
+    """While the body runs, claims and workers use the clock, and no threads of their own."""
+    time = SimpleNamespace(monotonic=clock.monotonic, time=clock.monotonic)
+    with (
+        patch.object(workers_module, "time", time),
+        patch.object(claims_module, "map_in_threads", map),
+    ):
+        yield
+
+
+@dataclass
+class Engine:
+    """Slots; all running traces get a token with each step. ``slowness``: factor of its steps."""
+
+    slowness: float
+    running: list[tuple[float, int]] = field(default_factory=list)  # its last step, row
+    steps: float = 0.0
+    at: float = 0.0
+    looks: int = 0
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step now."""
+        return (STEP_SECONDS + SEQUENCE_SECONDS * len(self.running)) * self.slowness
+
+    def advance(self, now: float) -> None:
+        """Count the steps until ``now``."""
+        if self.running:
+            self.steps += (now - self.at) / self.step_seconds
+        self.at = now
+
+
+class Engines:
+    """The engines of one worker, and the rows that wait for them."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        slowness: Sequence[float],
+        lengths: Sequence[int],
+        ended: Callable[[int], object],
+    ) -> None:
+        self._clock, self._lengths, self._ended = clock, lengths, ended
+        self._engines = [Engine(factor) for factor in slowness]
+        self._queue: list[int] = []
+        self._wake: Callable[[], object] | None = None
+        self._few = 0
+        self.rows = 0  # that wait or run
+
+    def add(self, rows: Sequence[int]) -> None:
+        """Give them rows, by number in the run."""
+        self._queue = [*reversed(rows), *self._queue] if self._queue else list(reversed(rows))
+        self.rows += len(rows)
+        for engine in self._engines:
+            self._fill(engine)
+
+    def wait_for_few(self, few: int) -> None:
+        """Let the current process wait until fewer than ``few`` rows are left."""
+        if self.rows >= few:
+            self._few, self._wake = few, self._clock.pause()
+            self._clock.wait()
+
+    def _fill(self, engine: Engine) -> None:
+        if self._queue and len(engine.running) < SLOTS:
+            engine.advance(self._clock.monotonic())
+            while self._queue and len(engine.running) < SLOTS:
+                row = self._queue.pop()
+                heapq.heappush(engine.running, (engine.steps + self._lengths[row], row))
+            self._look_later(engine)
+
+    def _look_later(self, engine: Engine) -> None:
+        """Look again when the next trace ends, unless something else happens before."""
+        engine.looks += 1
+        if engine.running:
+            look, seconds = (
+                engine.looks,
+                (engine.running[0][0] - engine.steps) * engine.step_seconds,
+            )
+            self._clock.after(seconds, lambda: self._look(engine, look))
+
+    def _look(self, engine: Engine, look: int) -> None:
+        if look != engine.looks:
+            return
+        engine.advance(self._clock.monotonic())
+        row = heapq.heappop(engine.running)[1]
+        self._fill(engine)
+        if look == engine.looks:
+            self._look_later(engine)
+        self.rows -= 1
+        self._ended(row)
+        if self._wake is not None and self.rows < self._few:
+            wake, self._wake = self._wake, None
+            self._clock.after(POLL_SECONDS / 2, wake)  # half a poll, on average
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fleet: ``slowness`` of each worker's engines, ``engines`` of a worker."""
+
+    slowness: Sequence[float]
+    engines: int = 1
+    rows_a_shard: int = 4096
+
+
+class Fleet:
+    """Workers that share the rows of a run, one for each of ``lengths``."""
+
+    def __init__(self, shape: Shape, lengths: Sequence[int]) -> None:
+        self.clock = Clock()
+        self.store = MemoryStorage(self.clock)
+        self.ledger = Ledger(self.store)
+        self._shape, self._lengths = shape, lengths
+        size = shape.rows_a_shard
+        shards = [
+            Shard(f"shard-{i:05}.parquet", "", min(size, len(lengths) - start), 1, "t")
+            for i, start in enumerate(range(0, len(lengths), size))
+        ]
+        self._start_of = {shard.name: i * size for i, shard in enumerate(shards)}
+        self.parts = split_parts(shards, 4096)
+        self._parts = [
+            (self._start_of[p.shard.name] + p.start, p, PartRef.of(p)) for p in self.parts
+        ]
+        self._rows_left = [part.rows for part in self.parts]
+        self._part_of = [i for i, part in enumerate(self.parts) for _ in range(part.rows)]
+        self._done = bytearray(len(lengths))
+        self.twice = self.takes = 0
+        self.cpu_seconds = 0.0
+        self.claim_seconds: list[float] = []
+        self.workers_ended: list[float] = []
+        self.last_row = 0.0
+
+    def run(self) -> float:
+        """The seconds until the last row has ended."""
+        with virtual(self.clock):
+            for number in range(len(self._shape.slowness)):
+                self.clock.start(partial(self._work, number))
+            self.clock.run()
+        assert all(self._done), "rows are left"
+        return self.last_row
+
+    def _work(self, number: int) -> None:
+        shape, clock = self._shape, self.clock
+        worker = VirtualWorker(self.store, clock, f"{number:012x}")
+        worker.join()
+        engines = Engines(
+            clock, [shape.slowness[number]] * shape.engines, self._lengths, self._row_ended
+        )
+        claims = Claims(self.ledger, self.parts, RUN, worker, SLOTS * shape.engines)
+        in_flight = IN_FLIGHT * shape.engines
+        while (claim := self._take(claims)) is not None:
+            while claim:
+                engines.add(self._rows(claim))
+                claims.at_once = in_flight
+                engines.wait_for_few(in_flight)
+                claim = self._take(claims)
+            if engines.rows:
+                engines.wait_for_few(1)
+            else:
+                clock.sleep(WAIT_SECONDS)
+            claims.again()
+        claims.give_back()
+        worker.leave()
+        self.workers_ended.append(clock.monotonic())
+
+    def _take(self, claims: Claims) -> list[Range] | None:
+        began, cpu = self.clock.monotonic(), self.clock.cpu_seconds()
+        claim = claims.take()
+        self.cpu_seconds += self.clock.cpu_seconds() - cpu
+        self.takes += 1
+        if claim:
+            self.claim_seconds.append(self.clock.monotonic() - began)
+        return claim
+
+    def _rows(self, claim: Sequence[Range]) -> list[int]:
+        return [
+            self._start_of[piece.part.shard.name] + row
+            for piece in claim
+            for row in range(piece.start, piece.stop)
+        ]
+
+    def _row_ended(self, row: int) -> None:
+        self.last_row = self.clock.monotonic()
+        if self._done[row]:
+            self.twice += 1
+            return
+        self._done[row] = 1
+        part = self._part_of[row]
+        start, whole, ref = self._parts[part]
+        self._rows_left[part] -= 1
+        if self._rows_left[part]:
+            at = whole.start + row - start
+            self.store.set(fragment_name(ref, at, at + 1, 0))
+        else:
+            self.store.set(whole.name)
+            self.store.drop(journal_folder(ref))
+
+
+def bound(lengths: Sequence[int], slowness: Sequence[float], engines: int = 1) -> float:
+    """The seconds that no order could beat, as in `jobs.bench.tails`.
+
+    All tokens at full slots, or the longest trace by itself on the fastest engine.
+    """
+    full = (STEP_SECONDS + SEQUENCE_SECONDS * SLOTS) / SLOTS
+    rate = engines * sum(1 / (full * factor) for factor in slowness)
+    longest = max(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS) * min(slowness)
+    return max(sum(lengths) / rate, longest)
+
+
+def one_queue(lengths: Sequence[int], slowness: Sequence[float], engines: int = 1) -> float:
+    """The seconds if every free slot took its next row from one queue: no claims at all."""
+    clock = Clock()
+    Engines(clock, [*slowness] * engines, lengths, id).add(range(len(lengths)))
+    clock.run()
+    return clock.monotonic()
