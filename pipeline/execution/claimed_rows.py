@@ -28,14 +28,18 @@ from pipeline.execution.task_deaths import READ_DEATHS, refuse_endless_deaths
 from pipeline.input.longest_first import Lengths
 from pipeline.input.rows import read_bundle
 from pipeline.monitor.coordinator import CoordinatorClient, rows_by_part
+from pipeline.monitor.figures import EngineFigures
 from pipeline.output.claims import MOST_WAVES, Claims
 from pipeline.planning import Range
 from pipeline.schema import with_origin
+from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 # Of short rows, engines must have those of some seconds, since a claim takes a moment.
 AT_ONCE_SECONDS = 5.0
+# Longer than rows are on their way to an engine.
+IDLE_SECONDS = 60.0
 # Ray Data must know the number of read tasks beforehand, and each has one claim: what a task yields
 # is passed on at its end only. Tasks without a claim cost some milliseconds each. So there are as
 # many as this worker needs for all rows that are left, and for the small claims at the end. When
@@ -136,24 +140,19 @@ class ClaimedRows:
         self, coordinator: CoordinatorClient, in_flight: int, end: Callable[[QwqBatchError], None]
     ) -> None:
         try:
-            claim: Sequence[Range] | None = self.todo
-            given, pace = 0, _Pace(coordinator)
+            claim, given, pace = self.todo, 0, _Pace(coordinator)
             for _ in range(self._most_claims):
-                if not claim:
-                    break
                 # The coordinator began with the first claim.
                 more = rows_by_part(claim) if given else {}
                 coordinator.add_rows(more, self._claims.rows_to_come)
                 ray.get(self._queue.add.remote(claim))
                 given += sum(piece.rows for piece in claim)
-                while True:
-                    pace.look()
-                    self._claims.at_once = max(in_flight, pace.rows_in(AT_ONCE_SECONDS))
-                    if given - pace.rows < self._claims.at_once:
-                        break
+                while pace.left(given) >= self._at_once(in_flight, pace):
                     if self._over.wait(POLL_SECONDS):
                         return
-                claim = self._claims.take()
+                claim = self._next(pace, given)
+                if not claim:
+                    break
             coordinator.add_rows({}, 0)
             ray.get(self._queue.end.remote())
         except QwqBatchError as error:
@@ -161,26 +160,56 @@ class ClaimedRows:
         except RayActorError:  # the execution has failed, and says why
             logger.debug("no more claims", exc_info=True)
 
+    def _next(self, pace: "_Pace", given: int) -> Sequence[Range]:
+        """Another claim; empty if no more are to be had while the engines have work.
+
+        Others may have all that is left. Should one of them leave, engines at work go on with it.
+        """
+        claim, asked = self._claims.take(), time.monotonic()
+        while claim == [] and pace.left(given) and not self._over.wait(POLL_SECONDS):
+            if time.monotonic() - asked >= WAIT_SECONDS:
+                claim, asked = self._claims.take(), time.monotonic()
+        return claim or ()
+
+    def _at_once(self, in_flight: int, pace: "_Pace") -> int:
+        """How many rows this worker works on at once, as its claims say it to others."""
+        self._claims.at_once = max(in_flight, pace.rows_in(AT_ONCE_SECONDS))
+        return self._claims.at_once
+
 
 class _Pace:
-    """How many ``rows`` the engines have done, and how fast."""
+    """How many ``rows`` the engines have done, and how fast.
+
+    An engine that dies may not have reported its last rows. So when all engines have had nothing to
+    do for `IDLE_SECONDS`, all rows count as done.
+    """
 
     def __init__(self, coordinator: CoordinatorClient) -> None:
-        self.rows = 0
+        self.rows = self._unreported = 0
         self._coordinator = coordinator
         self._seconds: float | None = None  # since the engines were ready
-        self._began = time.monotonic()
+        self._began = self._busy = time.monotonic()
 
-    def look(self) -> None:
-        """Ask the coordinator."""
+    def left(self, given: int) -> int:
+        """How many of the ``given`` rows are not done; asks the coordinator."""
         try:
             snapshot = self._coordinator.snapshot()
         except GetTimeoutError:  # a busy machine; the figures stay as they are
-            return
+            return max(0, given - self.rows - self._unreported)
+        now, engines = time.monotonic(), snapshot.engines
+        if snapshot.totals.rows > self.rows or not engines or any(map(_has_work, engines)):
+            self._busy = now
         self.rows = snapshot.totals.rows
+        if now - self._busy > IDLE_SECONDS:
+            self._unreported = given - self.rows
         if snapshot.ready_seconds is not None:
-            self._seconds = time.monotonic() - self._began - snapshot.ready_seconds
+            self._seconds = now - self._began - snapshot.ready_seconds
+        return max(0, given - self.rows - self._unreported)
 
     def rows_in(self, seconds: float) -> int:
         """How many rows the engines do in ``seconds``."""
         return 0 if self._seconds is None else round(seconds * self.rows / max(1.0, self._seconds))
+
+
+def _has_work(engine: EngineFigures) -> bool:
+    return bool(engine.running or engine.waiting)
