@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import QwqBatchError
+from pipeline.execution.cluster import explain
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.source import RowSource
 from pipeline.execution.task_deaths import READ_DEATHS, refuse_endless_deaths
@@ -159,6 +160,8 @@ class ClaimedRows:
             end(error)
         except RayActorError:  # the execution has failed, and says why
             logger.debug("no more claims", exc_info=True)
+        except Exception as error:  # else the read tasks would wait for ever
+            end(explain(error))
 
     def _next(self, pace: "_Pace", given: int) -> Sequence[Range]:
         """Another claim; empty if no more are to be had while the engines have work.

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError
 
+from pipeline.errors import EngineError, OutputError, QwqBatchError
 from pipeline.execution import claimed_rows
 from pipeline.execution.claimed_rows import IDLE_SECONDS, ClaimedRows, RowQueue
 from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
@@ -135,3 +136,30 @@ def test_a_task_that_is_repeated_gets_the_same_claim() -> None:
     queue.end()
     assert queue.claim(0) is first
     assert queue.claim(1) == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OutputError("a folder is gone"), OutputError, "a folder is gone"),
+        (AttributeError("no items"), EngineError, "the run ended early: no items"),
+    ],
+)
+def test_whatever_goes_wrong_with_claims_ends_the_run(
+    error: Exception, kind: type[QwqBatchError], message: str
+) -> None:
+    """Otherwise the read tasks would wait for claims for ever, and the worker count as alive."""
+
+    class Failing:
+        rows_to_come = 0
+
+        def add_rows(self, *_: object) -> None:
+            raise error
+
+    failing: Any = Failing()
+    rows: Any = ClaimedRows.__new__(ClaimedRows)
+    rows.todo, rows._claims, rows._most_claims = [], failing, 1
+    reasons: list[QwqBatchError] = []
+    rows._claim(failing, 1, reasons.append)
+    assert [type(reason) for reason in reasons] == [kind]
+    assert reasons[0].message.startswith(message)
