@@ -12,6 +12,7 @@ import hashlib
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import FileChangedError, InputError, OutputError
 from pipeline.input.files import ENDINGS, InputFiles, named
 from pipeline.local_disk import FileInfo
 from pipeline.planning import PARQUET
@@ -152,12 +153,16 @@ def _write_missing(found: InputFiles, format_: Format, shards: Storage, record: 
     there = {info.name for info in shards.files()}
     missing = [i for i in found.files if record.files[i.name]["shard"] not in there]
     for number, info in enumerate(missing, 1):
+        shard = record.files[info.name]["shard"]
+        if shards.exists(shard):  # another worker was faster
+            continue
         logger.info(
             "writing %s as Parquet (file %d of %d, %.1f MB)",
             found.store.path(info.name), number, len(missing), info.size / 1e6,
         )  # fmt: skip
-        with shards.writing(record.files[info.name]["shard"]) as shard:
-            format_.write(found.store, info.name, record.schema, shard)
+        # Not over the shard of a faster worker, which may be reading it.
+        with suppress(FileChangedError), shards.writing(shard, over=None) as file:
+            format_.write(found.store, info.name, record.schema, file)
 
 
 def _remove(shards: Storage, written: Collection[str], files: Mapping[str, Any]) -> None:
