@@ -2,11 +2,12 @@
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import OutputError
+from pipeline.errors import FileChangedError, OutputError
 from pipeline.output.layout import SHARDS
 from pipeline.output.yaml_files import read_yaml, to_yaml
 from pipeline.planning import KnownShards, Shard
@@ -38,8 +39,20 @@ def identities(shards: Iterable[Shard]) -> dict[str, dict[str, int | str]]:
 
 
 def write_shards(store: Storage, shards: KnownShards) -> None:
-    """Record ``shards`` in the output ``store``, beside those that are recorded."""
-    recorded = read_yaml(store, SHARDS) or {}
+    """Record ``shards`` in the output ``store``, beside those that are recorded.
+
+    Also beside those that another worker records at the same time.
+    """
+    while True:
+        version, recorded = store.version(SHARDS), read_yaml(store, SHARDS) or {}
+        record = _with_shards(recorded, shards)
+        if record == recorded:
+            return
+        with suppress(FileChangedError), store.writing(SHARDS, version) as file:
+            file.write(to_yaml(record, flow=None))
+
+
+def _with_shards(recorded: Mapping[str, Any], shards: KnownShards) -> dict[str, Any]:
     names = {name: known for name, known in recorded.items() if name != COMMON}
     names |= shards.identities
     common: dict[str, Any] = {
@@ -51,8 +64,7 @@ def write_shards(store: Storage, shards: KnownShards) -> None:
         common["lineage"] = [dict(run) for run in shards.lineage]
     if shards.deciding is not None:
         common["deciding"] = b64encode(shards.deciding.serialize()).decode()
-    if (record := {COMMON: common, **names}) != recorded:
-        store.put(SHARDS, to_yaml(record, flow=None))
+    return {COMMON: common, **names}
 
 
 def refuse_changed_shards(store: Storage, shards: Iterable[Shard]) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.output import shard_record
 from pipeline.output.layout import (
     LEASE,
     MANIFEST,
@@ -20,6 +21,7 @@ from pipeline.output.layout import (
 from pipeline.output.ledger import Ledger, differences
 from pipeline.output.parts import AGREE, part_metadata
 from pipeline.planning import Pass, Shard
+from pipeline.storage import Storage
 from tests.unit.output.blocks import METADATA, PART, RUN, SCHEMA, block, read
 
 ROWS = list(range(100, 110))
@@ -90,6 +92,27 @@ def test_shards_are_recorded_with_the_schema_of_the_last_time(ledger: Ledger) ->
     assert (known.schema, known.location, set(known.identities)) == (
         second, "elsewhere", {"s0.parquet", "s1.parquet"}
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_shards_that_workers_record_at_the_same_time_are_all_recorded(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    shards = [Shard(f"s{i}.parquet", "", 5, 100, "tag") for i in range(3)]
+    schema = pa.schema([("a", pa.int32())])
+    if begun:
+        ledger.record_shards(shards[:1], schema, "in")
+    read = shard_record.read_yaml
+
+    def read_late(store: Storage, name: str) -> dict[str, Any] | None:
+        seen = read(store, name)
+        monkeypatch.setattr(shard_record, "read_yaml", read)
+        ledger.record_shards(shards, schema, "in")
+        return seen
+
+    monkeypatch.setattr(shard_record, "read_yaml", read_late)
+    ledger.record_shards(shards[:2], schema, "in")
+    assert len(ledger.known_shards().identities) == 3
 
 
 # Passes
