@@ -73,7 +73,7 @@ class Board:
             }
             shard, row = values["place"]
             return cls((str(shard), int(row)), _pieces(values["returned"]), holdings)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             return cls()
 
     def holds(self, worker: str, holding: Holding) -> "Board":
@@ -82,7 +82,12 @@ class Board:
 
     def without(self, workers: Sequence[str]) -> "Board":
         """The board on which ``workers`` have nothing, and what they had is free."""
-        freed = tuple(piece for name in workers for piece in self.holdings[name].pieces)
+        freed = tuple(
+            piece
+            for name, held in self.holdings.items()
+            if name in workers
+            for piece in held.pieces
+        )
         left = {name: held for name, held in self.holdings.items() if name not in workers}
         return replace(self, returned=(*self.returned, *freed), holdings=left)
 
@@ -231,9 +236,15 @@ class Claims:
                 return
 
     def end(self) -> None:
-        """The pass has no more rows: remove its boards, unless another worker is still on one."""
+        """The pass has no more rows: remove its boards, unless another worker is still on one.
+
+        And what workers have left that died with nothing to do.
+        """
         number, board = self._last_board()
-        if not board.holdings:
+        dead = self._dead(board, self._worker.look())
+        for name in dead:
+            self._worker.remove(name)
+        if board.holdings.keys() <= {*dead}:
             names = [self._file(old) for old in self._numbers() if old <= number]
             self._ledger.store.delete(names)
 
@@ -257,10 +268,11 @@ class Claims:
         return claimed(again, self._worker.name, self._todo) if self._todo else None
 
     def _dead(self, board: Board, workers: Mapping[str, bool]) -> list[str]:
-        """Who on ``board`` is gone; ``workers``: by a look, which may be older than the board."""
+        """Who is gone, on ``board`` or not; ``workers``: by a look, perhaps older than the board."""
         if not board.holdings.keys() <= workers.keys():
             workers = self._worker.look()
-        return [n for n in board.holdings if n != self._worker.name and workers.get(n, True)]
+        known = {**dict.fromkeys(board.holdings, True), **workers}
+        return [name for name, is_dead in known.items() if is_dead and name != self._worker.name]
 
     def _rest(self, pieces: Sequence[Piece]) -> list[Piece]:
         """``pieces``, each from its first to its last row that is not durable.
@@ -339,7 +351,8 @@ class Claims:
 def rows_held(store: Storage) -> Counter[str]:
     """How many rows each worker had not done when it last claimed some; for display only."""
     files = [info.name for info in store.files(CLAIMS)]
-    last = {file.partition(".")[0]: file for file in files}  # of each pass
+    boards = [file for file in files if file.removesuffix(JSON).rpartition(".")[2].isdigit()]
+    last = {file.partition(".")[0]: file for file in boards}  # of each pass
     rows = Counter[str]()
     for file in last.values():
         with suppress(FileNotFoundError):  # newer ones were made meanwhile

@@ -1,5 +1,6 @@
 """Which process wrote a file, so that its end can be noticed at once on the same machine."""
 
+import math
 import os
 import socket
 import time
@@ -34,11 +35,11 @@ def seen(content: Mapping[str, Any], expire_seconds: float) -> SeenProcess:
 
     It counts as gone if it has ended or is silent for ``expire_seconds``.
     """
-    silent = max(0.0, time.time() - float(content.get("at", 0)))
+    silent = max(0.0, time.time() - _number(content.get("at")))
     is_gone = silent >= expire_seconds or ("pid" in content and has_ended(content))
     return SeenProcess(
         host=str(content.get("host")),
-        pid=int(content.get("pid", 0)),
+        pid=int(_number(content.get("pid"))),
         since=str(content.get("since")),
         is_at_work=not is_gone,
         silent_seconds=silent,
@@ -64,7 +65,12 @@ def has_ended(process: Mapping[str, Any]) -> bool:
     here, other = _here(os.getpid()), str(process.get("process"))
     if here is None or other.rpartition(" ")[0] != here:
         return False
-    return _process(int(process["pid"])) != other
+    return _process(int(_number(process["pid"]))) != other
+
+
+def _number(value: object) -> float:
+    """``value`` if it is a number, 0 if its file was damaged."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 @lru_cache(maxsize=1)  # a worker asks for each of a thousand others

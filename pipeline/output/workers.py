@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ExpelledError, LeaseHeldError, OutputError, QwqBatchError
+from pipeline.local_disk import FileInfo
 from pipeline.output import lease
 from pipeline.output.layout import CLAIMS, WORKERS, YAML
 from pipeline.output.processes import SeenProcess, has_ended, seen, this_process
@@ -57,7 +58,7 @@ class Watch:
         """List the workers' files: for each worker, by name, whether it counts as dead."""
         with self._lock:
             now, files = time.monotonic(), dict[str, _Seen]()
-            for info in self._store.files(WORKERS):
+            for info in _files(self._store):
                 name = _name(info.name)
                 file = self._seen.get(name)
                 if file is None:
@@ -168,8 +169,13 @@ def refuse_workers(store: Storage) -> None:
 
 def present(store: Storage) -> dict[str, SeenProcess]:
     """The workers that have a file in ``store``, by name, for display only."""
-    files = [info.name for info in store.files(WORKERS)]
+    files = [info.name for info in _files(store)]
     return {_name(file): seen(_content(store, file), EXPIRE_SECONDS) for file in files}
+
+
+def _files(store: Storage) -> list[FileInfo]:
+    """The files of the workers, without others that lie there."""
+    return [info for info in store.files(WORKERS) if info.name.endswith(YAML)]
 
 
 def _content(store: Storage, file: str) -> dict[str, Any]:

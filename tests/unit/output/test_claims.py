@@ -73,7 +73,7 @@ class Member:
         return dict(self.fleet.dead)
 
     def remove(self, name: str) -> None:
-        del self.fleet.dead[name]
+        self.fleet.dead.pop(name, None)
 
 
 @pytest.fixture
@@ -137,6 +137,7 @@ def test_rows_that_workers_have_are_shown_by_name_for_all_passes(fleet: Fleet) -
     one, two = fleet.claims("one", at_once=10), fleet.claims("two", at_once=5)
     held = one.take()
     two.take()
+    fleet.ledger.store.put(f"{CLAIMS}/00000.notes.json", b"{}")
     assert claims.rows_held(fleet.ledger.store) == {"one": 40, "two": 20}
     fleet.do(held)
     one.take()
@@ -211,7 +212,13 @@ def test_rows_that_an_execution_has_left_are_given_again(fleet: Fleet) -> None:
     assert mine.take() == first[1:]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"place": 1}', b'{"holdings": {"x": 5}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{}", b"[]", b'{"place": 1}', b'{"holdings": {"x": 5}}', b'{"holdings": []}',
+        b'{"holdings": {}, "place": ["a", Infinity], "returned": []}',
+    ],
+)  # fmt: skip
 def test_damaged_board_costs_no_row(fleet: Fleet, content: bytes) -> None:
     mine = fleet.claims("mine")
     fleet.do(mine.take())
@@ -327,6 +334,22 @@ def test_worker_that_loses_the_race_for_a_board_keeps_what_it_works_on(
     while claim := late.take():
         fleet.do(claim)
     assert sorted(fleet.done) == fleet.rows, "each row once"
+
+
+def test_worker_that_died_with_nothing_in_its_hands_leaves_nothing(fleet: Fleet) -> None:
+    """It waited for the last rows of others."""
+    last, waiting = fleet.claims("last"), fleet.claims("waiting")
+    held = last.take()
+    while claim := waiting.take():
+        fleet.do(claim)
+    assert waiting.take() == []
+    fleet.dead |= {"waiting": True, "killed before it took anything": True}
+    fleet.do(held)
+    assert last.take() is None
+    last.give_back()
+    last.end()
+    assert fleet.dead == {"last": False}
+    assert not fleet.ledger.store.files(CLAIMS)
 
 
 def test_boards_are_few_small_files(fleet: Fleet) -> None:

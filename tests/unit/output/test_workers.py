@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import ExpelledError, LeaseHeldError, QwqBatchError
 from pipeline.output import lease, workers
 from pipeline.output.layout import CLAIMS, LEASE, WORKERS
-from pipeline.output.workers import Watch, joined, refuse_workers
+from pipeline.output.workers import Watch, joined, present, refuse_workers
 from pipeline.storage import Storage
 
 
@@ -87,10 +87,16 @@ def test_silent_worker_is_dead_after_a_while_by_the_clock_of_who_looks(
     assert watch.look() == {"stranger": False}, "it was only slow"
 
 
-@pytest.mark.parametrize("content", [b"", b"- 1", b"{", b"pid: x\nprocess: 7", b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"- 1", b"{", b"pid: x\nprocess: 7", b"\xff", b"at: x\npid: [1]", b"at: .nan\npid: .inf"],
+)
 def test_damaged_file_is_a_silent_worker(store: Storage, content: bytes) -> None:
     store.put(f"{WORKERS}/damaged.yaml", content)
+    store.put(f"{WORKERS}/notes.txt", b"of somebody")
     assert Watch(store).look() == {"damaged": False}
+    shown = present(store)
+    assert (shown.keys(), shown["damaged"].is_at_work) == ({"damaged"}, False)
 
 
 def test_worker_whose_file_others_have_removed_is_told(store: Storage) -> None:
