@@ -20,6 +20,7 @@ from pipeline.output.layout import (
 )
 from pipeline.output.ledger import Ledger, differences
 from pipeline.output.parts import AGREE, part_metadata
+from pipeline.output.yaml_files import read_yaml
 from pipeline.planning import Pass, Shard
 from pipeline.storage import Storage
 from tests.unit.output.blocks import METADATA, PART, RUN, SCHEMA, block, read
@@ -102,11 +103,10 @@ def test_shards_that_workers_record_at_the_same_time_are_all_recorded(
     schema = pa.schema([("a", pa.int32())])
     if begun:
         ledger.record_shards(shards[:1], schema, "in")
-    read = shard_record.read_yaml
 
     def read_late(store: Storage, name: str) -> dict[str, Any] | None:
-        seen = read(store, name)
-        monkeypatch.setattr(shard_record, "read_yaml", read)
+        seen = read_yaml(store, name)
+        monkeypatch.setattr(shard_record, "read_yaml", read_yaml)
         ledger.record_shards(shards, schema, "in")
         return seen
 
