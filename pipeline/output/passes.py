@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -87,7 +88,7 @@ def to_run(ledger: Ledger, parts: Sequence[Part], samples: int) -> Iterator[Pass
     """The run itself, then the top-ups to ``samples`` per row of parts that have fewer.
 
     Opens a top-up when it is reached. Raises `OutputError` if the output has, or is getting, more
-    samples, or can't get more.
+    samples, or can't get more, and `PassOpenedError` if a pass was opened since the first look.
     """
     listing = ledger.listing()
     known = ledger.passes(listing)
@@ -106,19 +107,19 @@ def to_run(ledger: Ledger, parts: Sequence[Part], samples: int) -> Iterator[Pass
             "fewer samples than that; choose another output.path"
         )
     yield Pass(0, 0, present)
+    numbers = count(_next_number(known))
     has_top_ups = any(not p.is_retry and p.number in listing.closed for p in known)
     for stop in sorted({present, samples, *(top_up.stop for top_up in open_top_ups)}):
         if open_now := [p for p in open_top_ups if p.stop == stop]:
             yield open_now[0]
         elif stop > present:
-            yield _open_top_up(ledger, present, stop)
+            yield _opened(ledger, Pass(next(numbers), present, stop))
         elif has_top_ups and (fewest := _fewest_samples(ledger, parts)) < stop:
             # A closed top-up has left parts out: their shards were not among the input.
-            yield _open_top_up(ledger, fewest, stop)
+            yield _opened(ledger, Pass(next(numbers), fewest, stop))
 
 
-def _open_top_up(ledger: Ledger, first: int, stop: int) -> Pass:
-    top_up = Pass(_next_number(ledger.passes(ledger.listing())), first, stop)
+def _opened(ledger: Ledger, top_up: Pass) -> Pass:
     ledger.open_pass(top_up)
     return top_up
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, PassOpenedError
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import part_metadata
 from pipeline.output.passes import samples_per_row, to_retry, to_run
@@ -38,6 +38,21 @@ def test_top_up_is_opened_when_it_is_reached(ledger: Ledger) -> None:
     assert list(to_run(ledger, PARTS, 3)) == [Pass(0, 0, 3)]
     with pytest.raises(OutputError, match=r"has 3 samples"):
         list(to_run(ledger, PARTS, 2))
+
+
+def test_top_up_that_another_worker_opened_during_the_run_is_not_opened_twice(
+    ledger: Ledger,
+) -> None:
+    """Both have looked at the passes before they did the run together."""
+    for more in (3, 4):
+        both = [to_run(ledger, PARTS, more) for _ in range(2)]
+        for flow in both:
+            carry_out(ledger, PARTS, next(flow))
+        top_up = next(both[0])
+        with pytest.raises(PassOpenedError):
+            next(both[1])
+        assert list(to_run(ledger, PARTS, more))[1:] == [top_up]
+        carry_out(ledger, PARTS, top_up)
 
 
 def test_a_part_that_a_closed_top_up_has_left_out_gets_its_samples(ledger: Ledger) -> None:
