@@ -268,7 +268,7 @@ class Claims:
         return claimed(again, self._worker.name, self._todo) if self._todo else None
 
     def _dead(self, board: Board, workers: Mapping[str, bool]) -> list[str]:
-        """Who is gone, on ``board`` or not; ``workers``: by a look, perhaps older than the board."""
+        """Who is gone, on ``board`` or not; ``workers``: by a look, perhaps older than it."""
         if not board.holdings.keys() <= workers.keys():
             workers = self._worker.look()
         known = {**dict.fromkeys(board.holdings, True), **workers}
