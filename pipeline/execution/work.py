@@ -31,9 +31,11 @@ from pipeline.monitor.history import recorded
 from pipeline.monitor.limits import Limits, RunObserver
 from pipeline.output import passes, workers
 from pipeline.output.claims import Claims
+from pipeline.output.ledger import Ledger
 from pipeline.output.summary import Summary
 from pipeline.output.workers import Worker
 from pipeline.planning import Pass
+from pipeline.storage import Storage
 from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -50,9 +52,12 @@ def work(
     limits = limits or Limits(config)
     with notified(config):
         while True:
+            had_begun = has_begun(config)
             prepared = prepare(config)
             try:
                 with one_of_several(prepared, observer, limits) as (control, worker):
+                    if has_begun(config) and not had_begun:
+                        continue  # what another worker has decided meanwhile holds: schema, types
                     prepared = prepared.open_output()
                     for run_pass in passes.to_run(
                         prepared.ledger, prepared.parts, config.sampling.n
@@ -63,6 +68,11 @@ def work(
                 logger.warning("%s; it joins again", error)
             except PassOpenedError:
                 logger.debug("another worker has opened the pass: look again")
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Whether the output is that of a run."""
+    return Ledger(Storage(config.output.path)).manifest() is not None
 
 
 def refuse_unshared(config: RunConfig) -> None:

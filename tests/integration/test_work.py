@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.run_config import RunConfig
 from pipeline.errors import ConfigError, LeaseHeldError, OutputError, QwqBatchError
 from pipeline.execution import run as flow
+from pipeline.execution.prepare import PreparedRun, prepare
 from pipeline.execution.work import work
 from pipeline.monitor.history import all_figures, latest_figures
 from pipeline.output import lease, workers
@@ -93,7 +96,34 @@ def test_workers_may_differ_in_their_engines_but_not_in_what_makes_the_rows(
     assert work(make_config(engine={**other, "simulated": FAST})).is_complete
 
 
-def test_driver_and_workers_refuse_each_other(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_worker_prepares_again_when_another_has_begun_the_run_meanwhile(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had seen a shard with fewer columns only, so its schema would lack one."""
+    write_shards(tmp_path / "in", [3])
+    config = make_config(engine={"simulated": FAST})
+    prepared = list[int]()
+
+    def prepare_slowly(config: RunConfig) -> PreparedRun:
+        first = prepare(config)
+        prepared.append(len(first.shards))
+        if len(prepared) == 1:
+            table = pa.table({"id": [3], "prompt": ["What is 3 + 1?"], "more": ["x"]})
+            pq.write_table(table, tmp_path / "in" / "shard-00001.parquet")
+            prepare(config).open_output()
+        return first
+
+    monkeypatch.setattr("pipeline.execution.work.prepare", prepare_slowly)
+    assert work(config).traces == 4
+    assert prepared == [1, 2]
+    assert pq.read_table(tmp_path / "out")["more"].to_pylist() == [None, None, None, "x"]
+
+
+def test_driver_and_workers_refuse_each_other(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
     write_shards(tmp_path / "in", [3])
     config = make_config(engine={"simulated": FAST})
     store = Storage(config.output.path)
