@@ -6,8 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 PINS := infra/requirements-cpu.txt
 GPU_PINS := infra/requirements-gpu.txt
-# Groups of tests (tests/conftest.py) in three processes.
-AT_ONCE := -n 3 --dist loadscope --no-loadscope-reorder
+# Groups of tests (tests/conftest.py) in two processes.
+AT_ONCE := -n 2 --dist loadscope --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --no-header
 # The last one that Node 20 runs.

@@ -33,8 +33,8 @@ PROMPTS = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
 MakeConfig = Callable[..., RunConfig]
 
 
-# What runs at once in `make test`: three groups at a time, the longest first; most tests wait most of
-# the time. Tests of a group share what they start. Those of the real engine are one group, because two
+# What runs at once in `make test`: two groups at a time, the longest first. (Three would be slower, as
+# two cores are busy with the starts.) Tests of a group share what they start. Those of the real engine are one group, because two
 # of them on two cores would slow each other down more than they save.
 GROUPS = ("faults", "vllm", "integration", "fleets", "unit", "e2e", "model")
 REAL_ENGINE = (
