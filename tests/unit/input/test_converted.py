@@ -15,7 +15,6 @@ from pipeline.config.load import parse_config
 from pipeline.errors import InputError, OutputError
 from pipeline.execution.run_input import find_input
 from pipeline.input import converted
-from pipeline.input.json_rows import JsonFiles
 from pipeline.output.ledger import Ledger
 from pipeline.storage import Storage
 
@@ -307,28 +306,6 @@ def test_before_a_run_begins_files_may_change_and_shards_follow(tmp_path: Path) 
     shard.unlink()  # as after a crash
     put(tmp_path, "in/a.jsonl", '{"prompt": "a"}')
     assert read(tmp_path).num_rows == 2
-
-
-def test_workers_that_begin_together_keep_the_shards_of_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a", "b"):
-        put(tmp_path, f"in/{name}.jsonl", text(ROWS))
-    write, first = JsonFiles.write, dict[str, int]()
-
-    def write_late(*arguments: Any) -> None:
-        monkeypatch.setattr(JsonFiles, "write", write)
-        read(tmp_path)
-        first.update(inodes())
-        write(*arguments)
-
-    def inodes() -> dict[str, int]:
-        return {path.name: path.stat().st_ino for path in tmp_path.glob("out/__qwq/input/[!.]*")}
-
-    monkeypatch.setattr(JsonFiles, "write", write_late)
-    assert read(tmp_path).num_rows == 2 * len(ROWS)
-    assert first
-    assert inodes() == first
 
 
 def test_a_touched_file_is_compared_by_content_once(
