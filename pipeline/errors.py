@@ -54,6 +54,10 @@ class ExpelledError(LeaseHeldError):
     """Other workers have not heard from this one, and have taken its rows over."""
 
 
+class HandedOverError(QwqBatchError):
+    """A worker gives its last rows to faster ones; it takes them back if these leave them."""
+
+
 class StoppedError(QwqBatchError):
     """A signal ended the run; engines saved their running traces if time allowed.
 

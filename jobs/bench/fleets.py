@@ -4,10 +4,13 @@ Each worker does what `pipeline.execution.work` and `claimed_rows` do, with the 
 `Worker` and `Ledger` on a storage in memory. The storage counts its requests as s3fs makes them,
 and each takes `LATENCY_SECONDS`. The engines and the lengths are those of `jobs.bench.tails`.
 Simplified: rows of a worker come one by one to whichever of its engines has a free slot, and a row
-is durable as soon as it has ended. What engines take to start is left out.
+is durable as soon as it has ended. What engines take to start is left out. A worker that hands its
+last rows over takes `SAVE_SECONDS` for it. The engine that goes on with them computes prompts and
+tokens again, at the pace of two H100 by the roofline model, while its own traces wait.
 """
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,10 +20,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from jobs.bench.kv_cache import PROMPT, QWQ
 from jobs.bench.tails import SEQUENCE_SECONDS, SLOTS, STEP_SECONDS
 from jobs.bench.virtual_time import Clock
+from pipeline.config.sections import EngineConfig
+from pipeline.engines.roofline import Speed, gpu_of
+from pipeline.engines.vllm_arguments import memory_need
 from pipeline.execution.block_sizes import oversubscription
-from pipeline.execution.claimed_rows import POLL_SECONDS
+from pipeline.execution.claimed_rows import FREE_STEPS, POLL_SECONDS
 from pipeline.local_disk import FileInfo
 from pipeline.output import claims as claims_module
 from pipeline.output import workers as workers_module
@@ -33,7 +40,9 @@ from pipeline.storage import Storage
 from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
 
 LATENCY_SECONDS = 0.05
+SAVE_SECONDS = 10.0
 KEYS_A_LISTING = 1000
+FULL_STEP_SECONDS = STEP_SECONDS + SEQUENCE_SECONDS * SLOTS
 IN_FLIGHT = round(oversubscription(1) * SLOTS)  # rows of an engine
 RUN = Pass(0, 0, 1)
 
@@ -182,14 +191,35 @@ class Engine:
         return (STEP_SECONDS + SEQUENCE_SECONDS * len(self.running)) * self.slowness
 
     def advance(self, now: float) -> None:
-        """Count the steps until ``now``."""
-        if self.running:
-            self.steps += (now - self.at) / self.step_seconds
-        self.at = now
+        """Count the steps until ``now``, unless prompts take it until later."""
+        if now > self.at:
+            if self.running:
+                self.steps += (now - self.at) / self.step_seconds
+            self.at = now
+
+    def go_on(self, row: int, left: float, tokens: int, prefill: float) -> None:
+        """Begin ``row``, which has ``tokens`` and its prompt and needs ``left`` more steps."""
+        heapq.heappush(self.running, (self.steps + left, row))
+        self.at += (PROMPT + tokens) * prefill * self.slowness  # its other traces wait
+
+    def left(self) -> Iterator[tuple[int, float]]:
+        """The running rows, with the steps that each still needs."""
+        yield from ((row, last_step - self.steps) for last_step, row in self.running)
+
+
+def prefill_seconds() -> float:
+    """Of one token on two H100."""
+    need, gpu = memory_need(EngineConfig(), QWQ), gpu_of("H100")
+    assert need is not None
+    assert gpu is not None
+    return Speed(gpu, 2, need, QWQ).prefill_seconds(1)
 
 
 class Engines:
-    """The engines of one worker, and the rows that wait for them."""
+    """The engines of one worker, and the rows that wait for them.
+
+    ``saved``: of rows that others have begun, the tokens that these have.
+    """
 
     def __init__(
         self,
@@ -197,8 +227,11 @@ class Engines:
         slowness: Sequence[float],
         lengths: Sequence[int],
         ended: Callable[[int], object],
+        saved: dict[int, int] | None = None,
     ) -> None:
         self._clock, self._lengths, self._ended = clock, lengths, ended
+        self._saved = {} if saved is None else saved
+        self._prefill = prefill_seconds()
         self._engines = [Engine(factor) for factor in slowness]
         self._queue: list[int] = []
         self._wake: Callable[[], object] | None = None
@@ -218,22 +251,40 @@ class Engines:
             self._few, self._wake = few, self._clock.pause()
             self._clock.wait()
 
+    def stop(self) -> None:
+        """Save all rows and begin no more."""
+        for engine in self._engines:
+            engine.advance(self._clock.monotonic())
+            for row, left in engine.left():
+                self._saved[row] = self._lengths[row] - round(left)
+            engine.running, engine.looks = [], engine.looks + 1
+        self._queue, self.rows = [], 0
+
+    @property
+    def pace(self) -> float:
+        """Tokens a second of each trace now."""
+        running = sum(len(engine.running) for engine in self._engines)
+        rates = (len(engine.running) / engine.step_seconds for engine in self._engines)
+        return sum(rates) / running if running else math.inf
+
     def _fill(self, engine: Engine) -> None:
         if self._queue and len(engine.running) < SLOTS:
             engine.advance(self._clock.monotonic())
             while self._queue and len(engine.running) < SLOTS:
                 row = self._queue.pop()
-                heapq.heappush(engine.running, (engine.steps + self._lengths[row], row))
+                if (saved := self._saved.get(row)) is None:
+                    heapq.heappush(engine.running, (engine.steps + self._lengths[row], row))
+                else:
+                    engine.go_on(row, self._lengths[row] - saved, saved, self._prefill)
             self._look_later(engine)
 
     def _look_later(self, engine: Engine) -> None:
         """Look again when the next trace ends, unless something else happens before."""
         engine.looks += 1
         if engine.running:
-            look, seconds = (
-                engine.looks,
-                (engine.running[0][0] - engine.steps) * engine.step_seconds,
-            )
+            look = engine.looks
+            seconds = (engine.running[0][0] - engine.steps) * engine.step_seconds
+            seconds += engine.at - self._clock.monotonic()
             self._clock.after(seconds, lambda: self._look(engine, look))
 
     def _look(self, engine: Engine, look: int) -> None:
@@ -281,7 +332,8 @@ class Fleet:
         self._rows_left = [part.rows for part in self.parts]
         self._part_of = [i for i, part in enumerate(self.parts) for _ in range(part.rows)]
         self._done = bytearray(len(lengths))
-        self.twice = self.takes = 0
+        self._saved = dict[int, int]()
+        self.twice = self.takes = self.moves = 0
         self.cpu_seconds = 0.0
         self.claim_seconds: list[float] = []
         self.workers_ended: list[float] = []
@@ -297,28 +349,47 @@ class Fleet:
         return self.last_row
 
     def _work(self, number: int) -> None:
+        joined = 0
+        while self._work_until_handed_over(number, joined):
+            joined += 1
+
+    def _work_until_handed_over(self, number: int, joined: int) -> bool:
+        """Be a worker; returns whether it has handed its last rows over, and joins again."""
         shape, clock = self._shape, self.clock
-        worker = VirtualWorker(self.store, clock, f"{number:012x}")
+        worker = VirtualWorker(self.store, clock, f"{number:06x}{joined:06x}")
         worker.join()
-        engines = Engines(
-            clock, [shape.slowness[number]] * shape.engines, self._lengths, self._row_ended
-        )
+        slowness = [shape.slowness[number]] * shape.engines
+        engines = Engines(clock, slowness, self._lengths, self._row_ended, self._saved)
         claims = Claims(self.ledger, self.parts, RUN, worker, SLOTS * shape.engines)
-        in_flight = IN_FLIGHT * shape.engines
-        while (claim := self._take(claims)) is not None:
+        hands_over = False
+        while not hands_over and (claim := self._take(claims)) is not None:
             while claim:
                 engines.add(self._rows(claim))
-                claims.at_once = in_flight
-                engines.wait_for_few(in_flight)
+                claims.at_once = IN_FLIGHT * shape.engines
+                claims.pace = float(f"{1 / (FULL_STEP_SECONDS * slowness[0]):.2g}")
+                engines.wait_for_few(claims.at_once)
                 claim = self._take(claims)
-            if engines.rows:
-                engines.wait_for_few(1)
+                while claim == [] and (engines.rows or claims.has_slower):
+                    clock.sleep(WAIT_SECONDS)
+                    free = max(0, SLOTS * shape.engines - engines.rows)
+                    step = SLOTS * shape.engines // FREE_STEPS
+                    claims.free = free // step * step
+                    claim = self._take(claims)
+                    if claim == [] and engines.rows:
+                        hands_over = claims.hand_over(engines.rows, engines.pace)
+                        if hands_over:
+                            break
+            if hands_over:
+                self.moves += engines.rows
+                engines.stop()
+                clock.sleep(SAVE_SECONDS)
             else:
                 clock.sleep(WAIT_SECONDS)
             claims.again()
         claims.give_back()
         worker.leave()
         self.workers_ended.append(clock.monotonic())
+        return hands_over
 
     def _take(self, claims: Claims) -> list[Range] | None:
         began, cpu = self.clock.monotonic(), self.clock.cpu_seconds()
@@ -358,7 +429,7 @@ def bound(lengths: Sequence[int], slowness: Sequence[float], engines: int = 1) -
 
     All tokens at full slots, or the longest trace by itself on the fastest engine.
     """
-    full = (STEP_SECONDS + SEQUENCE_SECONDS * SLOTS) / SLOTS
+    full = FULL_STEP_SECONDS / SLOTS
     rate = engines * sum(1 / (full * factor) for factor in slowness)
     longest = max(lengths) * (STEP_SECONDS + SEQUENCE_SECONDS) * min(slowness)
     return max(sum(lengths) / rate, longest)

@@ -18,14 +18,11 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from jobs.bench.fleets import Engine
-from jobs.bench.kv_cache import PROMPT, QWQ
+from jobs.bench.fleets import Engine, prefill_seconds
+from jobs.bench.kv_cache import PROMPT
 from jobs.bench.queues import draw
 from jobs.bench.tables import keep, markdown, spread
 from jobs.bench.tails import SLOTS
-from pipeline.config.sections import EngineConfig
-from pipeline.engines.roofline import Speed, gpu_of
-from pipeline.engines.vllm_arguments import memory_need
 
 PAUSE_SECONDS = 15.0
 ROWS_A_SLOT = 20
@@ -54,14 +51,6 @@ class Result:
     carried: int
 
 
-def prefill_seconds() -> float:
-    """Of one token on two H100."""
-    need, gpu = memory_need(EngineConfig(), QWQ), gpu_of("H100")
-    assert need is not None
-    assert gpu is not None
-    return Speed(gpu, 2, need, QWQ).prefill_seconds(1)
-
-
 @dataclass
 class Tail:
     """Engines with a queue; `run` goes on until it is empty, then to the end."""
@@ -85,7 +74,7 @@ class Tail:
             number = min(range(len(self.engines)), key=lambda i: _next_end(self.engines[i]))
             engine = self.engines[number]
             self.now = _next_end(engine)
-            _advance(engine, self.now)
+            engine.advance(self.now)
             heapq.heappop(engine.running)
             self.ends[number] = self.now
             self._fill(engine)
@@ -94,7 +83,7 @@ class Tail:
 
     def _fill(self, engine: Engine) -> None:
         if self.queue and len(engine.running) < SLOTS:
-            _advance(engine, self.now)
+            engine.advance(self.now)
             while self.queue and len(engine.running) < SLOTS:
                 row = self.queue.pop()
                 heapq.heappush(engine.running, (engine.steps + self.lengths[row], row))
@@ -111,16 +100,14 @@ class Tail:
         free = sum(SLOTS - len(engine.running) for engine in others)
         if len(source.running) > min(few, free):
             return
-        _advance(source, self.now)
-        for last_step, row in source.running:
-            left = last_step - source.steps
+        source.advance(self.now)
+        for row, left in source.left():
             other = next(engine for engine in others if len(engine.running) < SLOTS)
-            _advance(other, self.now)
-            tokens = PROMPT + self.lengths[row] - round(left)
+            other.advance(self.now)
+            tokens = self.lengths[row] - round(left)
             pause = PAUSE_SECONDS / other.step_seconds
-            heapq.heappush(other.running, (other.steps + left + pause, row))
-            other.at += tokens * self.prefill  # its own traces wait
-            self.moves, self.carried = self.moves + 1, self.carried + tokens
+            other.go_on(row, left + pause, tokens, self.prefill)
+            self.moves, self.carried = self.moves + 1, self.carried + PROMPT + tokens
         source.running = []
         self.ends[active[0]] = self.now + PAUSE_SECONDS  # until all is saved
 
@@ -129,12 +116,6 @@ def _next_end(engine: Engine) -> float:
     if not engine.running:
         return math.inf
     return engine.at + (engine.running[0][0] - engine.steps) * engine.step_seconds
-
-
-def _advance(engine: Engine, now: float) -> None:
-    """As `Engine.advance`, for one that may compute prompts until a later time."""
-    if now > engine.at:
-        engine.advance(now)
 
 
 def simulate(engines: int, seed: int) -> list[Result]:

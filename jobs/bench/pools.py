@@ -37,15 +37,15 @@ from jobs.bench.tails import (
     write_prompts,
 )
 from pipeline.errors import EngineError
-from pipeline.output import claims
+from pipeline.output import board
 
 RATIOS = (1, 3)
 # The most and the least waves that a worker claims at a time; None: one queue.
 POLICIES: dict[str, tuple[float, float] | None] = {
     "one queue": None,
-    f"ours: {claims.MOST_WAVES:g} to {claims.LEAST_WAVES:g} waves": (
-        claims.MOST_WAVES,
-        claims.LEAST_WAVES,
+    f"ours: {board.MOST_WAVES:g} to {board.LEAST_WAVES:g} waves": (
+        board.MOST_WAVES,
+        board.LEAST_WAVES,
     ),
     "2 to 0.25 waves": (2, 0.25),
     "4 to 0.05 waves": (4, 0.05),
@@ -72,12 +72,12 @@ class Result:
 @contextmanager
 def claiming(most: float, least: float) -> Iterator[None]:
     """While the body runs, workers claim at most and at least so many waves."""
-    before = claims.MOST_WAVES, claims.LEAST_WAVES
-    claims.MOST_WAVES, claims.LEAST_WAVES = most, least
+    before = board.MOST_WAVES, board.LEAST_WAVES
+    board.MOST_WAVES, board.LEAST_WAVES = most, least
     try:
         yield
     finally:
-        claims.MOST_WAVES, claims.LEAST_WAVES = before
+        board.MOST_WAVES, board.LEAST_WAVES = before
 
 
 def slowness_of(workers: int, ratio: float) -> list[float]:

@@ -2,7 +2,8 @@
 
 Ray Data starts no engine twice in one execution, and an execution without rows ends. So a read task
 waits until the driver has claimed rows, and yields them; meanwhile the engines do what they have.
-The driver claims more as soon as they have no more than keeps their slots full.
+The driver claims more as soon as they have no more than keeps their slots full. When no more are to
+be had, it hands the last ones over if faster workers have room for all of them.
 """
 
 import logging
@@ -10,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,10 @@ import pyarrow as pa
 import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import QwqBatchError
+from pipeline.errors import HandedOverError, QwqBatchError
 from pipeline.execution.cluster import explain
 from pipeline.execution.prepare import PassContext
 from pipeline.execution.source import RowSource
@@ -29,8 +30,9 @@ from pipeline.execution.task_deaths import READ_DEATHS, refuse_endless_deaths
 from pipeline.input.longest_first import Lengths
 from pipeline.input.rows import read_bundle
 from pipeline.monitor.coordinator import CoordinatorClient, rows_by_part
-from pipeline.monitor.figures import EngineFigures
-from pipeline.output.claims import MOST_WAVES, Claims
+from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
+from pipeline.output.board import MOST_WAVES
+from pipeline.output.claims import Claims
 from pipeline.planning import Range
 from pipeline.schema import with_origin
 from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
@@ -46,6 +48,11 @@ IDLE_SECONDS = 60.0
 # many as this worker needs for all rows that are left, and for the small claims at the end. When
 # they are used up nevertheless, another execution begins.
 SMALL_CLAIMS, MOST_TASKS = 16, 1000
+# To save traces, end the engines and read the tokens elsewhere takes some ten seconds. So rows stay
+# where their traces take less than this on average.
+WORTH_SECONDS = 60.0
+# Free slots are told in eighths of all, so that the board seldom changes.
+FREE_STEPS = 8
 
 
 class RowQueue:
@@ -114,10 +121,11 @@ class ClaimedRows:
         actor = ray.remote(num_cpus=0)(RowQueue).options(scheduling_strategy=here)
         self._queue: Any = actor.remote()
         self._over = threading.Event()
-        self._most_claims = MOST_TASKS
+        self._most_claims, self._slots = MOST_TASKS, 1
 
     def source(self, context: PassContext, _lengths: Lengths | None, at_once: int) -> ClaimedSource:
         """See `Feed`. The rows keep their order: claims are small near the end."""
+        self._slots = at_once
         claims = SMALL_CLAIMS + math.ceil(self.rows / (MOST_WAVES * at_once))
         self._most_claims = min(claims, MOST_TASKS)
         return ClaimedSource(context, self._queue, self._most_claims)
@@ -127,8 +135,9 @@ class ClaimedRows:
         self, coordinator: CoordinatorClient, in_flight: int, end: Callable[[QwqBatchError], None]
     ) -> Iterator[None]:
         """Claim rows in another thread, until no more are to be had; see `Feed`."""
+        pace = _Pace(coordinator, self._slots)
         thread = threading.Thread(
-            target=self._claim, args=(coordinator, in_flight, end), daemon=True, name="claims"
+            target=self._claim, args=(coordinator, pace, in_flight, end), daemon=True, name="claims"
         )
         thread.start()
         try:
@@ -138,10 +147,14 @@ class ClaimedRows:
             thread.join()
 
     def _claim(
-        self, coordinator: CoordinatorClient, in_flight: int, end: Callable[[QwqBatchError], None]
+        self,
+        coordinator: CoordinatorClient,
+        pace: "_Pace",
+        in_flight: int,
+        end: Callable[[QwqBatchError], None],
     ) -> None:
         try:
-            claim, given, pace = self.todo, 0, _Pace(coordinator)
+            claim, given = self.todo, 0
             for _ in range(self._most_claims):
                 # The coordinator began with the first claim.
                 more = rows_by_part(claim) if given else {}
@@ -155,43 +168,73 @@ class ClaimedRows:
                 if not claim:
                     break
             coordinator.add_rows({}, 0)
-            ray.get(self._queue.end.remote())
         except QwqBatchError as error:
             end(error)
         except RayActorError:  # the execution has failed, and says why
             logger.debug("no more claims", exc_info=True)
-        except Exception as error:  # else the read tasks would wait for ever
+        except Exception as error:
             end(explain(error))
+        finally:
+            with suppress(RayError):  # else the read tasks would wait for ever
+                ray.get(self._queue.end.remote())
 
     def _next(self, pace: "_Pace", given: int) -> Sequence[Range]:
         """Another claim; empty if no more are to be had while the engines have work.
 
-        Others may have all that is left. Should one of them leave, engines at work go on with it.
+        Others may have all that is left. Should one of them leave, engines at work go on with it,
+        and engines without work wait for what a slower worker will hand over. Raises
+        `HandedOverError` if faster ones take what these engines have.
         """
         claim, asked = self._claims.take(), time.monotonic()
-        while claim == [] and pace.left(given) and not self._over.wait(POLL_SECONDS):
+        while claim == [] and (pace.left(given) or self._claims.has_slower):
+            if self._over.wait(POLL_SECONDS):
+                break
             if time.monotonic() - asked >= WAIT_SECONDS:
-                claim, asked = self._claims.take(), time.monotonic()
+                claim, asked = self._take(pace, given), time.monotonic()
+                if claim == []:
+                    self._hand_over(pace, given)
         return claim or ()
+
+    def _take(self, pace: "_Pace", given: int) -> list[Range] | None:
+        """Claim rows, and tell others how many more could begin here."""
+        step = max(1, self._slots // FREE_STEPS)
+        self._claims.free = max(0, self._slots - pace.left(given)) // step * step
+        return self._claims.take()
+
+    def _hand_over(self, pace: "_Pace", given: int) -> None:
+        """Raise `HandedOverError` if faster workers have room for all rows that these engines have.
+
+        The announcement is on the board then, and the traces are to be saved next.
+        """
+        left = pace.left(given)
+        if left and pace.trace_seconds >= WORTH_SECONDS and self._claims.hand_over(left, pace.now):
+            raise HandedOverError(f"the last {left:,} rows go to faster workers")
 
     def _at_once(self, in_flight: int, pace: "_Pace") -> int:
         """How many rows this worker works on at once, as its claims say it to others."""
         self._claims.at_once = max(in_flight, pace.rows_in(AT_ONCE_SECONDS))
+        self._claims.pace = pace.at_full_slots
         return self._claims.at_once
 
 
 class _Pace:
-    """How many ``rows`` the engines have done, and how fast.
+    """How many ``rows`` the engines have done, and how fast; all ``slots`` together hold so many.
+
+    ``now``: tokens a second of each trace at present; infinite if no trace runs.
 
     An engine that dies may not have reported its last rows. So when all engines have had nothing to
     do for `IDLE_SECONDS`, all rows count as done.
     """
 
-    def __init__(self, coordinator: CoordinatorClient) -> None:
+    def __init__(self, coordinator: CoordinatorClient, slots: int) -> None:
         self.rows = self._unreported = 0
-        self._coordinator = coordinator
+        self.now = math.inf
+        self._coordinator, self._slots = coordinator, slots
         self._seconds: float | None = None  # since the engines were ready
-        self._began = self._busy = time.monotonic()
+        self._began = self._busy = self._looked = time.monotonic()
+        self._last = Totals()
+        # While all slots were full: the seconds of all traces, their tokens, traces that ended.
+        self._full_seconds = self._full_tokens = self._full_traces = 0.0
 
     def left(self, given: int) -> int:
         """How many of the ``given`` rows are not done; asks the coordinator."""
@@ -207,11 +250,33 @@ class _Pace:
             self._unreported = given - self.rows
         if snapshot.ready_seconds is not None:
             self._seconds = now - self._began - snapshot.ready_seconds
-        return max(0, given - self.rows - self._unreported)
+        left = max(0, given - self.rows - self._unreported)
+        self._look(snapshot, now, is_full=left >= self._slots)
+        return left
 
     def rows_in(self, seconds: float) -> int:
         """How many rows the engines do in ``seconds``."""
         return 0 if self._seconds is None else round(seconds * self.rows / max(1.0, self._seconds))
+
+    @property
+    def at_full_slots(self) -> float:
+        """Tokens a second of each trace while all slots were full, to two digits; 0: not known."""
+        return float(f"{self._full_tokens / self._full_seconds:.2g}") if self._full_seconds else 0.0
+
+    @property
+    def trace_seconds(self) -> float:
+        """How long a trace takes on average; infinite if none has ended."""
+        return self._full_seconds / self._full_traces if self._full_traces else math.inf
+
+    def _look(self, snapshot: Snapshot, now: float, *, is_full: bool) -> None:
+        totals, running = snapshot.totals, sum(engine.running for engine in snapshot.engines)
+        rate = sum(engine.tokens_per_second for engine in snapshot.engines)
+        self.now = rate / running if running else math.inf
+        if is_full:
+            self._full_seconds += running * (now - self._looked)
+            self._full_tokens += totals.spent_tokens - self._last.spent_tokens
+            self._full_traces += totals.generated - self._last.generated
+        self._looked, self._last = now, totals
 
 
 def _has_work(engine: EngineFigures) -> bool:

@@ -1,6 +1,7 @@
 """How a driver ends before its run is done: by a signal, a limit, or the loss of its lease.
 
-The engines are told to save their running traces first; then the run is broken off.
+The engines are told to save their running traces first; then the run is broken off. The same ends
+the engines of a worker that goes on afterwards (`GOES_ON`).
 """
 
 import logging
@@ -14,7 +15,7 @@ from types import FrameType
 import ray
 from ray.exceptions import GetTimeoutError
 
-from pipeline.errors import QwqBatchError, StoppedError
+from pipeline.errors import ExpelledError, HandedOverError, QwqBatchError, StoppedError
 from pipeline.monitor.coordinator import CoordinatorClient
 from pipeline.time_limits import DRIVER_SAVE_SECONDS
 
@@ -25,6 +26,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A signal that comes again so soon is the same one: a terminal sends it to the driver and to its
 # parent, which passes it on.
 SAME_SIGNAL_SECONDS = 1.0
+# After these a worker joins the others again, unless a signal comes.
+GOES_ON = (ExpelledError, HandedOverError)
 
 
 class _Broken(BaseException):
@@ -37,7 +40,7 @@ class Shutdown:
     def __init__(self) -> None:
         self._reason: QwqBatchError | None = None
         self._coordinator: CoordinatorClient | None = None
-        self._listening = self._breaking = False
+        self._listening = self._breaking = self._is_saved = False
         self._signalled = float("-inf")
         self._saving: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -106,18 +109,23 @@ class Shutdown:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not self._listening:
             return
-        now = time.monotonic()
-        is_repeated, since = self._reason is not None, now - self._signalled
-        if is_repeated and not self._breaking:
-            if since < SAME_SIGNAL_SECONDS:
-                return
-            if isinstance(self._reason, StoppedError):
-                self._reason = _stopped(number, is_saved=False)
-        self._signalled = now
-        self._reason = self._reason or _stopped(number)
-        if is_repeated or self._coordinator is None:
+        if self._breaking:  # our own signal
+            self._breaking, self._is_saved = False, True
             raise _Broken
-        self._save_soon()
+        now = time.monotonic()
+        if self._reason is None or isinstance(self._reason, GOES_ON):
+            self._reason, self._signalled = _stopped(number), now
+            if self._coordinator is None:
+                raise _Broken
+            if self._saving is None:
+                self._save_soon()
+            return
+        if now - self._signalled < SAME_SIGNAL_SECONDS and not self._is_saved:
+            return
+        self._signalled = now
+        if isinstance(self._reason, StoppedError) and not self._is_saved:
+            self._reason = _stopped(number, is_saved=False)
+        raise _Broken
 
     def _save_soon(self) -> None:
         # In a thread: the main thread may hold a lock of Ray's, for which a call to Ray would wait.

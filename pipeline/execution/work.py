@@ -13,7 +13,13 @@ from contextlib import contextmanager
 
 from pipeline.config.run_config import RunConfig
 from pipeline.engines import engine_slots
-from pipeline.errors import ConfigError, ExpelledError, PassOpenedError, QwqBatchError
+from pipeline.errors import (
+    ConfigError,
+    ExpelledError,
+    HandedOverError,
+    PassOpenedError,
+    QwqBatchError,
+)
 from pipeline.execution.claimed_rows import ClaimedRows
 from pipeline.execution.cluster import cluster
 from pipeline.execution.context_tiers import AS_CONFIGURED
@@ -66,6 +72,8 @@ def work(
                 return summary_of(prepared, config.sampling.n)
             except ExpelledError as error:
                 logger.warning("%s; it joins again", error)
+            except HandedOverError as error:
+                logger.warning("%s; this one waits, in case they leave them", error)
             except PassOpenedError:
                 logger.debug("another worker has opened the pass: look again")
 

@@ -1,24 +1,19 @@
-"""Which worker has which rows of a pass: a board that all workers of an output share.
+"""The rows of a pass that a worker has, by a board that all workers of an output share.
 
-The board is a small numbered file, and whoever changes it creates the next number, which only one
+The `Board` is a small numbered file, and whoever changes it creates the next number, which only one
 of several workers can. It decides nothing but who does what: whether a row is done, the ledger
 says. So a lost or damaged board costs rows that are done twice at worst, and never one that is not
 done.
-
-Rows are handed out in the order of the shards, up to a place that the board remembers. What a dead
-worker had, or one that ended early had left, goes first. Claims are small when few rows are left,
-so that all workers end at about the same time.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Any
 
+from pipeline.output.board import Board, Holding, Piece, claimed, count, share, unclaimed
 from pipeline.output.layout import CLAIMS, JSON, ranges_of
 from pipeline.output.ledger import Ledger
 from pipeline.output.passes import plan_pass
@@ -26,145 +21,18 @@ from pipeline.output.workers import Worker, expelled
 from pipeline.planning import Part, PartRef, Pass, Range, gaps
 from pipeline.storage import Storage, map_in_threads
 
-# A worker claims so many times what it works on at once: at most, and at least, near the end.
-MOST_WAVES, LEAST_WAVES = 4.0, 0.25
 # The last boards are kept, for a worker that is slow to create the next.
 BOARDS_KEPT = 64
 
-# Rows ``start`` to ``stop`` (exclusive) of a shard: its name, start, stop.
-Piece = tuple[str, int, int]
-BEGIN = ("", 0)
 # A part, and spans of its rows.
 _Clip = tuple[Part, list[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a worker has: the rows that it works on ``at_once``, and the ``pieces`` it has to do."""
-
-    at_once: int
-    pieces: tuple[Piece, ...] = ()
-
-
-@dataclass(frozen=True)
-class Board:
-    """Who has what.
-
-    ``place``: a shard and a row in it; all rows before it have been handed out. ``returned``: of
-    those, the rows that are free again. ``holdings``: by worker.
-    """
-
-    place: tuple[str, int] = BEGIN
-    returned: tuple[Piece, ...] = ()
-    holdings: Mapping[str, Holding] = field(default_factory=dict)
-
-    def to_json(self) -> bytes:
-        """As the file has it."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Board":
-        """The inverse of `to_json`; a damaged file is an empty board."""
-        try:
-            values = json.loads(data)
-            holdings = {
-                name: Holding(int(held["at_once"]), _pieces(held["pieces"]))
-                for name, held in values["holdings"].items()
-            }
-            shard, row = values["place"]
-            return cls((str(shard), int(row)), _pieces(values["returned"]), holdings)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            return cls()
-
-    def holds(self, worker: str, holding: Holding) -> "Board":
-        """The board on which ``worker`` has ``holding``."""
-        return replace(self, holdings={**self.holdings, worker: holding})
-
-    def without(self, workers: Sequence[str]) -> "Board":
-        """The board on which ``workers`` have nothing, and what they had is free."""
-        freed = tuple(
-            piece
-            for name, held in self.holdings.items()
-            if name in workers
-            for piece in held.pieces
-        )
-        left = {name: held for name, held in self.holdings.items() if name not in workers}
-        return replace(self, returned=(*self.returned, *freed), holdings=left)
-
-
-def _pieces(values: Sequence[Sequence[Any]]) -> tuple[Piece, ...]:
-    return tuple((str(shard), int(start), int(stop)) for shard, start, stop in values)
-
-
-def share(board: Board, worker: str) -> float:
-    """The share of all that is done at once, 0 to 1, that ``worker`` does."""
-    return board.holdings[worker].at_once / sum(held.at_once for held in board.holdings.values())
-
-
-def fair_rows(left: int, board: Board, worker: str) -> int:
-    """How many of ``left`` rows ``worker`` takes: half of its share."""
-    mine, fair = board.holdings[worker].at_once, left * share(board, worker) / 2
-    return max(1, math.ceil(min(max(fair, LEAST_WAVES * mine), MOST_WAVES * mine)))
-
-
-def unclaimed(board: Board, todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """The rows of ``todo``, in order, that nobody has: those returned, and those never claimed.
-
-    Of returned rows, only those of the shards in ``todo``.
-    """
-    shards = {shard for shard, _, _ in todo}
-    free = [piece for piece in board.returned if piece[0] in shards]
-    later = [(s, max(start, _row(s, board)), stop) for s, start, stop in todo]
-    return free, [p for p in later if p[0] >= board.place[0] and p[1] < p[2]]
-
-
-def claimed(board: Board, worker: str, todo: Sequence[Piece]) -> Board:
-    """The board after ``worker`` has taken rows that are `unclaimed`."""
-    free, later = unclaimed(board, todo)
-    rows = fair_rows(_rows(free) + _rows(later), board, worker)
-    again, left_free = _split(free, rows)
-    first, _ = _split(later, rows - _rows(again))
-    unknown = [piece for piece in board.returned if piece not in free]
-    place = (first[-1][0], first[-1][2]) if first else board.place
-    held = board.holdings[worker]
-    board = replace(board, place=place, returned=(*unknown, *left_free))
-    return board.holds(worker, replace(held, pieces=(*held.pieces, *again, *first)))
-
-
-def _minus(pieces: Iterable[Piece], others: Sequence[Piece]) -> list[Piece]:
-    """The rows of ``pieces`` that ``others`` do not have."""
-    return [
-        (shard, low, high)
-        for shard, start, stop in pieces
-        for low, high in gaps(start, stop, [(s, e) for name, s, e in others if name == shard])
-    ]
-
-
-def _row(shard: str, board: Board) -> int:
-    """The first row of ``shard`` that has not been handed out, if ``shard`` is at the place."""
-    return board.place[1] if shard == board.place[0] else 0
-
-
-def _rows(pieces: Sequence[Piece]) -> int:
-    return sum(stop - start for _, start, stop in pieces)
-
-
-def _split(pieces: Sequence[Piece], rows: int) -> tuple[list[Piece], list[Piece]]:
-    """The first ``rows`` rows of ``pieces``, and the others."""
-    taken = list[Piece]()
-    for i, (shard, start, stop) in enumerate(pieces):
-        if rows < stop - start:
-            first, rest = (shard, start, start + rows), (shard, start + rows, stop)
-            return [*taken, first] if rows else taken, [rest, *pieces[i + 1 :]]
-        taken.append((shard, start, stop))
-        rows -= stop - start
-    return taken, []
 
 
 class Claims:
     """The rows of ``run_pass`` that ``worker`` has, and the way to more.
 
     ``parts``: of the whole run. ``at_once``: how many rows the worker works on at the same time.
+    ``pace`` and ``free``: as in `Holding`, told to the others with the next `take`.
     ``rows_to_come``: how many it will probably claim yet, its share of those that nobody has. The
     pass must not be a retry, which is for a driver alone.
     """
@@ -173,7 +41,8 @@ class Claims:
         self, ledger: Ledger, parts: Sequence[Part], run_pass: Pass, worker: Worker, at_once: int
     ) -> None:
         self._ledger, self._parts, self._pass, self._worker = ledger, parts, run_pass, worker
-        self.at_once = at_once
+        self.at_once, self.pace, self.free = at_once, 0.0, 0
+        self._seen = 0, Board()
         self._parts_of: dict[str, list[Part]] = {}
         for part in parts:
             self._parts_of.setdefault(part.shard.name, []).append(part)
@@ -185,7 +54,12 @@ class Claims:
     @property
     def rows_left(self) -> int:
         """The rows of the pass that were to do when all of them were last looked at."""
-        return _rows(self._todo)
+        return count(self._todo)
+
+    @property
+    def has_slower(self) -> bool:
+        """Whether a slower worker had rows when the board was last read."""
+        return self._seen[1].has_slower(self._worker.name)
 
     def take(self) -> list[Range] | None:
         """Rows to do now; none if others have all that are left, None if no row is left.
@@ -196,24 +70,24 @@ class Claims:
         # Before the board is read: the sooner the next one follows, the fewer others are faster.
         workers, rest = self._worker.look(), self._rest(self._begun)
         while True:
-            number, stored = self._last_board()
+            number, stored = self._seen = self._last_board()
             if self._begun and me not in stored.holdings:
                 raise expelled()
             if new := self._begin(stored):
-                left = _rows([*chain.from_iterable(unclaimed(stored, self._todo))])
+                left = count([*chain.from_iterable(unclaimed(stored, self._todo))])
                 self.rows_to_come = math.ceil(left * share(stored, me))
                 return new
             if self._ledger.is_closed(self._pass):
                 return None
             dead = self._dead(stored, workers)
-            board = stored.without(dead).holds(me, Holding(self.at_once, tuple(rest)))
+            board = stored.without(dead).holds(me, self._holding(rest))
             wanted = self._with_more(board)
             if wanted is None:
                 return None
             if wanted == stored:
                 return []
             if self._write(number + 1, wanted):
-                self._begun = rest
+                self._begun, self._seen = rest, (number + 1, wanted)
                 for name in dead:
                     self._worker.remove(name)
                 if wanted == board:
@@ -223,6 +97,19 @@ class Claims:
         """Nothing runs now: rows that `take` has given and that are not durable are to do again."""
         self._begun = []
 
+    def hand_over(self, rows: int, pace: float) -> bool:
+        """Announce that others get the last ``rows`` of this worker, each done at ``pace`` now.
+
+        They get them by `give_back`, once their traces are saved. False: nobody who is faster has
+        room for them, as far as the board says that was last read.
+        """
+        number, board = self._seen
+        gives = board.places(self._worker.name, rows, pace)
+        if not gives:
+            return False
+        held = replace(board.holdings[self._worker.name], gives=gives)
+        return self._write(number + 1, board.holds(self._worker.name, held))
+
     def give_back(self) -> None:
         """Leave to others what this worker has not done."""
         name = self._worker.name
@@ -230,9 +117,9 @@ class Claims:
             number, board = self._last_board()
             if name not in board.holdings:
                 return
-            rest = self._rest(board.holdings[name].pieces)
-            board = board.holds(name, Holding(self.at_once, tuple(rest)))
-            if self._write(number + 1, board.without([name])):
+            held = board.holdings[name]  # rows that move to another are named one by one
+            rest = _pieces_of(self._undone(held.pieces)) if held.gives else self._rest(held.pieces)
+            if self._write(number + 1, board.handed_over(name, rest)):
                 return
 
     def end(self) -> None:
@@ -247,6 +134,10 @@ class Claims:
         if board.holdings.keys() <= {*dead}:
             names = [self._file(old) for old in self._numbers() if old <= number]
             self._ledger.store.delete(names)
+
+    def _holding(self, rest: Sequence[Piece]) -> Holding:
+        """What the board says of this worker; its free slots only if a slower one has rows."""
+        return Holding(self.at_once, tuple(rest), self.pace, self.free if self.has_slower else 0)
 
     def _begin(self, board: Board) -> list[Range]:
         """What this worker has on ``board`` and has not begun.
@@ -357,7 +248,7 @@ def rows_held(store: Storage) -> Counter[str]:
     for file in last.values():
         with suppress(FileNotFoundError):  # newer ones were made meanwhile
             for name, held in Board.from_json(store.read(file)).holdings.items():
-                rows[name] += _rows(held.pieces)
+                rows[name] += count(held.pieces)
     return rows
 
 
@@ -369,3 +260,12 @@ def _pieces_of(ranges: Iterable[Range]) -> list[Piece]:
             start = pieces.pop()[1]
         pieces.append((shard, start, stop))
     return pieces
+
+
+def _minus(pieces: Iterable[Piece], others: Sequence[Piece]) -> list[Piece]:
+    """The rows of ``pieces`` that ``others`` do not have."""
+    return [
+        (shard, low, high)
+        for shard, start, stop in pieces
+        for low, high in gaps(start, stop, [(s, e) for name, s, e in others if name == shard])
+    ]

@@ -14,6 +14,7 @@ HASTY = (
     "-c",
     "import pipeline.output.workers as workers; "
     f"workers.RENEW_SECONDS, workers.EXPIRE_SECONDS = 1, {EXPIRE_SECONDS}; "
+    "import pipeline.execution.claimed_rows as rows; rows.WAIT_SECONDS = rows.WORTH_SECONDS = 1; "
     "from pipeline.cli import main; main()",
 )
 
@@ -69,3 +70,25 @@ def test_workers_that_begin_a_top_up_at_the_same_time(new_case: NewCase) -> None
     for worker in both:
         assert worker.wait() == 0, worker.told()
     assert case.check().generated_twice == 0
+
+
+def test_slow_worker_hands_its_last_rows_over_with_their_tokens(new_case: NewCase) -> None:
+    """Its traces take six times as long; the last ones end elsewhere, from where they were."""
+    case = new_case(
+        "a slow worker hands its last rows over",
+        sizes=[60, 60],
+        samples=1,
+        engine={
+            **ONE_ENGINE, "vllm": {"max_num_seqs": SLOTS},
+            "simulated": {"tokens_sigma": 0.3, "seconds_per_token": 0.05},
+        },
+    )  # fmt: skip
+    quick = case.start(HASTY, shared=True)
+    slow = case.start(HASTY, ["engine.simulated.seconds_per_token=0.3"], shared=True)
+    for worker in (slow, quick):
+        assert worker.wait() == 0, worker.told()
+    assert "rows go to faster workers" in slow.printed, slow.told()
+    assert "rows go to faster workers" not in quick.printed, quick.told()
+    outcome = case.check()
+    assert outcome.carried_tokens
+    assert outcome.generated_twice == 0, outcome

@@ -1,14 +1,15 @@
 """When a worker claims more rows: by what its engines have left."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from ray.exceptions import GetTimeoutError
 
-from pipeline.errors import EngineError, OutputError, QwqBatchError
+from pipeline.errors import EngineError, HandedOverError, OutputError, QwqBatchError
 from pipeline.execution import claimed_rows
-from pipeline.execution.claimed_rows import IDLE_SECONDS, ClaimedRows, RowQueue
+from pipeline.execution.claimed_rows import IDLE_SECONDS, WORTH_SECONDS, ClaimedRows, RowQueue
 from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
 from pipeline.time_limits import LEASE_RENEW_SECONDS as RENEW_SECONDS
 
@@ -21,6 +22,7 @@ class Engines:
 
     def __init__(self, *engines: EngineFigures) -> None:
         self.engines, self.rows, self.now, self.answers = engines, 0, 1000.0, True
+        self.tokens = 0
 
     def monotonic(self) -> float:
         return self.now
@@ -32,7 +34,8 @@ class Engines:
     def snapshot(self) -> Snapshot:
         if not self.answers:
             raise GetTimeoutError
-        return Snapshot(Totals(rows=self.rows), ready_seconds=0.0, engines=self.engines)
+        totals = Totals(rows=self.rows, spent_tokens=self.tokens, generated=self.rows)
+        return Snapshot(totals, ready_seconds=0.0, engines=self.engines)
 
 
 @pytest.fixture
@@ -42,8 +45,11 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     return engines
 
 
+SLOTS = 16
+
+
 def pace_of(engines: Any) -> claimed_rows._Pace:
-    return claimed_rows._Pace(engines)
+    return claimed_rows._Pace(engines, SLOTS)
 
 
 def test_rows_that_engines_have_done_are_not_left(engines: Engines) -> None:
@@ -98,33 +104,108 @@ def test_pace_is_that_since_the_engines_were_ready(engines: Engines) -> None:
     assert pace.rows_in(5) == 10
 
 
+def test_speed_of_traces_is_that_while_slots_are_full_and_now(engines: Engines) -> None:
+    pace = pace_of(engines)
+    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (0.0, math.inf, math.inf)
+    two = (EngineFigures("a", running=10, tokens_per_second=200),) * 2
+    engines.engines = two
+    for _ in range(50):  # seconds, with 20 traces of 400 tokens
+        engines.now, engines.rows, engines.tokens = (
+            engines.now + 1, engines.rows + 1, engines.tokens + 400,
+        )  # fmt: skip
+        pace.left(1000)
+    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (20.0, 20.0, 20.0)
+    engines.engines = (EngineFigures("a", running=5, tokens_per_second=200),)
+    engines.now, engines.tokens = engines.now + 10, engines.tokens + 2000
+    pace.left(60)  # fewer than slots
+    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (20.0, 20.0, 40.0)
+
+
+class BoardClaims:
+    """In place of `Claims`: gives what it is told, and notes when it is asked for it."""
+
+    def __init__(self, engines: Engines, takes: list[Any], slower: int = 0) -> None:
+        self.takes, self._engines, self._slower = takes, engines, slower
+        self.asked, self.told, self.offers = list[float](), list[int](), list[tuple[int, float]]()
+        self.free, self.has_room = 0, False
+
+    @property
+    def has_slower(self) -> bool:
+        self._slower -= 1
+        return self._slower >= 0
+
+    def take(self) -> Any:
+        self.asked.append(self._engines.now)
+        self.told.append(self.free)
+        return self.takes.pop(0)
+
+    def hand_over(self, rows: int, pace: float) -> bool:
+        self.offers.append((rows, pace))
+        return self.has_room
+
+
+def rows_with(claims: Any, engines: Any) -> Any:
+    rows: Any = ClaimedRows.__new__(ClaimedRows)
+    rows._claims, rows._over, rows._slots = claims, engines, SLOTS
+    return rows
+
+
 @pytest.mark.parametrize(
-    ("takes", "done_after", "expected"),
+    ("takes", "done", "expected"),
     [
-        ([["a"]], 99, ["a"]),
-        ([None], 99, ()),
-        ([[]], 0, ()),  # its engines are done: it waits with none
-        ([[], [], ["a"]], 99, ["a"]),  # another worker has left
-        ([[], None], 99, ()),
+        ([["a"]], 0, ["a"]),
+        ([None], 0, ()),
+        ([[]], 10, ()),  # its engines are done: it waits with none
+        ([[], [], ["a"]], 0, ["a"]),  # another worker has left
+        ([[], None], 0, ()),
     ],
 )
 def test_worker_at_work_asks_again_for_what_others_leave(
-    engines: Engines, takes: list[Any], done_after: float, expected: Any
+    engines: Engines, takes: list[Any], done: int, expected: Any
 ) -> None:
-    asked = list[float]()
-
-    class Claims:
-        def take(self) -> Any:
-            asked.append(engines.now)
-            return takes.pop(0)
-
-    rows: Any = ClaimedRows.__new__(ClaimedRows)
-    rows._claims, rows._over = Claims(), engines
+    claims = BoardClaims(engines, takes)
     pace = pace_of(engines)
-    engines.rows = 10 if done_after == 0 else 0
-    assert rows._next(pace, 10) == expected
+    engines.rows = done
+    assert rows_with(claims, engines)._next(pace, 10) == expected
     assert not takes
-    assert all(after - before == RENEW_SECONDS for before, after in pairwise(asked))
+    assert all(after - before == RENEW_SECONDS for before, after in pairwise(claims.asked))
+
+
+def test_engines_without_work_wait_for_what_a_slower_worker_hands_over(engines: Engines) -> None:
+    claims, pace = BoardClaims(engines, [[], [], [], ["moved"]], slower=99), pace_of(engines)
+    engines.rows = 10
+    assert rows_with(claims, engines)._next(pace, 10) == ["moved"]
+    assert claims.told == [0, SLOTS, SLOTS, SLOTS]
+    assert not claims.offers, "it has no rows"
+    claims = BoardClaims(engines, [[], []], slower=25)
+    assert rows_with(claims, engines)._next(pace, 10) == (), "the slower one has ended"
+
+
+def test_free_slots_are_told_in_eighths(engines: Engines) -> None:
+    claims, pace = BoardClaims(engines, [[], ["a"]]), pace_of(engines)
+    engines.rows = 5
+    rows_with(claims, engines)._next(pace, 16)
+    assert claims.told == [0, 4]
+
+
+def test_last_rows_are_handed_over_if_that_is_worth_it(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.engines = (EngineFigures("a", running=4, tokens_per_second=80),)
+    claims, pace = BoardClaims(engines, [[], [], [], []]), pace_of(engines)
+    monkeypatch.setattr(claimed_rows._Pace, "trace_seconds", WORTH_SECONDS - 1)
+    rows = rows_with(claims, engines)
+    claims.has_room = True
+    with pytest.raises(IndexError):  # nothing is given any more
+        rows._next(pace, 4)
+    assert not claims.offers
+    monkeypatch.setattr(claimed_rows._Pace, "trace_seconds", WORTH_SECONDS)
+    claims.takes, claims.has_room = [[], [], None], False
+    assert rows._next(pace, 4) == ()
+    assert claims.offers == [(4, 20.0)]
+    claims.takes, claims.has_room = [[], []], True
+    with pytest.raises(HandedOverError, match="the last 4 rows go to faster workers"):
+        rows._next(pace, 4)
 
 
 def test_a_task_that_is_repeated_gets_the_same_claim() -> None:
@@ -146,9 +227,15 @@ def test_a_task_that_is_repeated_gets_the_same_claim() -> None:
     ],
 )
 def test_whatever_goes_wrong_with_claims_ends_the_run(
-    error: Exception, kind: type[QwqBatchError], message: str
+    error: Exception, kind: type[QwqBatchError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the read tasks would wait for claims for ever, and the worker count as alive."""
+
+    class Queue:
+        class end:  # noqa: N801 (a method of an actor)
+            @staticmethod
+            def remote() -> bool:
+                return True
 
     class Failing:
         rows_to_come = 0
@@ -158,8 +245,11 @@ def test_whatever_goes_wrong_with_claims_ends_the_run(
 
     failing: Any = Failing()
     rows: Any = ClaimedRows.__new__(ClaimedRows)
-    rows.todo, rows._claims, rows._most_claims = [], failing, 1
+    rows.todo, rows._claims, rows._most_claims, rows._queue = [], failing, 1, Queue()
+    ended = list[bool]()
+    monkeypatch.setattr("ray.get", ended.append)
     reasons: list[QwqBatchError] = []
-    rows._claim(failing, 1, reasons.append)
+    rows._claim(failing, pace_of(failing), 1, reasons.append)
+    assert ended == [True], "the read tasks wait no longer"
     assert [type(reason) for reason in reasons] == [kind]
     assert reasons[0].message.startswith(message)

@@ -8,7 +8,7 @@ import time
 import pytest
 from ray.exceptions import GetTimeoutError
 
-from pipeline.errors import LeaseHeldError, StoppedError
+from pipeline.errors import HandedOverError, LeaseHeldError, StoppedError
 from pipeline.execution import shutdown as module
 from pipeline.execution.cluster import wait_until_closed
 from pipeline.execution.shutdown import SIGNALS, Shutdown
@@ -159,6 +159,29 @@ def test_signal_that_comes_twice_at_once_lets_the_engines_save(
                 time.sleep(0.05)
             coordinator.saved.set()
             time.sleep(60)  # broken off when the engines have saved
+
+
+def test_signal_ends_a_worker_that_would_go_on_once_its_engines_have_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It hands its last rows over, or others count it as dead."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    coordinator = SavingCoordinator()
+    with pytest.raises(StoppedError, match=r"ended by SIGTERM; .* traces are saved"):
+        with Shutdown().listening() as shutdown, shutdown.engines_of(coordinator):
+            shutdown.request(HandedOverError("the last rows go to others"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            coordinator.saved.set()
+            time.sleep(60)
+    with pytest.raises(StoppedError, match="ended by SIGINT; "):
+        with Shutdown().listening() as shutdown:
+            try:
+                with shutdown.engines_of(coordinator):
+                    shutdown.request(HandedOverError("the last rows go to others"))
+                    time.sleep(60)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
 
 
 def test_second_signal_ends_at_once_and_says_what_that_costs(

@@ -12,7 +12,7 @@ import yaml
 from pipeline.insight.status import Status, status
 from pipeline.monitor.figures import EnginePool
 from pipeline.output import engine_starts, lease
-from pipeline.output.claims import Board, Holding
+from pipeline.output.board import Board, Holding
 from pipeline.output.engine_starts import EngineStart
 from pipeline.output.layout import CLAIMS, WORKERS
 from pipeline.storage import Storage

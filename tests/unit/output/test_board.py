@@ -1,0 +1,70 @@
+"""Who may get a slow worker's last rows, and who has them then."""
+
+import pytest
+
+from pipeline.output.board import Board, Holding
+
+ROWS = (("a.parquet", 0, 30), ("b.parquet", 5, 15))
+
+
+def board(**holdings: Holding) -> Board:
+    return Board(("b.parquet", 15), (), holdings)
+
+
+def worker(pace: float, free: int = 0, **gives: int) -> Holding:
+    return Holding(64, ROWS, pace, free, gives)
+
+
+@pytest.mark.parametrize(
+    ("others", "rows", "gives"),
+    [
+        ({"fast": worker(30, 40)}, 40, {"fast": 40}),
+        ({"fast": worker(30, 39)}, 40, {}),  # all or nothing
+        ({"equal": worker(11.9, 64)}, 40, {}),  # they would only move
+        ({"just": worker(12, 64)}, 40, {"just": 40}),
+        ({"new": worker(0, 64)}, 40, {}),
+        ({"fast": worker(20, 30), "faster": worker(30, 20)}, 40, {"faster": 20, "fast": 20}),
+        # What another slow worker has announced has its place.
+        ({"fast": worker(30, 64), "slow": worker(10, fast=30)}, 40, {}),
+        ({"fast": worker(30, 64), "slow": worker(10, fast=24)}, 40, {"fast": 40}),
+        ({"fast": worker(30, 8), "slow": worker(10, fast=24), "b": worker(29, 40)}, 40, {"b": 40}),
+        ({}, 40, {}),
+    ],
+)
+def test_rows_go_to_faster_workers_if_these_have_room_for_all(
+    others: dict[str, Holding], rows: int, gives: dict[str, int]
+) -> None:
+    seen = board(**others, me=worker(5))
+    assert {k: v for k, v in seen.places("me", rows, 10).items() if v} == gives
+
+
+@pytest.mark.parametrize(
+    ("other", "is_slower"),
+    [(worker(8), True), (worker(9), False), (worker(0), False), (Holding(64, (), 2), False)],
+)
+def test_worker_waits_for_slower_ones_that_have_rows(other: Holding, is_slower: bool) -> None:
+    assert board(me=worker(10), other=other).has_slower("me") == is_slower
+    assert not board(other=other).has_slower("me")
+
+
+def test_rows_that_are_handed_over_are_in_the_hands_of_those_that_get_them() -> None:
+    before = board(me=worker(5, quick=10, gone=5, fast=12), quick=worker(9, 16), fast=worker(8, 12))
+    after = before.handed_over("me", [("a.parquet", 2, 20), ("b.parquet", 7, 12)])
+    assert after.holdings.keys() == {"quick", "fast"}
+    quick, fast = after.holdings["quick"], after.holdings["fast"]
+    assert (quick.pieces, quick.free) == ((*ROWS, ("a.parquet", 2, 12)), 6)
+    assert fast.pieces == (*ROWS, ("a.parquet", 12, 20), ("b.parquet", 7, 11))
+    assert fast.free == 0
+    assert after.returned == (("b.parquet", 11, 12),), "more than they were to get"
+
+
+def test_worker_that_hands_nothing_over_leaves_its_rows_to_all() -> None:
+    after = board(me=worker(5), other=worker(9, 64)).handed_over("me", ROWS)
+    assert (after.returned, after.holdings) == (ROWS, {"other": worker(9, 64)})
+
+
+def test_board_is_the_same_after_it_was_written() -> None:
+    written = board(me=worker(5.5, 3, other=7), other=worker(0))
+    assert Board.from_json(written.to_json()) == written
+    old = b'{"place": ["a", 3], "returned": [], "holdings": {"x": {"at_once": 4, "pieces": []}}}'
+    assert Board.from_json(old) == Board(("a", 3), (), {"x": Holding(4)}), "of an earlier version"
