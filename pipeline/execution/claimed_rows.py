@@ -233,8 +233,8 @@ class _Pace:
         self._seconds: float | None = None  # since the engines were ready
         self._began = self._busy = self._looked = time.monotonic()
         self._last = Totals()
-        # While all slots were full: the seconds of all traces, their tokens, traces that ended.
-        self._full_seconds = self._full_tokens = self._full_traces = 0.0
+        # Seconds of all traces added up; of these, while all slots were full, with the tokens.
+        self._trace_seconds = self._full_seconds = self._full_tokens = 0.0
 
     def left(self, given: int) -> int:
         """How many of the ``given`` rows are not done; asks the coordinator."""
@@ -266,16 +266,18 @@ class _Pace:
     @property
     def trace_seconds(self) -> float:
         """How long a trace takes on average; infinite if none has ended."""
-        return self._full_seconds / self._full_traces if self._full_traces else math.inf
+        ended = self._last.generated
+        return self._trace_seconds / ended if ended else math.inf
 
     def _look(self, snapshot: Snapshot, now: float, *, is_full: bool) -> None:
         totals, running = snapshot.totals, sum(engine.running for engine in snapshot.engines)
         rate = sum(engine.tokens_per_second for engine in snapshot.engines)
         self.now = rate / running if running else math.inf
+        seconds = running * (now - self._looked)
+        self._trace_seconds += seconds
         if is_full:
-            self._full_seconds += running * (now - self._looked)
+            self._full_seconds += seconds
             self._full_tokens += totals.spent_tokens - self._last.spent_tokens
-            self._full_traces += totals.generated - self._last.generated
         self._looked, self._last = now, totals
 
 

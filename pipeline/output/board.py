@@ -100,11 +100,10 @@ class Board:
         return sorted(names, key=lambda name: -paces[name])
 
     def has_slower(self, worker: str) -> bool:
-        """Whether a worker that has rows is slower than ``worker``."""
+        """Whether another worker that has rows is, or may be, slower than ``worker``."""
         mine = self.holdings[worker].pace if worker in self.holdings else 0.0
-        return any(
-            held.pieces and 0 < FASTER * held.pace <= mine for held in self.holdings.values()
-        )
+        others = [held for name, held in self.holdings.items() if name != worker and held.pieces]
+        return mine > 0 and any(FASTER * held.pace <= mine for held in others)
 
     def places(self, worker: str, rows: int, pace: float) -> dict[str, int]:
         """Who of those that are `faster` begins how many of ``rows``; nobody if not all fit.

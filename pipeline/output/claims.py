@@ -58,7 +58,7 @@ class Claims:
 
     @property
     def has_slower(self) -> bool:
-        """Whether a slower worker had rows when the board was last read."""
+        """Whether another worker had rows that may be slower, when the board was last read."""
         return self._seen[1].has_slower(self._worker.name)
 
     def take(self) -> list[Range] | None:

@@ -84,6 +84,7 @@ def test_slow_worker_hands_its_last_rows_over_with_their_tokens(new_case: NewCas
         },
     )  # fmt: skip
     quick = case.start(HASTY, shared=True)
+    quick.must_reach(case.output.finished, "its first rows")
     slow = case.start(HASTY, ["engine.simulated.seconds_per_token=0.3"], shared=True)
     for worker in (slow, quick):
         assert worker.wait() == 0, worker.told()

@@ -118,7 +118,7 @@ def test_speed_of_traces_is_that_while_slots_are_full_and_now(engines: Engines) 
     engines.engines = (EngineFigures("a", running=5, tokens_per_second=200),)
     engines.now, engines.tokens = engines.now + 10, engines.tokens + 2000
     pace.left(60)  # fewer than slots
-    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (20.0, 20.0, 40.0)
+    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (20.0, 21.0, 40.0)
 
 
 class BoardClaims:

@@ -40,11 +40,15 @@ def test_rows_go_to_faster_workers_if_these_have_room_for_all(
 
 @pytest.mark.parametrize(
     ("other", "is_slower"),
-    [(worker(8), True), (worker(9), False), (worker(0), False), (Holding(64, (), 2), False)],
+    [(worker(8), True), (worker(9), False), (worker(0), True), (Holding(64, (), 2), False)],
 )
-def test_worker_waits_for_slower_ones_that_have_rows(other: Holding, is_slower: bool) -> None:
+def test_slower_workers_that_have_rows_are_told_from_others(
+    other: Holding, is_slower: bool
+) -> None:
+    """One whose speed is not known yet may be slower."""
     assert board(me=worker(10), other=other).has_slower("me") == is_slower
     assert not board(other=other).has_slower("me")
+    assert not board(me=worker(0), other=other).has_slower("me")
 
 
 def test_rows_that_are_handed_over_are_in_the_hands_of_those_that_get_them() -> None:
