@@ -368,17 +368,14 @@ class Fleet:
                 claims.at_once = IN_FLIGHT * shape.engines
                 claims.pace = float(f"{1 / (FULL_STEP_SECONDS * slowness[0]):.2g}")
                 engines.wait_for_few(claims.at_once)
-                claim = self._take(claims)
-                while claim == [] and (engines.rows or claims.has_slower):
+                claim = self._take(claims, engines)
+                while claim == [] and not hands_over and (engines.rows or claims.may_get_rows):
                     clock.sleep(WAIT_SECONDS)
-                    free = max(0, SLOTS * shape.engines - engines.rows)
-                    step = SLOTS * shape.engines // FREE_STEPS
-                    claims.free = free // step * step
-                    claim = self._take(claims)
+                    claim = self._take(claims, engines)
                     if claim == [] and engines.rows:
                         hands_over = claims.hand_over(engines.rows, engines.pace)
-                        if hands_over:
-                            break
+            if hands_over:
+                break
             if hands_over:
                 self.moves += engines.rows
                 engines.stop()
@@ -391,7 +388,11 @@ class Fleet:
         self.workers_ended.append(clock.monotonic())
         return hands_over
 
-    def _take(self, claims: Claims) -> list[Range] | None:
+    def _take(self, claims: Claims, engines: Engines | None = None) -> list[Range] | None:
+        if engines is not None:
+            slots = SLOTS * self._shape.engines
+            step = slots // FREE_STEPS
+            claims.free = max(0, slots - engines.rows) // step * step
         began, cpu = self.clock.monotonic(), self.clock.cpu_seconds()
         claim = claims.take()
         self.cpu_seconds += self.clock.cpu_seconds() - cpu

@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,7 +31,7 @@ from pipeline.execution.task_deaths import READ_DEATHS, refuse_endless_deaths
 from pipeline.input.longest_first import Lengths
 from pipeline.input.rows import read_bundle
 from pipeline.monitor.coordinator import CoordinatorClient, rows_by_part
-from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
+from pipeline.monitor.figures import EngineFigures, Snapshot
 from pipeline.output.board import MOST_WAVES
 from pipeline.output.claims import Claims
 from pipeline.planning import Range
@@ -49,10 +50,14 @@ IDLE_SECONDS = 60.0
 # they are used up nevertheless, another execution begins.
 SMALL_CLAIMS, MOST_TASKS = 16, 1000
 # To save traces, end the engines and read the tokens elsewhere takes some ten seconds. So rows stay
-# where their traces take less than this on average.
+# where their traces take less than this on average. The speed now is that of this time, too: the
+# first tokens of new rows come late.
 WORTH_SECONDS = 60.0
 # Free slots are told in eighths of all, so that the board seldom changes.
 FREE_STEPS = 8
+# How long engines without rows are kept for those of slower workers. (Ray Data ends an execution in
+# which nothing moves for an hour.)
+KEEP_SECONDS = 900.0
 
 
 class RowQueue:
@@ -109,13 +114,16 @@ def _read(
 
 
 class ClaimedRows:
-    """The rows that a worker claims during one execution; ``todo``: its first claim, taken."""
+    """The rows that a worker claims during one execution.
+
+    ``todo``: its first claim, taken. ``hands_over``: whether the execution can be broken off.
+    """
 
     # A read task waits most of the time; holding a CPU, it might keep others from starting.
     read_cpus: float | None = 0
 
-    def __init__(self, claims: Claims, todo: Sequence[Range]) -> None:
-        self._claims, self.todo = claims, todo
+    def __init__(self, claims: Claims, todo: Sequence[Range], *, hands_over: bool) -> None:
+        self._claims, self.todo, self._hands_over = claims, todo, hands_over
         self.rows = max(claims.rows_left, sum(piece.rows for piece in todo))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0)(RowQueue).options(scheduling_strategy=here)
@@ -182,15 +190,19 @@ class ClaimedRows:
         """Another claim; empty if no more are to be had while the engines have work.
 
         Others may have all that is left. Should one of them leave, engines at work go on with it,
-        and engines without work wait for what a slower worker will hand over. Raises
+        and engines without work wait a while for what a slower worker will hand over. Raises
         `HandedOverError` if faster ones take what these engines have.
         """
-        claim, asked = self._claims.take(), time.monotonic()
-        while claim == [] and (pace.left(given) or self._claims.has_slower):
-            if self._over.wait(POLL_SECONDS):
+        claim, asked = self._take(pace, given), time.monotonic()
+        worked = asked
+        while claim == [] and not self._over.wait(POLL_SECONDS):
+            now = time.monotonic()
+            if pace.left(given):
+                worked = now
+            elif not self._claims.may_get_rows or now - worked > KEEP_SECONDS:
                 break
-            if time.monotonic() - asked >= WAIT_SECONDS:
-                claim, asked = self._take(pace, given), time.monotonic()
+            if now - asked >= WAIT_SECONDS:
+                claim, asked = self._take(pace, given), now
                 if claim == []:
                     self._hand_over(pace, given)
         return claim or ()
@@ -207,34 +219,33 @@ class ClaimedRows:
         The announcement is on the board then, and the traces are to be saved next.
         """
         left = pace.left(given)
-        if left and pace.trace_seconds >= WORTH_SECONDS and self._claims.hand_over(left, pace.now):
+        if not left or not self._hands_over or self._over.is_set():
+            return
+        if pace.trace_seconds >= WORTH_SECONDS and self._claims.hand_over(left, pace.now):
             raise HandedOverError(f"the last {left:,} rows go to faster workers")
 
     def _at_once(self, in_flight: int, pace: "_Pace") -> int:
         """How many rows this worker works on at once, as its claims say it to others."""
         self._claims.at_once = max(in_flight, pace.rows_in(AT_ONCE_SECONDS))
-        self._claims.pace = pace.at_full_slots
+        self._claims.pace = pace.at_full_slots or self._claims.pace
         return self._claims.at_once
 
 
 class _Pace:
     """How many ``rows`` the engines have done, and how fast; all ``slots`` together hold so many.
 
-    ``now``: tokens a second of each trace at present; infinite if no trace runs.
-
     An engine that dies may not have reported its last rows. So when all engines have had nothing to
     do for `IDLE_SECONDS`, all rows count as done.
     """
 
     def __init__(self, coordinator: CoordinatorClient, slots: int) -> None:
-        self.rows = self._unreported = 0
-        self.now = math.inf
+        self.rows = self._unreported = self._traces = 0
         self._coordinator, self._slots = coordinator, slots
         self._seconds: float | None = None  # since the engines were ready
-        self._began = self._busy = self._looked = time.monotonic()
-        self._last = Totals()
-        # Seconds of all traces added up; of these, while all slots were full, with the tokens.
-        self._trace_seconds = self._full_seconds = self._full_tokens = 0.0
+        self._began = self._busy = time.monotonic()
+        # Looks at the time, the tokens so far, and the seconds of all traces so far added up.
+        self._looks = deque([(self._began, 0, 0.0)])
+        self._full_seconds = self._full_tokens = 0.0  # of these, while all slots were full
 
     def left(self, given: int) -> int:
         """How many of the ``given`` rows are not done; asks the coordinator."""
@@ -264,21 +275,31 @@ class _Pace:
         return float(f"{self._full_tokens / self._full_seconds:.2g}") if self._full_seconds else 0.0
 
     @property
+    def now(self) -> float:
+        """Tokens a second of each trace in the last `WORTH_SECONDS`, or with full slots if more.
+
+        Infinite if there is nothing to tell it by.
+        """
+        (since, tokens, seconds), (until, all_tokens, all_seconds) = self._looks[0], self._looks[-1]
+        if until - since < WORTH_SECONDS or all_seconds == seconds:
+            return math.inf
+        return max((all_tokens - tokens) / (all_seconds - seconds), self.at_full_slots)
+
+    @property
     def trace_seconds(self) -> float:
-        """How long a trace takes on average; infinite if none has ended."""
-        ended = self._last.generated
-        return self._trace_seconds / ended if ended else math.inf
+        """How long a trace takes at least, on average: those that run count as if they ended."""
+        return self._looks[-1][2] / max(1, self._traces)
 
     def _look(self, snapshot: Snapshot, now: float, *, is_full: bool) -> None:
         totals, running = snapshot.totals, sum(engine.running for engine in snapshot.engines)
-        rate = sum(engine.tokens_per_second for engine in snapshot.engines)
-        self.now = rate / running if running else math.inf
-        seconds = running * (now - self._looked)
-        self._trace_seconds += seconds
+        before, tokens, seconds = self._looks[-1]
         if is_full:
-            self._full_seconds += seconds
-            self._full_tokens += totals.spent_tokens - self._last.spent_tokens
-        self._looked, self._last = now, totals
+            self._full_seconds += running * (now - before)
+            self._full_tokens += totals.spent_tokens - tokens
+        self._traces = totals.generated + running
+        self._looks.append((now, totals.spent_tokens, seconds + running * (now - before)))
+        while now - self._looks[1][0] >= WORTH_SECONDS:
+            self._looks.popleft()
 
 
 def _has_work(engine: EngineFigures) -> bool:

@@ -49,7 +49,10 @@ class Shutdown:
     def listening(self) -> Iterator["Shutdown"]:
         """Handle `SIGNALS` while the body runs; raises the reason that ended it."""
         if threading.current_thread() is not threading.main_thread():
-            yield self
+            try:
+                yield self
+            except _Broken:
+                self.check()
             return
         previous = {kind: signal.getsignal(kind) for kind in SIGNALS}
         self._listening = True
@@ -59,7 +62,7 @@ class Shutdown:
         except BaseException as error:  # once there is a reason to end, other errors follow from it
             if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
                 # While Ray starts, the handler is Ray's, which exits.
-                self._reason = self._reason or _stopped(signal.SIGTERM)
+                self._stop_unless_ending(signal.SIGTERM)
             if self._reason is None:
                 raise
         finally:
@@ -70,6 +73,11 @@ class Shutdown:
                 signal.signal(kind, handler)
         if self._reason is not None:
             raise self._reason
+
+    @property
+    def can_break(self) -> bool:
+        """Whether a run can be broken off in the middle."""
+        return self._listening
 
     def take_signals(self) -> None:
         """Set our handlers (again): `ray.init` and `ray.shutdown` replace them."""
@@ -113,8 +121,8 @@ class Shutdown:
             self._breaking, self._is_saved = False, True
             raise _Broken
         now = time.monotonic()
-        if self._reason is None or isinstance(self._reason, GOES_ON):
-            self._reason, self._signalled = _stopped(number), now
+        if self._stop_unless_ending(number):
+            self._signalled = now
             if self._coordinator is None:
                 raise _Broken
             if self._saving is None:
@@ -126,6 +134,13 @@ class Shutdown:
         if isinstance(self._reason, StoppedError) and not self._is_saved:
             self._reason = _stopped(number, is_saved=False)
         raise _Broken
+
+    def _stop_unless_ending(self, number: int) -> bool:
+        """Take a signal as the reason, unless there is one to end for good; whether it is now."""
+        is_new = self._reason is None or isinstance(self._reason, GOES_ON)
+        if is_new:
+            self._reason = _stopped(number)
+        return is_new
 
     def _save_soon(self) -> None:
         # In a thread: the main thread may hold a lock of Ray's, for which a call to Ray would wait.

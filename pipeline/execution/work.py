@@ -132,7 +132,7 @@ def share_pass(prepared: PreparedRun, run_pass: Pass, control: RunControl, worke
         while (claim := claims.take()) is not None:
             if claim:
                 with cluster(config):
-                    rows = ClaimedRows(claims, claim)
+                    rows = ClaimedRows(claims, claim, hands_over=control.shutdown.can_break)
                     execute_tier(prepared, run_pass, AS_CONFIGURED, rows, control)
                 control.shutdown.take_signals()
                 claims.again()
@@ -140,6 +140,7 @@ def share_pass(prepared: PreparedRun, run_pass: Pass, control: RunControl, worke
                 time.sleep(WAIT_SECONDS)
             control.shutdown.check()
     finally:
+        control.shutdown.take_signals()  # `ray.shutdown` has replaced them
         give_back(claims)
     claims.end()
     commit_leftovers(prepared, run_pass)

@@ -39,6 +39,11 @@ class Holding:
     free: int = 0
     gives: Mapping[str, int] = field(default_factory=dict)
 
+    def with_more(self, pieces: Sequence[Piece]) -> "Holding":
+        """The holding with ``pieces`` more, which take free slots."""
+        free = max(0, self.free - count(pieces))
+        return replace(self, pieces=(*self.pieces, *pieces), free=free)
+
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> "Holding":
         """The inverse of `Board.to_json`; raises what a damaged file leads to."""
@@ -95,15 +100,18 @@ class Board:
 
     def faster(self, worker: str, pace: float) -> list[str]:
         """The workers that do traces of ``worker`` faster than at ``pace``, the fastest first."""
-        paces = {name: held.pace for name, held in self.holdings.items() if name != worker}
-        names = [name for name, other in paces.items() if 0 < FASTER * pace <= other]
-        return sorted(names, key=lambda name: -paces[name])
+        at_work = {n: held for n, held in self.holdings.items() if n != worker and not held.gives}
+        names = [name for name, held in at_work.items() if 0 < FASTER * pace <= held.pace]
+        return sorted(names, key=lambda name: -at_work[name].pace)
 
-    def has_slower(self, worker: str) -> bool:
-        """Whether another worker that has rows is, or may be, slower than ``worker``."""
+    def may_get_rows(self, worker: str) -> bool:
+        """Whether another worker may hand rows over to ``worker``: it is slower, or may be.
+
+        Or it has announced it.
+        """
         mine = self.holdings[worker].pace if worker in self.holdings else 0.0
         others = [held for name, held in self.holdings.items() if name != worker and held.pieces]
-        return mine > 0 and any(FASTER * held.pace <= mine for held in others)
+        return mine > 0 and any(FASTER * o.pace <= mine or worker in o.gives for o in others)
 
     def places(self, worker: str, rows: int, pace: float) -> dict[str, int]:
         """Who of those that are `faster` begins how many of ``rows``; nobody if not all fit.
@@ -120,16 +128,15 @@ class Board:
     def handed_over(self, worker: str, pieces: Sequence[Piece]) -> "Board":
         """The board without ``worker``: its ``pieces`` are with those that it gives them to.
 
-        What they do not get is free.
+        They are free if it gives none, or if nobody is left of those. There may be more of them
+        than were announced: rows that have ended, but are not durable, need no free slot.
         """
         left = {name: held for name, held in self.holdings.items() if name != worker}
+        gives = {name: rows for name, rows in self.holdings[worker].gives.items() if name in left}
         pieces = list(pieces)
-        for name, rows in self.holdings[worker].gives.items():
-            if name in left:
-                given, pieces = split(pieces, rows)
-                held = left[name]
-                free = max(0, held.free - count(given))
-                left[name] = replace(held, pieces=(*held.pieces, *given), free=free)
+        for i, (name, rows) in enumerate(gives.items(), 1):
+            given, pieces = split(pieces, rows if i < len(gives) else count(pieces))
+            left[name] = left[name].with_more(given)
         return replace(self, returned=(*self.returned, *pieces), holdings=left)
 
 
@@ -167,9 +174,8 @@ def claimed(board: Board, worker: str, todo: Sequence[Piece]) -> Board:
     first, _ = split(later, rows - count(again))
     unknown = [piece for piece in board.returned if piece not in free]
     place = (first[-1][0], first[-1][2]) if first else board.place
-    held = board.holdings[worker]
     board = replace(board, place=place, returned=(*unknown, *left_free))
-    return board.holds(worker, replace(held, pieces=(*held.pieces, *again, *first)))
+    return board.holds(worker, board.holdings[worker].with_more([*again, *first]))
 
 
 def _row(shard: str, board: Board) -> int:

@@ -57,9 +57,9 @@ class Claims:
         return count(self._todo)
 
     @property
-    def has_slower(self) -> bool:
-        """Whether another worker had rows that may be slower, when the board was last read."""
-        return self._seen[1].has_slower(self._worker.name)
+    def may_get_rows(self) -> bool:
+        """Whether another worker may hand rows over to this one, by the board last read."""
+        return self._seen[1].may_get_rows(self._worker.name)
 
     def take(self) -> list[Range] | None:
         """Rows to do now; none if others have all that are left, None if no row is left.
@@ -107,7 +107,7 @@ class Claims:
         gives = board.places(self._worker.name, rows, pace)
         if not gives:
             return False
-        held = replace(board.holdings[self._worker.name], gives=gives)
+        held = replace(board.holdings[self._worker.name], gives=gives, free=0)
         return self._write(number + 1, board.holds(self._worker.name, held))
 
     def give_back(self) -> None:
@@ -136,8 +136,8 @@ class Claims:
             self._ledger.store.delete(names)
 
     def _holding(self, rest: Sequence[Piece]) -> Holding:
-        """What the board says of this worker; its free slots only if a slower one has rows."""
-        return Holding(self.at_once, tuple(rest), self.pace, self.free if self.has_slower else 0)
+        """What the board says of this worker; its free slots only if others ask for them."""
+        return Holding(self.at_once, tuple(rest), self.pace, self.free if self.may_get_rows else 0)
 
     def _begin(self, board: Board) -> list[Range]:
         """What this worker has on ``board`` and has not begun.

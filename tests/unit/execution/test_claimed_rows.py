@@ -9,7 +9,13 @@ from ray.exceptions import GetTimeoutError
 
 from pipeline.errors import EngineError, HandedOverError, OutputError, QwqBatchError
 from pipeline.execution import claimed_rows
-from pipeline.execution.claimed_rows import IDLE_SECONDS, WORTH_SECONDS, ClaimedRows, RowQueue
+from pipeline.execution.claimed_rows import (
+    IDLE_SECONDS,
+    KEEP_SECONDS,
+    WORTH_SECONDS,
+    ClaimedRows,
+    RowQueue,
+)
 from pipeline.monitor.figures import EngineFigures, Snapshot, Totals
 from pipeline.time_limits import LEASE_RENEW_SECONDS as RENEW_SECONDS
 
@@ -22,7 +28,7 @@ class Engines:
 
     def __init__(self, *engines: EngineFigures) -> None:
         self.engines, self.rows, self.now, self.answers = engines, 0, 1000.0, True
-        self.tokens = 0
+        self.tokens, self.is_over = 0, False
 
     def monotonic(self) -> float:
         return self.now
@@ -30,6 +36,9 @@ class Engines:
     def wait(self, seconds: float) -> bool:
         self.now += seconds
         return False
+
+    def is_set(self) -> bool:
+        return self.is_over
 
     def snapshot(self) -> Snapshot:
         if not self.answers:
@@ -104,21 +113,39 @@ def test_pace_is_that_since_the_engines_were_ready(engines: Engines) -> None:
     assert pace.rows_in(5) == 10
 
 
-def test_speed_of_traces_is_that_while_slots_are_full_and_now(engines: Engines) -> None:
+def test_speed_of_traces_is_that_while_slots_are_full_and_of_the_last_minute(
+    engines: Engines,
+) -> None:
     pace = pace_of(engines)
-    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (0.0, math.inf, math.inf)
-    two = (EngineFigures("a", running=10, tokens_per_second=200),) * 2
-    engines.engines = two
-    for _ in range(50):  # seconds, with 20 traces of 400 tokens
-        engines.now, engines.rows, engines.tokens = (
-            engines.now + 1, engines.rows + 1, engines.tokens + 400,
-        )  # fmt: skip
-        pace.left(1000)
-    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (20.0, 20.0, 20.0)
-    engines.engines = (EngineFigures("a", running=5, tokens_per_second=200),)
-    engines.now, engines.tokens = engines.now + 10, engines.tokens + 2000
-    pace.left(60)  # fewer than slots
-    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (20.0, 21.0, 40.0)
+
+    def run(seconds: int, left: int, running: int, tokens: int) -> None:
+        engines.engines = (EngineFigures("a", running=running - 1), EngineFigures("b", running=1))
+        for _ in range(seconds):
+            engines.now, engines.tokens = engines.now + 1, engines.tokens + tokens
+            pace.left(left)
+
+    assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (0.0, 0.0, math.inf)
+    run(20, left=1000, running=20, tokens=0)  # the first tokens come late
+    run(20, left=1000, running=20, tokens=800)
+    assert (pace.at_full_slots, pace.now) == (20.0, math.inf)
+    run(int(WORTH_SECONDS), left=12, running=10, tokens=300)  # fewer than slots
+    assert (pace.at_full_slots, pace.now) == (20.0, 30.0)
+    run(10, left=12, running=10, tokens=0)
+    assert pace.now == 25.0
+    run(40, left=12, running=10, tokens=0)
+    assert pace.now == 20.0, "not less than with full slots"
+
+
+def test_duration_of_traces_counts_those_that_run(engines: Engines) -> None:
+    pace = pace_of(engines)
+    engines.engines = (EngineFigures("a", running=10),)
+    for _ in range(18):
+        engines.now += 1
+        pace.left(10)
+    assert pace.trace_seconds == 18.0, "none has ended"
+    engines.rows, engines.now = 5, engines.now + 2
+    pace.left(10)
+    assert pace.trace_seconds == pytest.approx(200 / 15)
 
 
 class BoardClaims:
@@ -127,10 +154,10 @@ class BoardClaims:
     def __init__(self, engines: Engines, takes: list[Any], slower: int = 0) -> None:
         self.takes, self._engines, self._slower = takes, engines, slower
         self.asked, self.told, self.offers = list[float](), list[int](), list[tuple[int, float]]()
-        self.free, self.has_room = 0, False
+        self.free, self.pace, self.at_once, self.has_room = 0, 30.0, 0, False
 
     @property
-    def has_slower(self) -> bool:
+    def may_get_rows(self) -> bool:
         self._slower -= 1
         return self._slower >= 0
 
@@ -146,7 +173,7 @@ class BoardClaims:
 
 def rows_with(claims: Any, engines: Any) -> Any:
     rows: Any = ClaimedRows.__new__(ClaimedRows)
-    rows._claims, rows._over, rows._slots = claims, engines, SLOTS
+    rows._claims, rows._over, rows._slots, rows._hands_over = claims, engines, SLOTS, True
     return rows
 
 
@@ -175,37 +202,52 @@ def test_engines_without_work_wait_for_what_a_slower_worker_hands_over(engines: 
     claims, pace = BoardClaims(engines, [[], [], [], ["moved"]], slower=99), pace_of(engines)
     engines.rows = 10
     assert rows_with(claims, engines)._next(pace, 10) == ["moved"]
-    assert claims.told == [0, SLOTS, SLOTS, SLOTS]
+    assert claims.told == [SLOTS] * 4
     assert not claims.offers, "it has no rows"
     claims = BoardClaims(engines, [[], []], slower=25)
     assert rows_with(claims, engines)._next(pace, 10) == (), "the slower one has ended"
+    claims, began = BoardClaims(engines, [[]] * 999, slower=9999), engines.now
+    assert rows_with(claims, engines)._next(pace, 10) == (), "it hands nothing over"
+    assert engines.now - began == pytest.approx(KEEP_SECONDS, abs=2)
 
 
 def test_free_slots_are_told_in_eighths(engines: Engines) -> None:
     claims, pace = BoardClaims(engines, [[], ["a"]]), pace_of(engines)
     engines.rows = 5
     rows_with(claims, engines)._next(pace, 16)
-    assert claims.told == [0, 4]
+    assert claims.told == [4, 4]
 
 
 def test_last_rows_are_handed_over_if_that_is_worth_it(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines.engines = (EngineFigures("a", running=4, tokens_per_second=80),)
-    claims, pace = BoardClaims(engines, [[], [], [], []]), pace_of(engines)
-    monkeypatch.setattr(claimed_rows._Pace, "trace_seconds", WORTH_SECONDS - 1)
+    claims, pace = BoardClaims(engines, []), pace_of(engines)
     rows = rows_with(claims, engines)
+
+    def offered(takes: list[Any], seconds: float) -> list[tuple[int, float]]:
+        monkeypatch.setattr(claimed_rows._Pace, "trace_seconds", seconds)
+        claims.takes, claims.offers = takes, []
+        assert rows._next(pace, 4) == ()
+        return claims.offers
+
     claims.has_room = True
-    with pytest.raises(IndexError):  # nothing is given any more
-        rows._next(pace, 4)
-    assert not claims.offers
-    monkeypatch.setattr(claimed_rows._Pace, "trace_seconds", WORTH_SECONDS)
-    claims.takes, claims.has_room = [[], [], None], False
-    assert rows._next(pace, 4) == ()
-    assert claims.offers == [(4, 20.0)]
-    claims.takes, claims.has_room = [[], []], True
+    assert not offered([[], [], None], WORTH_SECONDS - 1)
+    claims.has_room = False
+    assert [rows for rows, _ in offered([[], [], None], WORTH_SECONDS)] == [4]
+    claims.has_room = True
+    rows._hands_over = False
+    assert not offered([[], [], None], WORTH_SECONDS), "it could not be broken off"
+    rows._hands_over, engines.is_over = True, True
+    assert not offered([[], [], None], WORTH_SECONDS), "the execution has failed meanwhile"
+    engines.is_over, claims.takes = False, [[], []]
     with pytest.raises(HandedOverError, match="the last 4 rows go to faster workers"):
         rows._next(pace, 4)
+
+
+def test_speed_of_before_is_told_until_the_slots_are_full_again(engines: Engines) -> None:
+    claims, pace = BoardClaims(engines, []), pace_of(engines)
+    rows_with(claims, engines)._at_once(4, pace)
+    assert claims.pace == 30.0
 
 
 def test_a_task_that_is_repeated_gets_the_same_claim() -> None:

@@ -110,10 +110,32 @@ def test_other_threads_have_no_signals_to_take() -> None:
     assert seen == [True]
 
 
+def test_thread_that_can_not_be_broken_off_tells_the_reason_when_its_engines_have_ended() -> None:
+    told: list[str] = []
+
+    def work() -> None:
+        try:
+            with Shutdown().listening() as shutdown:
+                assert not shutdown.can_break
+                with shutdown.engines_of(CoordinatorClient(None)):
+                    shutdown.request(LeaseHeldError("taken over"))
+        except LeaseHeldError as error:
+            told.append(error.message)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert told == ["taken over"]
+
+
 def test_sigterm_while_ray_starts_is_told() -> None:
     """Ray's own handler, which is there meanwhile, exits with the signal's number."""
     with pytest.raises(StoppedError, match="ended by SIGTERM"):
         with Shutdown().listening():
+            raise SystemExit(signal.SIGTERM)
+    with pytest.raises(StoppedError, match="ended by SIGTERM"):
+        with Shutdown().listening() as shutdown:
+            shutdown.request(HandedOverError("the last rows go to others"))
             raise SystemExit(signal.SIGTERM)
     with pytest.raises(SystemExit, match="3"):
         with Shutdown().listening():

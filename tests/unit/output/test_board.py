@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.output.board import Board, Holding
+from pipeline.output.board import Board, Holding, claimed
 
 ROWS = (("a.parquet", 0, 30), ("b.parquet", 5, 15))
 
@@ -46,20 +46,39 @@ def test_slower_workers_that_have_rows_are_told_from_others(
     other: Holding, is_slower: bool
 ) -> None:
     """One whose speed is not known yet may be slower."""
-    assert board(me=worker(10), other=other).has_slower("me") == is_slower
-    assert not board(other=other).has_slower("me")
-    assert not board(me=worker(0), other=other).has_slower("me")
+    assert board(me=worker(10), other=other).may_get_rows("me") == is_slower
+    assert not board(other=other).may_get_rows("me")
+    assert not board(me=worker(0), other=other).may_get_rows("me")
+
+
+def test_announcement_is_a_reason_to_wait_and_who_made_it_takes_nothing() -> None:
+    """It is as fast as others, but slow at present."""
+    seen = board(me=worker(30, 64), other=worker(30, 64, me=5), third=worker(10))
+    assert seen.may_get_rows("me")
+    assert seen.places("third", 40, 10) == {"me": 40}
+    assert not seen.places("third", 60, 10)
+
+
+def test_claimed_rows_take_free_slots() -> None:
+    after = claimed(Board(holdings={"me": Holding(20, free=15)}), "me", [("a.parquet", 0, 10)])
+    assert after.holdings["me"].free == 15 - 5
 
 
 def test_rows_that_are_handed_over_are_in_the_hands_of_those_that_get_them() -> None:
-    before = board(me=worker(5, quick=10, gone=5, fast=12), quick=worker(9, 16), fast=worker(8, 12))
+    """More than were announced: some had ended, but were not durable."""
+    before = board(me=worker(5, quick=10, gone=5, fast=10), quick=worker(9, 16), fast=worker(8, 12))
     after = before.handed_over("me", [("a.parquet", 2, 20), ("b.parquet", 7, 12)])
     assert after.holdings.keys() == {"quick", "fast"}
     quick, fast = after.holdings["quick"], after.holdings["fast"]
     assert (quick.pieces, quick.free) == ((*ROWS, ("a.parquet", 2, 12)), 6)
-    assert fast.pieces == (*ROWS, ("a.parquet", 12, 20), ("b.parquet", 7, 11))
+    assert fast.pieces == (*ROWS, ("a.parquet", 12, 20), ("b.parquet", 7, 12))
     assert fast.free == 0
-    assert after.returned == (("b.parquet", 11, 12),), "more than they were to get"
+    assert not after.returned
+
+
+def test_rows_for_workers_that_are_gone_are_free() -> None:
+    after = board(me=worker(5, gone=10), other=worker(9)).handed_over("me", ROWS)
+    assert (after.returned, after.holdings) == (ROWS, {"other": worker(9)})
 
 
 def test_worker_that_hands_nothing_over_leaves_its_rows_to_all() -> None:

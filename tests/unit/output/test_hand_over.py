@@ -26,7 +26,7 @@ def test_last_rows_of_a_slow_worker_are_done_by_a_faster_one(fleet: Fleet) -> No
     assert not slow.hand_over(left, 10), "nobody has said that there is room"
     quick.free = left
     assert quick.take() == []
-    assert quick.has_slower
+    assert quick.may_get_rows
     assert not slow.hand_over(left, 10), "what it has seen is old"
     assert slow.take() == []
     assert slow.hand_over(left, 10)
@@ -39,7 +39,7 @@ def test_last_rows_of_a_slow_worker_are_done_by_a_faster_one(fleet: Fleet) -> No
     assert rows_of(moved) == left - 5
     fleet.do(moved)
     assert quick.take() == []
-    assert quick.has_slower, "the third"
+    assert quick.may_get_rows, "the third"
     third.give_back()
     while claim := quick.take():
         fleet.do(claim)
