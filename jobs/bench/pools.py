@@ -5,10 +5,11 @@
 
 Each worker has one engine of 64 slots. Every second worker's takes three times as long for a step.
 The bound is that of `jobs.bench.tails`. "One queue": every free slot takes its next row from one
-queue, which no claim of several rows can be expected to beat.
+queue, and keeps it to its end.
 """
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import yaml
 
@@ -40,23 +42,33 @@ from pipeline.errors import EngineError
 from pipeline.output import board
 
 RATIOS = (1, 3)
-# The most and the least waves that a worker claims at a time; None: one queue.
-POLICIES: dict[str, tuple[float, float] | None] = {
+
+
+class Policy(NamedTuple):
+    """The most and least waves that a worker claims; how much faster those are that get rows."""
+
+    most: float = board.MOST_WAVES
+    least: float = board.LEAST_WAVES
+    faster: float = board.FASTER
+
+
+# None: one queue.
+POLICIES: dict[str, Policy | None] = {
     "one queue": None,
-    f"ours: {board.MOST_WAVES:g} to {board.LEAST_WAVES:g} waves": (
-        board.MOST_WAVES,
-        board.LEAST_WAVES,
-    ),
-    "2 to 0.25 waves": (2, 0.25),
-    "4 to 0.05 waves": (4, 0.05),
-    "always 1 wave": (1, 1),
-    "always 4 waves": (4, 4),
+    f"ours: {board.MOST_WAVES:g} to {board.LEAST_WAVES:g} waves": Policy(),
+    "the same, none handed over": Policy(faster=math.inf),
+    "2 to 0.25 waves": Policy(2, 0.25),
+    "always 1 wave": Policy(1, 1),
+    "always 4 waves": Policy(4, 4),
 }
 
 
 @dataclass
 class Result:
-    """One fleet: its share of the bound, and creates of boards that others were faster with."""
+    """One fleet: its share of the bound, and creates of boards that others were faster with.
+
+    ``moves``: rows that were handed over.
+    """
 
     policy: str
     workers: int
@@ -67,17 +79,18 @@ class Result:
     takes: int = 0
     lost_creates: int = 0
     rows_twice: int = 0
+    moves: int = 0
 
 
 @contextmanager
-def claiming(most: float, least: float) -> Iterator[None]:
-    """While the body runs, workers claim at most and at least so many waves."""
-    before = board.MOST_WAVES, board.LEAST_WAVES
-    board.MOST_WAVES, board.LEAST_WAVES = most, least
-    try:
+def claiming(policy: Policy) -> Iterator[None]:
+    """While the body runs, workers claim and hand over by ``policy``."""
+    with (
+        patch.object(board, "MOST_WAVES", policy.most),
+        patch.object(board, "LEAST_WAVES", policy.least),
+        patch.object(board, "FASTER", policy.faster),
+    ):
         yield
-    finally:
-        board.MOST_WAVES, board.LEAST_WAVES = before
 
 
 def slowness_of(workers: int, ratio: float) -> list[float]:
@@ -89,14 +102,14 @@ def simulate(policy: str, workers: int, ratio: int, rows_a_slot: int, seed: int)
     """Run one fleet."""
     slowness = slowness_of(workers, ratio)
     lengths, _ = draw(rows_a_slot * SLOTS * workers, seed)
-    best, waves = bound(lengths, slowness), POLICIES[policy]
+    best, claims = bound(lengths, slowness), POLICIES[policy]
     key = (policy, workers, ratio, rows_a_slot, seed)
-    if waves is None:
+    if claims is None:
         return Result(*key, best / one_queue(lengths, slowness))
     fleet = Fleet(Shape(slowness), lengths)
-    with claiming(*waves):
+    with claiming(claims):
         share = best / fleet.run()
-    return Result(*key, share, fleet.takes, fleet.store.lost_creates, fleet.twice)
+    return Result(*key, share, fleet.takes, fleet.store.lost_creates, fleet.twice, fleet.moves)
 
 
 def table(results: Sequence[Result]) -> str:

@@ -145,8 +145,11 @@ def _pieces(values: Sequence[Sequence[Any]]) -> tuple[Piece, ...]:
 
 
 def share(board: Board, worker: str) -> float:
-    """The share of all that is done at once, 0 to 1, that ``worker`` does."""
-    return board.holdings[worker].at_once / sum(held.at_once for held in board.holdings.values())
+    """The share of all that is done, 0 to 1, that ``worker`` does: by slots and their speed."""
+    known = [held.pace for held in board.holdings.values() if held.pace]
+    mean = sum(known) / len(known) if known else 1.0
+    done = {name: held.at_once * (held.pace or mean) for name, held in board.holdings.items()}
+    return done[worker] / sum(done.values())
 
 
 def fair_rows(left: int, board: Board, worker: str) -> int:

@@ -73,19 +73,19 @@ def test_workers_that_begin_a_top_up_at_the_same_time(new_case: NewCase) -> None
 
 
 def test_slow_worker_hands_its_last_rows_over_with_their_tokens(new_case: NewCase) -> None:
-    """Its traces take six times as long; the last ones end elsewhere, from where they were."""
+    """Its traces take five times as long; the last ones end elsewhere, from where they were."""
     case = new_case(
         "a slow worker hands its last rows over",
-        sizes=[60, 60],
+        sizes=[60, 40],
         samples=1,
         engine={
             **ONE_ENGINE, "vllm": {"max_num_seqs": SLOTS},
-            "simulated": {"tokens_sigma": 0.3, "seconds_per_token": 0.05},
+            "simulated": {"tokens_sigma": 0.3, "seconds_per_token": 0.03},
         },
     )  # fmt: skip
     quick = case.start(HASTY, shared=True)
     quick.must_reach(case.output.finished, "its first rows")
-    slow = case.start(HASTY, ["engine.simulated.seconds_per_token=0.3"], shared=True)
+    slow = case.start(HASTY, ["engine.simulated.seconds_per_token=0.15"], shared=True)
     for worker in (slow, quick):
         assert worker.wait() == 0, worker.told()
     assert "rows go to faster workers" in slow.printed, slow.told()

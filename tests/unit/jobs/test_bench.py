@@ -1,6 +1,7 @@
 """The arithmetic of the benchmarks, and their tables."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from jobs.bench.agreement import AGREE, SAMPLES, WAYS, simulate
 from jobs.bench.agreement import table as agreement_table
 from jobs.bench.engines import Killed, Result, earlier, killed_table, table
-from jobs.bench.fleets import LATENCY_SECONDS, Fleet, MemoryStorage, Shape, bound, one_queue
+from jobs.bench.fleets import Fleet, Shape, bound, one_queue
 from jobs.bench.label_confidence import (
     LabeledText,
     area_under_roc,
@@ -24,10 +25,11 @@ from jobs.bench.loops import circling_tokens, traces
 from jobs.bench.loops import table as loop_table
 from jobs.bench.moves import simulate as simulate_moves
 from jobs.bench.moves import table as moves_table
-from jobs.bench.pools import claiming, slowness_of
+from jobs.bench.pools import Policy, claiming, slowness_of
 from jobs.bench.queues import Way, draw, efficiency
 from jobs.bench.tails import SLOTS, elapsed
 from jobs.bench.virtual_time import Clock
+from jobs.bench.virtual_workers import LATENCY_SECONDS, MemoryStorage
 
 RESULTS = [
     Result("raw", seconds, 1000, 2**30, seconds - 1, 0) for seconds in (90.0, 110.0, 100.0)
@@ -177,8 +179,11 @@ def test_fleet_does_each_row_once_and_no_better_than_the_bound() -> None:
     assert fleet.store.lost_creates > 0, "they do claim at the same time"
     assert best < seconds
     assert best < one_queue(lengths, slowness)
-    with claiming(4, 4):
-        assert Fleet(Shape(slowness), lengths).run() > seconds
+    assert fleet.moves > 0, "slow ones hand their last rows over"
+    assert seconds < one_queue(lengths, slowness)
+    for policy in (Policy(4, 4), Policy(faster=math.inf)):
+        with claiming(policy):
+            assert Fleet(Shape(slowness), lengths).run() > seconds
 
 
 def test_moving_the_last_traces_saves_engine_time_and_takes_longer() -> None:

@@ -51,6 +51,13 @@ def test_claims_follow_from_what_is_left_and_how_fast_each_worker_is(
     assert fair_rows(left, Board(holdings={**held, "me": Holding(mine)}), "me") == rows
 
 
+@pytest.mark.parametrize(("mine", "other", "rows"), [(10, 30, 15), (30, 10, 45), (0, 30, 30)])
+def test_slow_worker_claims_less_at_the_end(mine: float, other: float, rows: int) -> None:
+    """One whose speed is not known yet counts as like the others."""
+    held = {"me": Holding(20, pace=mine), "other": Holding(20, pace=other)}
+    assert fair_rows(120, Board(holdings=held), "me") == rows
+
+
 def test_worker_expects_its_share_of_the_rows_that_nobody_has(fleet: Fleet) -> None:
     mine = fleet.claims("mine", at_once=10)
     given = rows_of(mine.take())
