@@ -15,7 +15,7 @@ AZURITE := azurite@3.35.0
 # PyTorch's own index of CPU builds, used only where the configured one has none.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test unit quick check docs faults mutants setup azurite lock nano clean
+.PHONY: help demo test long unit quick check docs faults mutants setup azurite lock nano clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 10
@@ -24,7 +24,7 @@ demo: setup ## run the main job on the built-in small model (two minutes)
 	$(BIN)/qwq-batch run configs/demo.yaml
 	$(BIN)/qwq-batch show out/demo --rows 1
 
-test: check ## lint, types and all tests
+test: check ## lint, types and all tests but the long ones
 	$(BIN)/pytest $(AT_ONCE)
 
 unit: setup ## the unit tests
@@ -43,8 +43,11 @@ check: setup ## formatting, lint and types
 docs: setup ## write the configuration reference from the fields' descriptions
 	$(BIN)/python -m infra.docs.reference
 
-faults: setup ## what each fault costs, as a table, with ten kills in a row (half an hour)
-	QWQ_TEST_SERVERS=1 $(BIN)/pytest tests/faults tests/e2e/test_workers.py --kills 10
+long: check ## all tests, with the long ones (an hour and a half)
+	QWQ_TEST_LONG=1 $(BIN)/pytest $(AT_ONCE)
+
+faults: setup ## what each fault costs, as a table, with ten kills in a row (an hour)
+	QWQ_TEST_LONG=1 $(BIN)/pytest tests/faults --kills 10
 
 mutants: setup ## which changes of the code that keeps data do the unit tests not notice (half an hour)
 	nice $(BIN)/python -m tests.mutants

@@ -64,12 +64,16 @@ def group_of(nodeid: str) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How many scenarios of the ledger model run, and from which seed on."""
-    parser.addoption("--scenarios", type=int, default=200, help="of the ledger model")
+    parser.addoption("--scenarios", type=int, default=100, help="of the ledger model")
     parser.addoption("--first-scenario", type=int, default=1, help="the seed of the first one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the groups for the processes of pytest-xdist, if there are any."""
+    """Skip long tests if they are not asked for; order the groups for pytest-xdist, if it runs."""
+    if "QWQ_TEST_LONG" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="a long one: make long"))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: GROUPS.index(group_of(item.nodeid)))
 
@@ -99,11 +103,9 @@ def needs_program(name: str, is_there: bool, install: str) -> pytest.MarkDecorat
 
 
 # The object stores, by the fixture that has a server of it.
-OBJECT_STORES = (
-    "s3",
-    "google_cloud",
-    pytest.param("azure", marks=needs_program("azurite", AZURITE is not None, "make azurite")),
-)
+NEEDS_AZURITE = needs_program("azurite", AZURITE is not None, "make azurite")
+OBJECT_STORES = ("s3", "google_cloud", pytest.param("azure", marks=NEEDS_AZURITE))
+LONG_ON_AZURE = pytest.param("azure", marks=[NEEDS_AZURITE, pytest.mark.long])
 
 
 def write_shards(folder: Path, sizes: list[int], prompt: str = "What is {} + 1?") -> int:

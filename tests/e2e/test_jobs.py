@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from datasets import load_dataset
 
 from tests.e2e.command import NOISE, ROOT, python_m
@@ -45,6 +46,7 @@ def test_label(tmp_path: Path) -> None:
     assert re.search(rf"\| all rows \| {len(gold)} \| \d+\.\d% \| 0\.\d+ \|", printed)
 
 
+@pytest.mark.long
 def test_judge(tmp_path: Path) -> None:
     answers = pq.read_table(ROOT / "configs/judge-answers").to_pylist()
     printed = _run("judge", tmp_path, "sampling.n=3", "sampling.agree=2")

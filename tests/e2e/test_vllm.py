@@ -22,6 +22,7 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.engines.vllm_arguments import WATERMARK
 from pipeline.monitor.history import all_figures
@@ -255,6 +256,7 @@ def _other_checkpoint(folder: Path) -> Path:
     return model
 
 
+@pytest.mark.long
 def test_other_checkpoint_by_its_config_alone_and_its_long_prompts_with_yarn(
     tmp_path: Path,
 ) -> None:
@@ -329,6 +331,7 @@ def test_engine_that_can_not_start_is_one_clear_message(tmp_path: Path) -> None:
     assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_lora_adapter_is_applied(tmp_path: Path) -> None:
     """A random adapter scrambles what the model says; without it, it would spell the word."""
     import torch

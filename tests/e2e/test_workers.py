@@ -1,10 +1,9 @@
 """Two workers with engines of unequal size share one output, on the real engine.
 
-Runs in `make faults`, or with ``QWQ_TEST_SERVERS=1``: two engines at once take two cores for minutes.
+Two engines at once take two cores for minutes.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ def figures(record: Path) -> dict[str, Any]:
     return last
 
 
-@pytest.mark.skipif("QWQ_TEST_SERVERS" not in os.environ, reason="it takes three minutes")
+@pytest.mark.long
 def test_two_workers_of_unequal_size_share_the_rows(tmp_path: Path) -> None:
     pairs = [(letter, word) for letter in LETTERS for word in WORDS][: ROWS // 4]
     prompts = [f'How many {letter}\'s are in the word "{word}"?' for letter, word in pairs] * 4

@@ -1,7 +1,6 @@
 """Two real servers of vLLM in place of an engine, one of which is killed in the middle.
 
-Runs in `make faults`, or with ``QWQ_TEST_SERVERS=1``: it starts vLLM three times, so it takes three
-minutes on two cores.
+It starts vLLM three times, so it takes three minutes on two cores.
 """
 
 import os
@@ -127,7 +126,7 @@ def case_of(folder: Path, request: pytest.FixtureRequest, urls: list[str]) -> Ca
     return case
 
 
-@pytest.mark.skipif("QWQ_TEST_SERVERS" not in os.environ, reason="it takes three minutes")
+@pytest.mark.long
 def test_server_that_is_killed_loses_no_trace_and_no_token(
     servers: list[VllmServer], case: Case, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

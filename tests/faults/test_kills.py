@@ -17,7 +17,7 @@ import pytest
 from pipeline.output import engine_starts
 from pipeline.reasoning.early_answer import is_control
 from pipeline.storage import Storage
-from tests.conftest import OBJECT_STORES
+from tests.conftest import LONG_ON_AZURE
 from tests.faults.conftest import NewCase
 from tests.faults.harness import ONE_ENGINE, Case, wait_until
 from tests.faults.ray_cluster import WORKER_GPUS, RayCluster
@@ -67,7 +67,10 @@ Storage.writing = write_after_a_sleep
 """
 
 
-@pytest.mark.parametrize("place", ["disk", *OBJECT_STORES])
+@pytest.mark.parametrize(
+    "place",
+    ["disk", "s3", pytest.param("google_cloud", marks=pytest.mark.long), LONG_ON_AZURE],
+)
 def test_driver_killed_at_random_moments_loses_nothing(
     place: str, kills: int, new_case: NewCase, request: pytest.FixtureRequest
 ) -> None:
@@ -123,6 +126,7 @@ def test_engine_killed_and_engine_told_to_end_while_the_driver_lives(
     assert any(trace["control"] for trace in settled), "no control group to speak of"
 
 
+@pytest.mark.long
 def test_node_lost_with_an_engine_on_it_and_another_joins(
     new_case: NewCase, cluster: RayCluster
 ) -> None:
@@ -228,6 +232,7 @@ def test_row_that_kills_every_engine_fails_alone(new_case: NewCase) -> None:
     assert all(error.startswith("engine_killed") for error in errors), errors
 
 
+@pytest.mark.long
 def test_engine_that_can_not_start_again_on_a_node_starts_on_another(
     new_case: NewCase, cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def jobs(new_case: NewCase, cluster: RayCluster) -> Iterator[Jobs]:
     jobs.stop_all()
 
 
+@pytest.mark.long
 def test_engine_over_two_nodes_loses_one_then_its_job_is_stopped_and_another_goes_on(
     new_case: NewCase, cluster: RayCluster, jobs: Jobs
 ) -> None:

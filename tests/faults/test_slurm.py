@@ -40,6 +40,7 @@ def slurm(told_to_end: None) -> Iterator[Slurm]:
         yield cluster
 
 
+@pytest.mark.long
 def test_job_goes_on_after_its_notice_and_after_the_loss_of_its_first_node(
     slurm: Slurm, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

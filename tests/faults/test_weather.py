@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.faults.conftest import NewCase
 from tests.faults.harness import ONE_ENGINE
 from tests.faults.proxy import EXPIRED, ONE_IN_FIVE_BUSY, FaultProxy
@@ -10,6 +12,7 @@ from tests.s3 import S3Server
 OUTAGE_SECONDS = 5
 
 
+@pytest.mark.long
 def test_server_that_is_killed_and_comes_back_is_waited_for(
     new_case: NewCase, s3_server: S3Server
 ) -> None:
@@ -44,6 +47,7 @@ def test_server_that_is_busy_one_time_in_five(new_case: NewCase, s3_server: S3Se
     case.check()
 
 
+@pytest.mark.long
 def test_credentials_that_expire_end_the_run_with_one_message(
     new_case: NewCase, s3_server: S3Server
 ) -> None:

@@ -3,6 +3,8 @@
 import sys
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
+import pytest
+
 from tests.faults.conftest import NewCase
 from tests.faults.harness import ONE_ENGINE
 from tests.s3 import S3Server
@@ -57,6 +59,7 @@ def test_one_worker_is_killed_one_sleeps_too_long_and_one_comes_late(
     assert outcome.tokens_twice < 4 * SLOTS * TOKENS, outcome
 
 
+@pytest.mark.long
 def test_workers_that_begin_a_top_up_at_the_same_time(new_case: NewCase) -> None:
     """Only one of them can open it; the other helps."""
     case = new_case(

@@ -11,14 +11,14 @@ import yaml
 
 from pipeline.prompts.tokenizer import BUILT_IN
 from pipeline.storage import Storage
-from tests.conftest import OBJECT_STORES
+from tests.conftest import LONG_ON_AZURE
 from tests.e2e.command import qwq_batch
 from tests.object_server import ObjectServer
 
 ROWS = 30
 
 
-@pytest.mark.parametrize("place", [store for store in OBJECT_STORES if store != "s3"])
+@pytest.mark.parametrize("place", ["google_cloud", LONG_ON_AZURE])
 def test_all_of_it_is_on_an_object_store(
     place: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -253,6 +253,7 @@ def test_retry_does_again_what_ended_badly_and_needs_a_run(tmp_path: Path, seeds
     assert "`sampling.max_tokens` 4096" in (tmp_path / "out/export/README.md").read_text()
 
 
+@pytest.mark.long
 def test_all_of_it_on_s3_as_a_command(tmp_path: Path, s3: S3Server) -> None:
     s3.filesystem().makedirs("synthesis", exist_ok=True)
     seeds, out = Storage("s3://synthesis/seeds"), "s3://synthesis/out"
