@@ -41,8 +41,8 @@ from pipeline.errors import EngineError
 from pipeline.output import board
 
 RATIOS = (1, 3)
-# Of real processes: lengths, and what a worker waits until it looks and hands rows over, are so many
-# times shorter. The time to end engines and save their traces is what it is.
+# Of real processes: lengths, and how long a worker waits until it looks and hands rows over, are
+# divided by this. The time to end engines and save their traces is what it is.
 SHORTER = 20
 HASTY = (
     "import pipeline.execution.claimed_rows as rows; "
