@@ -295,6 +295,25 @@ def test_worker_that_died_with_nothing_in_its_hands_leaves_nothing(fleet: Fleet)
     assert not fleet.ledger.store.files(CLAIMS)
 
 
+def test_workers_that_only_look_again_write_few_boards(fleet: Fleet) -> None:
+    """All of them look every ten seconds near the end, and one after the other can write."""
+    busy, waiting = fleet.claims("busy", at_once=16), fleet.claims("waiting")
+    held = busy.take() or []
+    while claim := waiting.take():
+        fleet.do(claim)
+    assert claim == []
+    before = busy._last_board()[0]
+    rows = [piece.clip(row, row + 1) for piece in held for row in range(piece.start, piece.stop)]
+    for row in rows[:-1]:
+        fleet.do([row])
+        assert busy.take() == waiting.take() == []
+    assert busy._last_board()[0] - before <= math.log2(len(rows)) + 1
+    fleet.do(rows[-1:])
+    assert busy.take() is None
+    busy.give_back()
+    assert waiting.take() is None
+
+
 def test_boards_are_few_small_files(fleet: Fleet) -> None:
     mine = fleet.claims("mine", at_once=1)
     while claim := mine.take():
