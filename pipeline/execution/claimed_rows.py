@@ -36,6 +36,7 @@ from pipeline.output.board import MOST_WAVES
 from pipeline.output.claims import Claims
 from pipeline.planning import Range
 from pipeline.schema import with_origin
+from pipeline.time_limits import CALL_SECONDS
 from pipeline.time_limits import LEASE_RENEW_SECONDS as WAIT_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ SMALL_CLAIMS, MOST_TASKS = 16, 1000
 WORTH_SECONDS = 60.0
 # Free slots are told in eighths of all, so that the board seldom changes.
 FREE_STEPS = 8
-# How long engines without rows are kept for those of slower workers. (Ray Data ends an execution in
-# which nothing moves for an hour.)
-KEEP_SECONDS = 900.0
+# How long engines without rows are kept for those of slower workers. Their own last rows may have to
+# wait as long until they are written. (Ray Data ends an execution in which nothing moves for an
+# hour.)
+KEEP_SECONDS = 300.0
 
 
 class RowQueue:
@@ -184,7 +186,7 @@ class ClaimedRows:
             end(explain(error))
         finally:
             with suppress(RayError):  # else the read tasks would wait for ever
-                ray.get(self._queue.end.remote())
+                ray.get(self._queue.end.remote(), timeout=CALL_SECONDS)
 
     def _next(self, pace: "_Pace", given: int) -> Sequence[Range]:
         """Another claim; empty if no more are to be had while the engines have work.

@@ -289,7 +289,7 @@ def test_whatever_goes_wrong_with_claims_ends_the_run(
     rows: Any = ClaimedRows.__new__(ClaimedRows)
     rows.todo, rows._claims, rows._most_claims, rows._queue = [], failing, 1, Queue()
     ended = list[bool]()
-    monkeypatch.setattr("ray.get", ended.append)
+    monkeypatch.setattr("ray.get", lambda answer, timeout: ended.append(answer))
     reasons: list[QwqBatchError] = []
     rows._claim(failing, pace_of(failing), 1, reasons.append)
     assert ended == [True], "the read tasks wait no longer"
