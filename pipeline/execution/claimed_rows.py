@@ -56,9 +56,8 @@ SMALL_CLAIMS, MOST_TASKS = 16, 1000
 WORTH_SECONDS = 60.0
 # Free slots are told in eighths of all, so that the board seldom changes.
 FREE_STEPS = 8
-# How long engines without rows are kept for those of slower workers. Their own last rows may have to
-# wait as long until they are written. (Ray Data ends an execution in which nothing moves for an
-# hour.)
+# How long engines without rows are kept for those of slower workers. Their own last rows may wait
+# as long until they are written. (Ray Data ends an execution in which nothing moves for an hour.)
 KEEP_SECONDS = 300.0
 
 
