@@ -123,7 +123,7 @@ class Board:
             taken = sum(held.gives.get(name, 0) for held in self.holdings.values())
             gives[name] = max(0, min(rows, self.holdings[name].free - taken))
             rows -= gives[name]
-        return {} if rows else gives
+        return {} if rows else {name: given for name, given in gives.items() if given}
 
     def handed_over(self, worker: str, pieces: Sequence[Piece]) -> "Board":
         """The board without ``worker``: its ``pieces`` are with those that it gives them to.
