@@ -95,7 +95,7 @@ class Claims:
 
     def again(self) -> None:
         """Nothing runs now: rows that `take` has given and that are not durable are to do again."""
-        self._begun = []
+        self._begun, self.free = [], 0
 
     def hand_over(self, rows: int, pace: float) -> bool:
         """Announce that others get the last ``rows`` of this worker, each done at ``pace`` now.

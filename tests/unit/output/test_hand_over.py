@@ -70,3 +70,17 @@ def test_free_slots_are_told_only_if_a_slower_worker_has_rows(fleet: Fleet) -> N
     one.take()
     _, board = one._last_board()
     assert [held.free for held in board.holdings.values()] == [0, 0]
+
+
+def test_worker_without_engines_offers_no_slots(fleet: Fleet) -> None:
+    """Its execution has ended: rows would wait until its engines have started again."""
+    slow, quick = fleet.claims("slow"), fleet.claims("quick")
+    slow.pace, quick.pace = 10.0, 30.0
+    held = slow.take()
+    while claim := quick.take():
+        fleet.do(claim)
+    quick.free = 80
+    quick.take()
+    quick.again()
+    assert quick.take() == slow.take() == []
+    assert not slow.hand_over(rows_of(held), 10)
