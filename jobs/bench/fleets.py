@@ -4,9 +4,9 @@ Each worker does what `pipeline.execution.work` and `claimed_rows` do, with the 
 `Worker` and `Ledger` on a storage in memory (`jobs.bench.virtual_workers`). The engines and the
 lengths are those of `jobs.bench.tails`. Simplified: rows of a worker come one by one to whichever
 of its engines has a free slot, and a row is durable as soon as it has ended. What engines take to
-start is left out. A worker that hands its last rows over takes `SAVE_SECONDS` for it. The engine
-that goes on with them computes prompts and tokens again, at the pace of two H100 by the roofline
-model, while its own traces wait.
+start is left out, and so is the end of a wait for others' rows. A worker that hands its last rows
+over takes `SAVE_SECONDS` for it. The engine that goes on with them computes prompts and tokens
+again, at the pace of two H100 by the roofline model, while its own traces wait.
 """
 
 import heapq

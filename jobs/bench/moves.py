@@ -7,7 +7,7 @@ the time of engines from when the queue is empty: of all until the last trace ha
 of each until its own last trace has ended; and if an engine with few running traces gives them to
 others with free slots. Such a trace waits `PAUSE_SECONDS`, until it is saved and read by the other.
 That engine computes prompt and tokens again, at the pace of two H100 by the roofline model, while
-its own traces wait. **The product moves traces to faster workers only** (`jobs.bench.pools`)
+its own traces wait. **The product moves traces to faster workers only** (`jobs.bench.pools`).
 """
 
 import argparse

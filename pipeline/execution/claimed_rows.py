@@ -198,7 +198,7 @@ class ClaimedRows:
         worked = asked
         while claim == [] and not self._over.wait(POLL_SECONDS):
             now = time.monotonic()
-            if pace.left(given):
+            if pace.left(given) or self._claims.is_promised:
                 worked = now
             elif not self._claims.may_get_rows or now - worked > KEEP_SECONDS:
                 break
@@ -272,8 +272,13 @@ class _Pace:
 
     @property
     def at_full_slots(self) -> float:
-        """Tokens a second of each trace while all slots were full, to two digits; 0: not known."""
-        return float(f"{self._full_tokens / self._full_seconds:.2g}") if self._full_seconds else 0.0
+        """Tokens a second of each trace while all slots were full, to two digits.
+
+        0: not known, as they have not been full for `WORTH_SECONDS`.
+        """
+        if self._full_seconds < WORTH_SECONDS * self._slots:
+            return 0.0
+        return float(f"{self._full_tokens / self._full_seconds:.2g}")
 
     @property
     def now(self) -> float:

@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A signal that comes again so soon is the same one: a terminal sends it to the driver and to its
 # parent, which passes it on.
 SAME_SIGNAL_SECONDS = 1.0
-# After these a worker joins the others again, unless a signal comes.
+# After these a worker joins the others again, unless there is another reason to end.
 GOES_ON = (ExpelledError, HandedOverError)
 
 
@@ -62,7 +62,7 @@ class Shutdown:
         except BaseException as error:  # once there is a reason to end, other errors follow from it
             if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
                 # While Ray starts, the handler is Ray's, which exits.
-                self._stop_unless_ending(signal.SIGTERM)
+                self._end_for(_stopped(signal.SIGTERM))
             if self._reason is None:
                 raise
         finally:
@@ -108,9 +108,12 @@ class Shutdown:
             raise self._reason
 
     def request(self, reason: QwqBatchError) -> None:
-        """End the run for ``reason``; any thread may call it. The first reason counts."""
+        """End the run for ``reason``; any thread may call it.
+
+        The first reason counts, but for one after which a worker goes on.
+        """
         with self._lock:
-            self._reason = self._reason or reason
+            self._end_for(reason)
             if self._coordinator is not None and self._saving is None and self._listening:
                 self._save_soon()
 
@@ -121,7 +124,7 @@ class Shutdown:
             self._breaking, self._is_saved = False, True
             raise _Broken
         now = time.monotonic()
-        if self._stop_unless_ending(number):
+        if self._end_for(_stopped(number)):
             self._signalled = now
             if self._coordinator is None:
                 raise _Broken
@@ -135,12 +138,12 @@ class Shutdown:
             self._reason = _stopped(number, is_saved=False)
         raise _Broken
 
-    def _stop_unless_ending(self, number: int) -> bool:
-        """Take a signal as the reason, unless there is one to end for good; whether it is now."""
-        is_new = self._reason is None or isinstance(self._reason, GOES_ON)
-        if is_new:
-            self._reason = _stopped(number)
-        return is_new
+    def _end_for(self, reason: QwqBatchError) -> bool:
+        """Take ``reason``, unless there is one to end for good; returns whether it is taken."""
+        is_taken = self._reason is None or isinstance(self._reason, GOES_ON)
+        if is_taken:
+            self._reason = reason
+        return is_taken
 
     def _save_soon(self) -> None:
         # In a thread: the main thread may hold a lock of Ray's, for which a call to Ray would wait.

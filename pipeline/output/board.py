@@ -104,20 +104,24 @@ class Board:
         names = [name for name, held in at_work.items() if 0 < FASTER * pace <= held.pace]
         return sorted(names, key=lambda name: -at_work[name].pace)
 
-    def may_get_rows(self, worker: str) -> bool:
-        """Whether another worker may hand rows over to ``worker``: it is slower, or may be.
+    def is_promised(self, worker: str) -> bool:
+        """Whether another worker has announced that it hands rows over to ``worker``."""
+        return any(worker in held.gives for held in self.holdings.values())
 
-        Or it has announced it.
-        """
+    def may_get_rows(self, worker: str) -> bool:
+        """Whether another worker may hand rows over to ``worker``: it is slower, or may be."""
         mine = self.holdings[worker].pace if worker in self.holdings else 0.0
         others = [held for name, held in self.holdings.items() if name != worker and held.pieces]
-        return mine > 0 and any(FASTER * o.pace <= mine or worker in o.gives for o in others)
+        return mine > 0 and any(FASTER * held.pace <= mine for held in others)
 
     def places(self, worker: str, rows: int, pace: float) -> dict[str, int]:
         """Who of those that are `faster` begins how many of ``rows``; nobody if not all fit.
 
-        What others are about to hand over to them has its place already.
+        What others are about to hand over to them has its place already. Who is to get rows itself
+        gives none.
         """
+        if self.is_promised(worker):
+            return {}
         gives = dict[str, int]()
         for name in self.faster(worker, pace):
             taken = sum(held.gives.get(name, 0) for held in self.holdings.values())

@@ -57,6 +57,11 @@ class Claims:
         return count(self._todo)
 
     @property
+    def is_promised(self) -> bool:
+        """Whether another worker is about to hand rows over to this one, by the board last read."""
+        return self._seen[1].is_promised(self._worker.name)
+
+    @property
     def may_get_rows(self) -> bool:
         """Whether another worker may hand rows over to this one, by the board last read."""
         return self._seen[1].may_get_rows(self._worker.name)

@@ -125,9 +125,11 @@ def test_speed_of_traces_is_that_while_slots_are_full_and_of_the_last_minute(
             pace.left(left)
 
     assert (pace.at_full_slots, pace.trace_seconds, pace.now) == (0.0, 0.0, math.inf)
-    run(20, left=1000, running=20, tokens=0)  # the first tokens come late
-    run(20, left=1000, running=20, tokens=800)
-    assert (pace.at_full_slots, pace.now) == (20.0, math.inf)
+    run(20, left=1000, running=SLOTS, tokens=0)  # the first tokens come late
+    run(39, left=1000, running=SLOTS, tokens=30 * SLOTS)
+    assert (pace.at_full_slots, pace.now) == (0.0, math.inf), "too early to tell"
+    run(1, left=1000, running=SLOTS, tokens=30 * SLOTS)
+    assert (pace.at_full_slots, pace.now) == (20.0, 20.0)
     run(int(WORTH_SECONDS), left=12, running=10, tokens=300)  # fewer than slots
     assert (pace.at_full_slots, pace.now) == (20.0, 30.0)
     run(10, left=12, running=10, tokens=0)
@@ -155,6 +157,7 @@ class BoardClaims:
         self.takes, self._engines, self._slower = takes, engines, slower
         self.asked, self.told, self.offers = list[float](), list[int](), list[tuple[int, float]]()
         self.free, self.pace, self.at_once, self.has_room = 0, 30.0, 0, False
+        self.is_promised = False
 
     @property
     def may_get_rows(self) -> bool:
@@ -209,6 +212,9 @@ def test_engines_without_work_wait_for_what_a_slower_worker_hands_over(engines: 
     claims, began = BoardClaims(engines, [[]] * 999, slower=9999), engines.now
     assert rows_with(claims, engines)._next(pace, 10) == (), "it hands nothing over"
     assert engines.now - began == pytest.approx(KEEP_SECONDS, abs=2)
+    claims = BoardClaims(engines, [*[[]] * 99, ["moved"]])
+    claims.is_promised = True
+    assert rows_with(claims, engines)._next(pace, 10) == ["moved"], "however long that takes"
 
 
 def test_free_slots_are_told_in_eighths(engines: Engines) -> None:

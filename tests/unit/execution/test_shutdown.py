@@ -206,6 +206,14 @@ def test_signal_ends_a_worker_that_would_go_on_once_its_engines_have_saved(
                 time.sleep(60)
 
 
+def test_error_ends_a_worker_that_would_go_on() -> None:
+    with pytest.raises(LeaseHeldError, match="taken over"):
+        with Shutdown().listening() as shutdown:
+            shutdown.request(HandedOverError("the last rows go to others"))
+            shutdown.request(LeaseHeldError("taken over"))
+            shutdown.request(HandedOverError("and others"))
+
+
 def test_second_signal_ends_at_once_and_says_what_that_costs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -54,9 +54,15 @@ def test_slower_workers_that_have_rows_are_told_from_others(
 def test_announcement_is_a_reason_to_wait_and_who_made_it_takes_nothing() -> None:
     """It is as fast as others, but slow at present."""
     seen = board(me=worker(30, 64), other=worker(30, 64, me=5), third=worker(10))
-    assert seen.may_get_rows("me")
+    assert seen.is_promised("me")
     assert seen.places("third", 40, 10) == {"me": 40}
     assert not seen.places("third", 60, 10)
+
+
+def test_worker_that_is_promised_rows_gives_none() -> None:
+    seen = board(slow=worker(5, me=5), me=worker(10), fast=worker(30, 64))
+    assert not seen.places("me", 10, 10)
+    assert seen.places("slow", 10, 5)
 
 
 def test_claimed_rows_take_free_slots() -> None:
