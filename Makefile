@@ -43,10 +43,10 @@ check: setup ## formatting, lint and types
 docs: setup ## write the configuration reference from the fields' descriptions
 	$(BIN)/python -m infra.docs.reference
 
-long: check ## all tests, with the long ones (an hour and a half)
+long: check ## all tests, with the long ones (an hour)
 	QWQ_TEST_LONG=1 $(BIN)/pytest $(AT_ONCE)
 
-faults: setup ## what each fault costs, as a table, with ten kills in a row (an hour)
+faults: setup ## what each fault costs, as a table, with ten kills in a row (half an hour)
 	QWQ_TEST_LONG=1 $(BIN)/pytest tests/faults --kills 10
 
 mutants: setup ## which changes of the code that keeps data do the unit tests not notice (half an hour)
